@@ -1,0 +1,84 @@
+"""What most tests need: a tiny tokenizer, a tiny Bloom, and one that learnt a few rows by heart."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from training import tiny_bloom, trainer
+from training.checkpointing import save_model
+from training.errors import run_command
+from training.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).parent.parent
+SINGLE_TURN = ROOT / "data" / "yayi_train_example.json"
+MULTI_TURN = ROOT / "data" / "yayi_train_example_multi_rounds.json"
+
+# What the `tuned` model knows: plain; with an input and a newline inside; in characters of several tokens;
+# in two turns.
+LEARNT = [
+    {"instruction": "你是谁", "input": "", "output": "我是雅意。"},
+    {"instruction": "List two fruits.", "input": "red, yellow", "output": "1. apple\n2. banana"},
+    {"instruction": "笑一个", "output": "😀🀄𠮷 好"},
+    {
+        "system": "你是一名记者。",
+        "conversations": [
+            {"from": "human", "value": "标题？"},
+            {"from": "yayi", "value": "大桥通车"},
+            {"from": "human", "value": "再短一点。"},
+            {"from": "yayi", "value": "通车"},
+        ],
+    },
+]
+
+
+def write_rows(path: Path, rows: list) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory with a tiny random Bloom whose tokenizer has no control tokens yet."""
+    directory = tmp_path_factory.mktemp("base") / "tiny-bloom"
+    tokenizer = tiny_bloom.train_tokenizer(tiny_bloom.texts_of(str(SINGLE_TURN)))
+    save_model(tiny_bloom.random_bloom(len(tokenizer) + tiny_bloom.SPARE_ROWS), tokenizer, directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base: str):
+    return load_tokenizer(base)
+
+
+@pytest.fixture(scope="session")
+def tuned(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The run directory of a model that our trainer taught LEARNT by heart."""
+    directory = tmp_path_factory.mktemp("tuned")
+    rows = write_rows(directory / "learnt.jsonl", LEARNT)
+    options = (
+        f"--data-path {rows} --input-model {base} --local-output-dir {directory} --run-name run "
+        "--test-size 0 --max-steps 120 --lr 1e-2 --lr-scheduler linear --warmup-steps 5 "
+        "--per-device-train-batch-size 4 --no-gradient-checkpointing --no-bf16 --logging-steps 40"
+    )
+    trainer.main.main(options.split(), standalone_mode=False)
+    return str(directory / "run")
+
+
+@pytest.fixture
+def outcome(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[[click.Command, str], tuple[int, str, str]]:
+    """Run a command as `python -m` would: exit status, stdout, stderr."""
+
+    def run(command: click.Command, arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["command", *arguments.split()])
+        with pytest.raises(SystemExit) as exit_:
+            run_command(command)
+        out, err = capsys.readouterr()
+        return exit_.value.code or 0, out, err
+
+    return run

@@ -1,0 +1,35 @@
+import torch
+from transformers import AutoModelForCausalLM
+
+from training.batching import collate
+
+EXAMPLES = [
+    {"input_ids": [7, 8, 9], "labels": [-100, 8, 9]},
+    {"input_ids": [7, 8], "labels": [-100, 8]},
+]
+
+
+def test_a_batch_as_drawn() -> None:
+    """
+    input_ids       7 8 9      labels    . 8 9      attention_mask   1 1 1
+                    7 8 0                . 8 .                       1 1 0        . = -100
+    """
+    batch = {name: tensor.tolist() for name, tensor in collate(EXAMPLES).items()}
+    assert batch == {
+        "input_ids": [[7, 8, 9], [7, 8, 0]],
+        "labels": [[-100, 8, 9], [-100, 8, -100]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+    }
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_learnt_tokens(base: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    losses = []
+    for example in EXAMPLES:
+        logits = model(input_ids=torch.tensor([example["input_ids"]])).logits[0, :-1]
+        targets = torch.tensor(example["labels"][1:])
+        losses += [
+            loss.item() for loss in torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        ]
+    expected = sum(losses) / len(losses)
+    torch.testing.assert_close(model(**collate(EXAMPLES)).loss.item(), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from training.errors import UserError
+from training.machine import check_bf16, read_deepspeed_config
+
+CONFIGS = sorted((ROOT / "config").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_our_configurations_leave_to_the_trainer_what_it_knows(path: Path) -> None:
+    config = read_deepspeed_config(str(path))
+    assert config["bf16"]["enabled"] == "auto"
+    assert config["optimizer"]["type"] == "AdamW"
+    for name in ("lr", "betas", "eps", "weight_decay"):
+        assert config["optimizer"]["params"][name] == "auto"
+    for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        assert config[name] == "auto"
+    assert config["gradient_clipping"] == "auto"
+    assert config["zero_optimization"]["stage"] == (3 if "zero3" in path.name else 2)
+    assert ("offload_optimizer" in config["zero_optimization"]) == ("no_offload" not in path.name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        (json.dumps({"scheduler": {"type": "WarmupLR"}}), 'remove "scheduler"'),
+        (json.dumps({"zero_optimization": {"stage": 3}}), "cannot save the model"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_deepspeed_config(str(path))
+    assert str(path) in str(error.value)
+
+
+def test_a_card_without_bf16_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(UserError, match="Tesla V100 has no bfloat16; pass --no-bf16"):
+        check_bf16()
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    check_bf16()

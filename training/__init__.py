@@ -1,0 +1,1 @@
+"""Everything that makes a model: data, tokenizer, batches, training, and the saved result."""

@@ -1,0 +1,42 @@
+"""How a command ends: one line and status 2 for a user's mistake, a traceback for a fault of ours."""
+
+import os
+import sys
+import time
+from typing import NoReturn
+
+import click
+
+# How long a rank waits for the launcher to end it before it speaks for itself.
+OTHER_RANK_PATIENCE_S = 20
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. Its text is one line: what is wrong, where, and what to do."""
+
+
+def run_command(command: click.Command) -> NoReturn:
+    """Run `command` on the arguments of this process, and exit."""
+    try:
+        sys.exit(command.main(standalone_mode=False))
+    except UserError as error:
+        end_with(str(error))
+    except click.ClickException as error:
+        end_with(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+
+
+def end_with(message: str) -> NoReturn:
+    """Print `message` as one line on stderr, from rank 0 alone, and exit with status 2.
+
+    All ranks of a run find the same mistake at about the same time. The launcher kills every rank as soon as
+    one has failed, so the others wait for rank 0 to have spoken; a rank that is still there after
+    OTHER_RANK_PATIENCE_S found something that rank 0 did not (a file missing on its node, say).
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        time.sleep(OTHER_RANK_PATIENCE_S)
+        message = f"rank {rank}: {message}"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)

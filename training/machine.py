@@ -1,0 +1,70 @@
+"""What a run needs of the machine and of its launcher."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.errors import UserError
+
+
+def read_deepspeed_config(path: str) -> dict[str, Any]:
+    """DeepSpeed's configuration.
+
+    Raises UserError for a missing file, for what is no JSON object, for a schedule (the trainer has it), and
+    for a ZeRO-3 that could not be saved.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; --deepspeed takes a file such as those in config/"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object")
+    if "scheduler" in config:
+        raise UserError(f'{path}: remove "scheduler"; the schedule is --lr-scheduler and --warmup-steps')
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        wanted = '"stage3_gather_16bit_weights_on_model_save": true'
+        raise UserError(f'{path}: ZeRO-3 cannot save the model without {wanted} in "zero_optimization"')
+    return config
+
+
+def check_bf16() -> None:
+    """Raise UserError for a card that has no bfloat16, such as a V100 or T4."""
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        card = torch.cuda.get_device_name()
+        raise UserError(f"{card} has no bfloat16; pass --no-bf16 for float32, which takes twice the memory")
+
+
+def share_cores() -> None:
+    """Without a card the ranks of a node share its cores, instead of each starting a thread on every core."""
+    if torch.accelerator.is_available() or "OMP_NUM_THREADS" in os.environ:
+        return
+    ranks = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = max(1, torch.get_num_threads() // ranks)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would set its own number otherwise
+
+
+def start_deepspeed() -> None:
+    """Start the process group, of one process where there is no launcher.
+
+    On a CPU transformers would start it without DeepSpeed's knowledge, and ZeRO-3 would see one rank only.
+    """
+    import deepspeed
+
+    if "RANK" not in os.environ:
+        with socket.socket() as port:
+            port.bind(("127.0.0.1", 0))
+            free = port.getsockname()[1]
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free)
+        )
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)

@@ -1,0 +1,109 @@
+"""Load a model's weights, and fit its vocabulary to the tokenizer."""
+
+import contextlib
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
+from training.errors import UserError
+from training.tokenizer import check_model_path, load_base_tokenizer
+
+# Rows are added up to the next multiple of this: a matrix product is faster on such widths.
+ROW_MULTIPLE = 64
+
+# The noise that tells new rows apart, in standard deviations of the trained rows.
+NEW_ROW_NOISE = 0.01
+
+
+def load_model(
+    path: str,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device_map: str | dict[str, str] | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """The causal language model at `path`, with a row in and out for every token of `tokenizer`.
+
+    dtype: of the weights in memory; "auto" is what was saved. device_map: as accelerate's, to place the
+    weights while loading. seed: of the noise in new rows. Raises UserError where there is no model.
+    """
+    check_model_path(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: no causal language model that can be loaded ({reason})") from None
+    known = set(load_base_tokenizer(path).get_vocab().values())
+    fit_vocabulary(model, tokenizer, known, seed)
+    model.config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
+    model.generation_config = default_generation_config(tokenizer)
+    return model
+
+
+def fit_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: set[int], seed: int
+) -> None:
+    """Give every token of `tokenizer` its rows in the embedding and the head; never take one away.
+
+    known: the ids that the model's own tokenizer had. Where rows are missing, the matrices grow to the next
+    multiple of ROW_MULTIPLE. Rows of tokens outside `known`, and rows added, become the mean of the known
+    rows plus a little noise; known rows are not touched.
+    """
+    vocabulary = set(tokenizer.get_vocab().values())
+    rows = model.config.vocab_size
+    needed = max(vocabulary) + 1
+    if needed > rows:
+        grown = -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
+        model.resize_token_embeddings(grown, mean_resizing=False)
+    new = sorted((vocabulary - known) | set(range(rows, model.config.vocab_size)))
+    if new:
+        trained = torch.tensor(sorted(token_id for token_id in known if token_id < rows))
+        for matrix in _token_matrices(model):
+            _initialise_rows(matrix, torch.tensor(new), trained, seed)
+
+
+def _token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """The embedding, and the head's matrix and bias unless they are the embedding or missing."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    matrices = [embedding.weight]
+    if head is not None and head.weight is not embedding.weight:
+        matrices.append(head.weight)
+    if getattr(head, "bias", None) is not None:
+        matrices.append(head.bias)
+    return matrices
+
+
+def _initialise_rows(matrix: torch.nn.Parameter, new: torch.Tensor, trained: torch.Tensor, seed: int) -> None:
+    """Set the rows `new` of a matrix (rows, hidden), or bias (rows,), to the mean of its rows `trained`."""
+    with torch.no_grad(), _whole(matrix):
+        values = matrix[trained.to(matrix.device)].float()
+        noise = torch.randn((len(new), *matrix.shape[1:]), generator=torch.Generator().manual_seed(seed))
+        rows = values.mean(dim=0) + NEW_ROW_NOISE * values.std() * noise.to(matrix.device)
+        matrix[new.to(matrix.device)] = rows.to(matrix.dtype)
+
+
+def _whole(matrix: torch.nn.Parameter) -> contextlib.AbstractContextManager:
+    """Under ZeRO-3 each rank holds a part of every weight: gather it, and hand rank 0's changes to all."""
+    if not is_deepspeed_zero3_enabled():
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(matrix, modifier_rank=0)
+
+
+def default_generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """The original release's sampling, ended and padded by `<|End|>`."""
+    end = tokenizer.convert_tokens_to_ids(END)
+    return GenerationConfig(
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        repetition_penalty=REPETITION_PENALTY,
+        max_new_tokens=MAX_NEW_TOKENS,
+        eos_token_id=end,
+        pad_token_id=end,
+    )

@@ -1,0 +1,104 @@
+"""A tiny random Bloom and its tokenizer: a base model for the demo and the tests.
+
+python -m training.tiny_bloom --data-path data/yayi_train_example.json --output-dir checkpoints/tiny-bloom
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+
+import click
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
+
+from training.checkpointing import save_model
+from training.consts import INTRO
+from training.dataset import read_conversations
+from training.errors import UserError, run_command
+
+# BLOOM's special tokens in the order of their ids, and the words that its tokenizer never splits across.
+SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]
+WORD = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+
+# The smallest model that was seen to learn the sample data by heart.
+HIDDEN_SIZE = 64
+LAYERS = 2
+HEADS = 4
+VOCABULARY = 2000
+
+# Rows of the embedding beyond the tokenizer's tokens, as BLOOM has 200 of them.
+SPARE_ROWS = 8
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with BLOOM's special tokens and pre-tokenizer, of at most `vocabulary` tokens."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+    )
+
+
+def random_bloom(rows: int, seed: int = 0) -> BloomForCausalLM:
+    """A randomly initialised Bloom in fp32 with `rows` rows in its embedding."""
+    torch.manual_seed(seed)
+    return BloomForCausalLM(
+        BloomConfig(
+            vocab_size=rows,
+            hidden_size=HIDDEN_SIZE,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+        )
+    )
+
+
+def texts_of(data_path: str) -> Iterator[str]:
+    """Every text of a data file, as often as training sees it."""
+    for _, conversation in read_conversations(data_path):
+        yield conversation.system or INTRO
+        for turn in conversation.turns:
+            yield turn.human
+            yield turn.yayi
+
+
+@click.command()
+@click.option("--data-path", required=True, help="File whose texts the tokenizer is trained on.")
+@click.option("--output-dir", required=True, help="Directory to write; must not hold anything yet.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
+def main(data_path: str, output_dir: str, seed: int) -> None:
+    """Make a tiny random Bloom and a tokenizer trained on DATA-PATH."""
+    if os.path.isdir(output_dir) and os.listdir(output_dir):
+        raise UserError(f"{output_dir}: holds something already; give another --output-dir, or remove it")
+    tokenizer = train_tokenizer(texts_of(data_path))
+    model = random_bloom(len(tokenizer) + SPARE_ROWS, seed)
+    try:
+        save_model(model, tokenizer, output_dir)
+    except OSError as error:
+        raise UserError(f"{output_dir}: {error.strerror}") from None
+    print(f"{output_dir}: a Bloom of {model.num_parameters():,} random weights, {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    run_command(main)
