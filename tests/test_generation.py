@@ -1,0 +1,130 @@
+import pytest
+import torch
+from transformers import StoppingCriteriaList
+
+from inference.generation import KeywordsStoppingCriteria, load, reply, stream
+from tests.conftest import LEARNT
+from training.consts import END
+from training.conversation import Conversation, Turn, from_row
+from training.encoding import encode, encode_prompt
+from training.errors import UserError
+
+GREEDY = {"temperature": 0, "repetition_penalty": 1.0}
+CONVERSATIONS = [from_row(row) for row in LEARNT]
+
+
+def prompt_of(conversation: Conversation) -> Conversation:
+    return Conversation((*conversation.turns[:-1], Turn(conversation.turns[-1].human)), conversation.system)
+
+
+@pytest.fixture(scope="module")
+def loaded(tuned: str):
+    return load(tuned)
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda c: c.turns[-1].human)
+def test_the_answer_is_what_was_learnt_and_nothing_around_it(loaded, conversation: Conversation) -> None:
+    with stream(*loaded, prompt_of(conversation), **GREEDY) as answer:
+        pieces = list(answer)
+    assert "".join(pieces) == answer.text == conversation.turns[-1].yayi
+    assert answer.ended
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert reply(*loaded, prompt_of(conversation), **GREEDY) == answer.text
+
+
+def test_an_answer_comes_in_pieces_of_whole_characters(loaded) -> None:
+    _, tokenizer = loaded
+    learnt = CONVERSATIONS[2]
+    assert learnt.turns[0].yayi == "😀🀄𠮷 好"
+    assert len(tokenizer("😀").input_ids) > 1
+    with stream(*loaded, prompt_of(learnt), **GREEDY) as answer:
+        assert [character for piece in answer for character in piece] == list("😀🀄𠮷 好")
+
+
+def test_the_length_limit_cuts_an_answer_and_says_so(loaded) -> None:
+    with stream(*loaded, prompt_of(CONVERSATIONS[0]), max_new_tokens=3, **GREEDY) as answer:
+        text = "".join(answer)
+    assert CONVERSATIONS[0].turns[0].yayi.startswith(text)
+    assert not answer.ended
+
+
+def test_leaving_early_stops_the_model(loaded) -> None:
+    with stream(*loaded, prompt_of(CONVERSATIONS[1]), **GREEDY) as answer:
+        first = next(iter(answer))
+    assert answer.text == first
+    assert not answer.ended
+    assert not answer._worker.is_alive()
+
+
+def test_greedy_answers_are_those_of_plain_generate(loaded) -> None:
+    model, tokenizer = loaded
+    prompt = encode_prompt(prompt_of(CONVERSATIONS[3]), tokenizer)
+    ids = model.generate(torch.tensor([prompt]), do_sample=False, repetition_penalty=1.0)[0].tolist()
+    assert ids == encode(CONVERSATIONS[3], tokenizer)["input_ids"]
+
+
+def test_sampling_is_repeatable_by_seed_and_differs_without(loaded) -> None:
+    prompt = Conversation((Turn("unheard of"),))
+
+    def sampled(seed: int) -> str:
+        torch.manual_seed(seed)
+        return reply(*loaded, prompt, temperature=3.0, max_new_tokens=20)
+
+    assert sampled(1) == sampled(1)
+    assert len({sampled(seed) for seed in range(4)}) > 1
+
+
+def test_a_fault_of_the_model_reaches_the_reader(loaded) -> None:
+    model, tokenizer = loaded
+
+    class Broken:
+        device = model.device
+
+        def generate(self, *args, **kwargs) -> None:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        reply(Broken(), tokenizer, CONVERSATIONS[0].__class__((Turn("q"),)))
+
+
+def test_keywords_stop_each_row_of_a_batch_by_itself() -> None:
+    stop = KeywordsStoppingCriteria([5, 7])
+    input_ids = torch.tensor([[7, 1, 5], [5, 7, 1], [1, 1, 7]])
+    assert stop(input_ids, torch.zeros(3, 10)).tolist() == [True, False, True]
+
+
+def test_keywords_end_a_batch_of_left_padded_prompts(loaded) -> None:
+    model, tokenizer = loaded
+    prompts = [tokenizer.decode(encode_prompt(prompt_of(c), tokenizer)) for c in CONVERSATIONS]
+    batch = tokenizer(prompts, padding=True, return_tensors="pt")
+    end = tokenizer.convert_tokens_to_ids(END)
+    ids = model.generate(
+        **batch,
+        do_sample=False,
+        repetition_penalty=1.0,
+        max_new_tokens=40,
+        eos_token_id=None,
+        pad_token_id=end,
+        stopping_criteria=StoppingCriteriaList([KeywordsStoppingCriteria([end])]),
+    )
+    for row, conversation in zip(ids[:, batch.input_ids.shape[1] :], CONVERSATIONS, strict=True):
+        assert tokenizer.decode(row).partition(END)[0] == f"\n{conversation.turns[-1].yayi}\n\n"
+    longest = max(row.tolist().index(end) for row in ids[:, batch.input_ids.shape[1] :])
+    assert ids.shape[1] == batch.input_ids.shape[1] + longest + 1
+
+
+def test_a_model_that_was_never_taught_to_chat_is_refused(base: str) -> None:
+    with pytest.raises(UserError, match="fine-tune it first"):
+        load(base)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(tuned: str, device: str) -> None:
+    with pytest.raises(UserError, match=f"--device {device}"):
+        load(tuned, device=device)
+
+
+def test_dtype_and_device_are_as_asked(tuned: str) -> None:
+    model, _ = load(tuned, dtype="bfloat16", device="cpu")
+    assert (model.dtype, model.device.type) == (torch.bfloat16, "cpu")
+    assert load(tuned)[0].dtype == torch.float32

@@ -1,0 +1,123 @@
+"""The real launcher with two CPU ranks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import LEARNT, ROOT, SINGLE_TURN, write_rows
+
+pytestmark = pytest.mark.slow
+
+ZERO2 = "config/deepspeed_zero2_bf16_no_offload.json"
+ZERO3 = "config/deepspeed_zero3_bf16.json"
+
+
+def run(*command: str, timeout: int = 600) -> subprocess.CompletedProcess:
+    # The launcher and what it builds are found beside the interpreter that runs the tests.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def launch(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        free = port.getsockname()[1]
+    return run(
+        "deepspeed",
+        f"--num_gpus={ranks}",
+        f"--master_port={free}",
+        "--module",
+        "training.trainer",
+        *arguments,
+    )
+
+
+def history(run_dir: Path) -> list[dict]:
+    checkpoint = max(run_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+
+
+def values(run_dir: Path, name: str) -> list[float]:
+    return [entry[name] for entry in history(run_dir) if name in entry]
+
+
+def test_the_launcher_trains_and_saves_and_chat_answers(base: str, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "learnt.jsonl", LEARNT)
+    trained = launch(
+        2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base,
+        "--local-output-dir", str(tmp_path), "--run-name", "run", "--test-size", "0", "--max-steps", "120",
+        "--lr", "1e-2", "--lr-scheduler", "linear", "--warmup-steps", "5",
+        "--per-device-train-batch-size", "2", "--logging-steps", "40",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.count("saved ") == 1
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert model.dtype == torch.bfloat16
+    answered = run(
+        sys.executable, "-m", "inference.chat", "--model", str(tmp_path / "run"),
+        "--temperature", "0", "--prompt", "你是谁",
+    )  # fmt: skip
+    assert (answered.returncode, answered.stdout) == (0, "我是雅意。\n")
+    assert "cut off" not in answered.stderr
+
+
+def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Path) -> None:
+    """Under no DeepSpeed, ZeRO-2 and ZeRO-3; with held-out rows that two ranks cannot share evenly."""
+    shared = [
+        "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),
+        "--test-size", "36", "--max-steps", "8", "--eval-steps", "4", "--lr", "1e-3", "--warmup-steps", "4",
+        "--lr-scheduler", "linear", "--logging-steps", "1", "--per-device-eval-batch-size", "5",
+    ]  # fmt: skip
+    one = [*shared, "--per-device-train-batch-size", "8"]
+    two = [*shared, "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2"]
+    trainer = [sys.executable, "-m", "training.trainer"]
+    runs = {
+        "plain": run(*trainer, *one, "--run-name", "plain", "--no-bf16"),
+        "one": run(*trainer, *one, "--run-name", "one", "--deepspeed", ZERO2),
+        "two": launch(2, *two, "--run-name", "two", "--deepspeed", ZERO2),
+        "three": launch(2, *two, "--run-name", "three", "--deepspeed", ZERO3),
+        "ranks": launch(2, *two, "--run-name", "ranks", "--no-bf16"),
+    }
+    for name, finished in runs.items():
+        assert finished.returncode == 0, f"{name}: {finished.stderr}"
+
+    exact = values(tmp_path / "plain", "loss")
+    assert len(exact) == 8
+    assert exact[0] - exact[-1] > 0.05  # something is learnt, so that a step not taken shows
+    exact_eval = values(tmp_path / "plain", "eval_loss")
+    assert len(exact_eval) == 2
+    rates = [1e-3 * f for f in (0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25)]
+    for name in runs:
+        tolerance = 1e-4 if name == "ranks" else 5e-3  # float32, or bf16 with its 8 bits
+        assert values(tmp_path / name, "loss") == pytest.approx(exact, rel=tolerance), name
+        assert values(tmp_path / name, "eval_loss") == pytest.approx(exact_eval, rel=tolerance), name
+        assert values(tmp_path / name, "learning_rate") == pytest.approx(rates), name
+
+    two_ranks = AutoModelForCausalLM.from_pretrained(tmp_path / "two").state_dict()
+    sharded = AutoModelForCausalLM.from_pretrained(tmp_path / "three").state_dict()
+    for name, tensor in two_ranks.items():
+        torch.testing.assert_close(sharded[name], tensor, rtol=2e-2, atol=2e-3)
+
+
+def test_a_mistake_under_the_launcher_is_one_line_and_status_2(base: str, tmp_path: Path) -> None:
+    rows = write_rows(
+        tmp_path / "rows.jsonl", [{"instruction": "q", "output": "a"}] * 2 + [{"instruction": "q"}]
+    )
+    out = tmp_path / "out"
+    failed = launch(
+        2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base, "--local-output-dir", str(out)
+    )
+    assert failed.returncode == 2
+    errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [f'error: {rows}:3: "output" is missing']
+    assert "Traceback" not in failed.stderr + failed.stdout
+    assert not out.exists()
