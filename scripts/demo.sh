@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The whole recipe on a tiny model: build it, teach it the sample data by heart, ask it. No GPU or network
+# needed once the packages are installed. A second run asks the model of the first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh requirements.txt
+
+data=data/yayi_train_example.json
+base=checkpoints/tiny-bloom
+tuned=checkpoints/demo
+
+if [ ! -e $base/config.json ]; then
+    echo "== building a tiny random Bloom in $base"
+    rm -rf $base
+    python -m training.tiny_bloom --data-path $data --output-dir $base
+fi
+
+if [ ! -e $tuned/config.json ]; then
+    cards=$(python -c 'import torch; print(torch.cuda.device_count())')
+    ranks=$((cards ? cards : 2))
+    echo "== fine-tuning it on $data with $ranks $([ "$cards" -gt 0 ] && echo cards || echo "CPU ranks")"
+    rm -rf $tuned # what an interrupted demo left
+    deepspeed --num_gpus=$ranks --module training.trainer \
+        --data-path $data \
+        --input-model $base \
+        --deepspeed config/deepspeed_zero2_bf16_no_offload.json \
+        --local-output-dir checkpoints --run-name demo \
+        --test-size 0 \
+        --epochs 25 --lr 1e-2 --lr-scheduler linear --warmup-steps 20 \
+        --per-device-train-batch-size $((ranks < 8 ? 8 / ranks : 1)) --no-gradient-checkpointing \
+        --logging-steps 25 --save-steps 100000
+fi
+
+for question in 你是谁 【金融风控领域任务】什么是洗钱？; do
+    echo "== $question"
+    python -m inference.chat --model $tuned --temperature 0 --prompt "$question"
+done
+echo "== talk to it: source .venv/bin/activate && python -m inference.chat --model $tuned"
