@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from tests.conftest import ROOT
 from training.errors import UserError
-from training.machine import check_bf16, read_deepspeed_config
+from training.machine import check_bf16, read_deepspeed_config, share_cores
 
 CONFIGS = sorted((ROOT / "config").glob("*.json"))
 
@@ -42,6 +43,17 @@ def test_a_configuration_that_cannot_be_used(tmp_path: Path, text: str | None, m
     with pytest.raises(UserError, match=message) as error:
         read_deepspeed_config(str(path))
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [("2", 2), ("3", 1), ("16", 1)])
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, ranks: str, expected: int) -> None:
+    threads = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(os, "environ", {"LOCAL_SIZE": ranks})
+    share_cores()
+    assert threads == [expected]
+    assert os.environ["OMP_NUM_THREADS"] == str(expected)
 
 
 def test_a_card_without_bf16_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

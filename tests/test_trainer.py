@@ -190,6 +190,32 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "dtype"),
+    [
+        ("--bf16 --deepspeed config/deepspeed_zero2_bf16.json", torch.bfloat16),
+        ("--no-bf16 --deepspeed config/deepspeed_zero2_bf16.json", torch.float32),
+        ("--bf16", torch.float32),
+    ],
+)
+def test_weights_are_loaded_in_bf16_where_deepspeed_keeps_the_float32_ones(
+    base, tmp_path, monkeypatch, arguments: str, dtype: torch.dtype
+) -> None:
+    class Loaded(Exception):
+        pass
+
+    def load_model(path, tokenizer, *, dtype, seed):
+        raise Loaded(dtype)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(trainer, "start_deepspeed", lambda: None)
+    monkeypatch.setattr(trainer, "load_model", load_model)
+    usual = f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path}"
+    with pytest.raises(Loaded) as loaded:
+        trainer.main.main(f"{usual} {arguments}".split(), standalone_mode=False)
+    assert loaded.value.args == (dtype,)
+
+
 def test_a_configuration_that_contradicts_the_command_line_is_refused(
     outcome, base, tmp_path, monkeypatch
 ) -> None:

@@ -24,12 +24,14 @@ INCOMPLETE_MODEL = ".incomplete-model"
 
 def check_run_dir(path: Path) -> None:
     """Raise UserError unless `path` can be made, or is empty and can be written. Leaves no trace."""
-    if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"{path}: holds something already, and is not written over; give another --run-name")
     existing = path
-    while not existing.exists():
+    while not os.path.exists(existing):  # unlike Path.exists, quiet about a parent that may not be read
         existing = existing.parent
     try:
+        if existing == path and os.listdir(path):
+            raise UserError(
+                f"{path}: holds something already, and is not written over; give another --run-name"
+            )
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({existing}: {error.strerror})") from None

@@ -45,9 +45,9 @@ def check_bf16() -> None:
 
 def share_cores() -> None:
     """Without a card the ranks of a node share its cores, instead of each starting a thread on every core."""
-    if torch.accelerator.is_available() or "OMP_NUM_THREADS" in os.environ:
-        return
     ranks = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if ranks == 1 or torch.accelerator.is_available() or "OMP_NUM_THREADS" in os.environ:
+        return
     threads = max(1, torch.get_num_threads() // ranks)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would set its own number otherwise
