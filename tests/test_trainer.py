@@ -78,8 +78,9 @@ def test_every_option_says_what_it_does(outcome) -> None:
 
 
 def test_the_run_directory_is_named_after_the_model_and_the_time() -> None:
-    name = trainer.default_run_name("./checkpoints/yayi-7b/")
-    assert name.startswith("yayi-7b-sft-2")
+    assert trainer.default_run_name("./checkpoints/yayi-7b/").startswith("yayi-7b-sft-2")
+    assert trainer.default_run_name("org/model").startswith("model-sft-2")
+    assert trainer.default_run_name(".").startswith(f"{Path.cwd().name}-sft-2")
 
 
 def test_a_run_from_rows_to_a_model_that_plain_transformers_loads(tuned: str) -> None:
@@ -147,6 +148,8 @@ def mistakes(base: str, tmp_path: Path) -> dict[str, str]:
     (tmp_path / "empty-dir").mkdir()
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
     return {
         "data": write_rows(tmp_path / "rows.jsonl", rows),
         "dir": str(tmp_path),
@@ -170,7 +173,9 @@ def mistakes(base: str, tmp_path: Path) -> dict[str, str]:
         ),
         ("--local-output-dir {dir}/file/out", "{dir}/file: Not a directory"),
         ("--max-length 5", "every row is longer than --max-length 5"),
-        ("--run-name empty-dir/..", "holds something already, and is not written over"),
+        ("--run-name full", "{dir}/full: holds something already, and is not written over"),
+        ("--run-name ../run", "--run-name ../run: not a plain name"),
+        ("--run-name {dir}/run", "not a plain name"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(

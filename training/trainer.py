@@ -113,6 +113,8 @@ def train(options: SimpleNamespace) -> Path:
     # What can be refused is refused before anything long starts.
     deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
     run_name = options.run_name or default_run_name(options.input_model)
+    if Path(run_name).name != run_name:
+        raise UserError(f"--run-name {run_name}: not a plain name; --local-output-dir says where")
     check_run_dir(options.local_output_dir / run_name)
     check_model_path(options.input_model)
     if options.bf16:
@@ -156,7 +158,7 @@ def train(options: SimpleNamespace) -> Path:
 
 def default_run_name(input_model: str) -> str:
     """`<input model's name>-sft-<time>`."""
-    return f"{Path(input_model).name}-sft-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{Path(input_model).absolute().name}-sft-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def build_datasets(
