@@ -26,11 +26,15 @@ def assert_new_rows(before: torch.Tensor, after: torch.Tensor, known: list[int],
     assert len({tuple(row.tolist()) for row in after[new]}) == len(new)
 
 
-def test_with_spare_rows_the_embedding_keeps_its_size(base: str, tokenizer) -> None:
-    before = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight
-    model = load_model(base, tokenizer)
+def test_with_spare_rows_the_embedding_keeps_its_size(base: str, tokenizer, tmp_path: Path) -> None:
+    base_tokenizer = load_base_tokenizer(base)
+    untrained = AutoModelForCausalLM.from_pretrained(base)
+    untrained.get_input_embeddings().weight.data[len(base_tokenizer) :] = 100.0  # what no mean may include
+    save_model(untrained, base_tokenizer, tmp_path)
+    before = AutoModelForCausalLM.from_pretrained(tmp_path).get_input_embeddings().weight
+    model = load_model(str(tmp_path), tokenizer)
     after = model.get_input_embeddings().weight
-    known = sorted(load_base_tokenizer(base).get_vocab().values())
+    known = sorted(base_tokenizer.get_vocab().values())
     assert after.shape == before.shape == (len(known) + SPARE_ROWS, model.config.hidden_size)
     assert_new_rows(before, after, known, control_ids(tokenizer))
     spare = list(range(len(tokenizer), after.shape[0]))
