@@ -55,7 +55,7 @@ def test_an_empty_file_and_an_empty_array_have_no_rows(tmp_path: Path) -> None:
         ('[{"a": 1}]\n\nx', ":3: not JSON: text after the end"),
         ('[{"a": 1},]', ":1: not JSON"),
         (b'{"a": 1}\n{"a": "\xff"}\n', ":2: not UTF-8"),
-        (b'["\xff"]', ": not UTF-8"),
+        (b'[{"a": 1},\n\n{"a": "\xff"}]', ":3: not UTF-8"),
     ],
 )
 def test_what_is_not_json_in_utf8_is_an_error_with_its_place(tmp_path: Path, data: str, place: str) -> None:

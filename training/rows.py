@@ -54,7 +54,7 @@ def _read_lines(path: str, file: BinaryIO) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if not line.isspace():
             place = f"{path}:{number}"
-            yield place, _parse(place, _decode(place, line))
+            yield place, _parse(place, _decode(path, number, line))
 
 
 def _parse(place: str, line: str) -> Any:
@@ -73,7 +73,7 @@ def _reason(error: Exception) -> str:
 
 
 def _read_array(path: str, file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    text = _decode(path, file.read())
+    text = _decode(path, 1, file.read())
     decoder = json.JSONDecoder()
     white = re.compile(r"[ \t\r\n]*")
     line, counted = 1, 0
@@ -104,13 +104,14 @@ def _read_array(path: str, file: BinaryIO) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{path}:{line}: not JSON: text after the end of the array")
 
 
-def _decode(place: str, data: bytes) -> str:
+def _decode(path: str, line: int, data: bytes) -> str:
+    """The text of `data`, which starts at `line` of the file."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{place}: not UTF-8 (byte {data[error.start]:#04x}); save the file as UTF-8"
-        ) from None
+        line += data.count(b"\n", 0, error.start)
+        byte = f"{data[error.start]:#04x}"
+        raise UserError(f"{path}:{line}: not UTF-8 (byte {byte}); save the file as UTF-8") from None
 
 
 def _read_hub(name: str) -> Iterator[tuple[str, Any]]:
