@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from inference.generation import load, stream
 from training.consts import MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
@@ -57,6 +57,9 @@ def chat(options: SimpleNamespace) -> None:
     """Answer the one prompt, or open the terminal chat."""
     if options.prompt is not None and not options.prompt.strip():
         raise UserError("--prompt: empty; give it a text, or leave the option out to open the chat")
+    for name in ("prompt", "system"):
+        if not is_text(getattr(options, name) or ""):
+            raise UserError(f"--{name}: not UTF-8; check the terminal's encoding")
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
     if options.seed is not None:
         set_seed(options.seed)
@@ -70,7 +73,9 @@ def chat(options: SimpleNamespace) -> None:
         answer(model, tokenizer, Conversation((Turn(options.prompt),), options.system), sampling)
 
 
-def converse(model, tokenizer, system: str, sampling: dict[str, Any]) -> None:
+def converse(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, system: str, sampling: dict[str, Any]
+) -> None:
     """Read what the human says and answer it, until the input ends."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  (gives `input` line editing that knows how wide Chinese is)
@@ -86,6 +91,9 @@ def converse(model, tokenizer, system: str, sampling: dict[str, Any]) -> None:
         except KeyboardInterrupt:
             print()
             continue
+        if not is_text(human):
+            print("[not UTF-8, not sent]", file=sys.stderr)
+            continue
         if not human.strip():
             continue
         print(YAYI_LABEL, end="", flush=True)
@@ -94,7 +102,17 @@ def converse(model, tokenizer, system: str, sampling: dict[str, Any]) -> None:
             turns = (*turns, Turn(human, said))
 
 
-def answer(model, tokenizer, conversation: Conversation, sampling: dict[str, Any]) -> str:
+def is_text(typed: str) -> bool:
+    """False for bytes in another encoding, which Python hands over as halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in typed)
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    conversation: Conversation,
+    sampling: dict[str, Any],
+) -> str:
     """Print the answer as it comes, and return it; as far as it came, if Ctrl-C stopped it."""
     with stream(model, tokenizer, conversation, **sampling) as pieces:
         try:

@@ -23,7 +23,7 @@ from transformers.generation import BaseStreamer
 from training.consts import CONTROL_TOKENS, END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
 from training.conversation import Conversation
 from training.encoding import answer_header, encode_prompt
-from training.errors import UserError
+from training.errors import UserError, first_line
 from training.model import load_model
 from training.tokenizer import load_base_tokenizer, load_tokenizer
 
@@ -58,7 +58,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {device}: {first_line(error)}") from None
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):

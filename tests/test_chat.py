@@ -82,6 +82,14 @@ def test_ctrl_c_at_the_prompt_only_drops_the_line(outcome, tuned: str, monkeypat
     assert outcome(chat.main, f"--model {tuned} {GREEDY}")[:2] == (0, "\nYaYi: 我是雅意。\n\n")
 
 
+def test_a_line_in_another_encoding_is_not_sent(outcome, tuned: str, monkeypatch, asked: list) -> None:
+    type_lines(monkeypatch, ["\udcc4\udce3", "你是谁"])
+    status, out, err = outcome(chat.main, f"--model {tuned} {GREEDY}")
+    assert (status, out) == (0, "YaYi: 我是雅意。\n\n")
+    assert "[not UTF-8, not sent]" in err
+    assert len(asked) == 1
+
+
 def test_a_typed_control_token_stays_text(outcome, tuned: str, monkeypatch) -> None:
     prompts = []
     answer = generation.Answer
@@ -104,6 +112,7 @@ def test_a_typed_control_token_stays_text(outcome, tuned: str, monkeypatch) -> N
         ("--model {base}", "fine-tune it first"),
         ("--model {tuned} --temperature -1", "'--temperature'"),
         ("--model {tuned} --prompt=", "--prompt: empty"),
+        ("--model {tuned} --prompt \udcff", "--prompt: not UTF-8"),
     ],
 )
 def test_a_mistake_is_one_line(outcome, base: str, tuned: str, arguments: str, message: str) -> None:

@@ -35,6 +35,11 @@ def test_a_mistake_is_one_line_and_status_2(outcome, arguments: str, line: str) 
     assert err.endswith("\n")
 
 
+def test_the_first_line_of_a_librarys_error() -> None:
+    assert errors.first_line(ValueError("\n what\nand more")) == "what"
+    assert errors.first_line(ValueError()) == "ValueError"
+
+
 def test_success_is_status_0(outcome) -> None:
     assert outcome(command, "--number 7") == (0, "7\n", "")
 

@@ -15,6 +15,11 @@ class UserError(ValueError):
     """A mistake that the user can mend. Its text is one line: what is wrong, where, and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says first, for use within a line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def run_command(command: click.Command) -> NoReturn:
     """Run `command` on the arguments of this process, and exit."""
     try:

@@ -7,7 +7,7 @@ import huggingface_hub
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
 from huggingface_hub.file_download import repo_folder_name
 
-from training.errors import UserError
+from training.errors import UserError, first_line
 
 
 def check_on_hub(name: str, kind: Literal["model", "dataset"]) -> None:
@@ -23,8 +23,8 @@ def check_on_hub(name: str, kind: Literal["model", "dataset"]) -> None:
         exists = huggingface_hub.repo_exists(name, repo_type=kind)
     except Exception as error:  # the HTTP library's own kinds, which change with huggingface_hub
         raise UserError(
-            f"{name}: not a local path, and {ENDPOINT} cannot be asked for it ({error}); check the path "
-            "or the network, or set HF_ENDPOINT to a mirror"
+            f"{name}: not a local path, and {ENDPOINT} cannot be asked for it ({first_line(error)}); "
+            "check the path or the network, or set HF_ENDPOINT to a mirror"
         ) from None
     if not exists:
         raise UserError(f"{name}: neither a local path nor a {kind} on {ENDPOINT}; check the name")

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
-from training.errors import UserError
+from training.errors import UserError, first_line
 from training.tokenizer import check_model_path, load_base_tokenizer
 
 # Rows are added up to the next multiple of this: a matrix product is faster on such widths.
@@ -35,8 +35,9 @@ def load_model(
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: no causal language model that can be loaded ({reason})") from None
+        raise UserError(
+            f"{path}: no causal language model that can be loaded ({first_line(error)})"
+        ) from None
     known = set(load_base_tokenizer(path).get_vocab().values())
     fit_vocabulary(model, tokenizer, known, seed)
     model.config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
@@ -80,9 +81,10 @@ def _token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
 def _initialise_rows(matrix: torch.nn.Parameter, new: torch.Tensor, trained: torch.Tensor, seed: int) -> None:
     """Set the rows `new` of a matrix (rows, hidden), or bias (rows,), to the mean of its rows `trained`."""
     with torch.no_grad(), _whole(matrix):
-        values = matrix[trained.to(matrix.device)].float()
+        values = matrix[trained.to(matrix.device)]
         noise = torch.randn((len(new), *matrix.shape[1:]), generator=torch.Generator().manual_seed(seed))
-        rows = values.mean(dim=0) + NEW_ROW_NOISE * values.std() * noise.to(matrix.device)
+        mean = values.mean(dim=0, dtype=torch.float32)
+        rows = mean + NEW_ROW_NOISE * values.std() * noise.to(matrix.device)
         matrix[new.to(matrix.device)] = rows.to(matrix.dtype)
 
 

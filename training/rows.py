@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from training.errors import UserError
+from training.errors import UserError, first_line
 from training.hub import check_on_hub
 
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -121,6 +121,6 @@ def _read_hub(name: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = datasets.load_dataset(name, split="train")
     except (OSError, ValueError) as error:
-        raise UserError(f"{name}: the hub's data set cannot be read: {error}") from None
+        raise UserError(f"{name}: the hub's data set cannot be read ({first_line(error)})") from None
     for number, row in enumerate(rows, start=1):
         yield f"{name}:{number}", row

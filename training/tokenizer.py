@@ -7,7 +7,7 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from training.consts import BREAKER, CONTROL_TOKENS, END
 from training.encoding import answer_header, chat_template
-from training.errors import UserError
+from training.errors import UserError, first_line
 from training.hub import check_on_hub
 
 
@@ -34,8 +34,8 @@ def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
     check_model_path(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no tokenizer that can be loaded ({_first_line(error)})") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: no tokenizer that can be loaded ({first_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"{path}: its tokenizer has no fast version (tokenizer.json), which this recipe needs"
@@ -60,7 +60,3 @@ def _remove_breakers(tokenizer: PreTrainedTokenizerFast) -> None:
         backend.normalizer = normalizers.Replace(BREAKER, "")
     elif backend.normalizer.normalize_str(BREAKER):
         backend.normalizer = normalizers.Sequence([normalizers.Replace(BREAKER, ""), backend.normalizer])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
