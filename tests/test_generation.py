@@ -91,7 +91,7 @@ def test_a_fault_of_the_model_reaches_the_reader(loaded) -> None:
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        reply(Broken(), tokenizer, CONVERSATIONS[0].__class__((Turn("q"),)))
+        reply(Broken(), tokenizer, Conversation((Turn("q"),)))
 
 
 def test_keywords_stop_each_row_of_a_batch_by_itself() -> None:

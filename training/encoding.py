@@ -103,6 +103,7 @@ def encode_turns(conversations: Sequence[Conversation], tokenizer: PreTrainedTok
     return encoded
 
 
+@functools.lru_cache(maxsize=8)
 def answer_header(tokenizer: PreTrainedTokenizerFast) -> str:
     """Where a prompt ends so that its ids are a prefix of training's, whatever the answer: ":" or ":\\n".
 

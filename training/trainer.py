@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from training.batching import collate
 from training.checkpointing import SaveTokenizer, check_run_dir, export_model
+from training.consts import NOT_LEARNT
 from training.dataset import Example, encode_rows, held_out_count, named, parse_test_size, split
 from training.errors import UserError, run_command
 from training.machine import check_bf16, read_deepspeed_config, share_cores, start_deepspeed
@@ -177,7 +178,7 @@ def build_datasets(
             f"WARNING: --test-size {options.test_size} leaves none of the {count} rows to train on; "
             f"holding out a tenth instead, {held_out} rows"
         )
-    learnt = sum(int((example["labels"] >= 0).sum()) for example in rows.examples)
+    learnt = sum(int((example["labels"] != NOT_LEARNT).sum()) for example in rows.examples)
     total = sum(len(example["labels"]) for example in rows.examples)
     say(f"{options.data_path}: {count} rows of {total} tokens, {learnt} of them learnt; {held_out} held out")
     return split(rows.examples, held_out, options.seed)
