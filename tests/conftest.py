@@ -61,6 +61,7 @@ def tuned(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = write_rows(directory / "learnt.jsonl", LEARNT)
     options = (
         f"--data-path {rows} --input-model {base} --local-output-dir {directory} --run-name run "
+        f"--cache-dir {directory / 'cache'} "
         "--test-size 0 --max-steps 120 --lr 1e-2 --lr-scheduler linear --warmup-steps 5 "
         "--per-device-train-batch-size 4 --no-gradient-checkpointing --no-bf16 --logging-steps 40"
     )

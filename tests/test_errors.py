@@ -13,6 +13,8 @@ from training.errors import UserError
 def command(number: int, raises: str | None) -> None:
     if raises == "user":
         raise UserError("a.jsonl:3: bad\n  row")
+    if raises == "many":
+        raise UserError("2 rows are bad", ["a.jsonl:3: bad\n  row", "a.jsonl:7: worse"])
     if raises == "fault":
         raise ValueError("ours")
     print(number)
@@ -33,6 +35,12 @@ def test_a_mistake_is_one_line_and_status_2(outcome, arguments: str, line: str) 
     assert err.startswith(line)
     assert err.count("\n") == 1
     assert err.endswith("\n")
+
+
+def test_many_mistakes_are_a_line_each(outcome) -> None:
+    status, out, err = outcome(command, "--number 1 --raises many")
+    assert (status, out) == (2, "")
+    assert err == "error: a.jsonl:3: bad row\nerror: a.jsonl:7: worse\nerror: 2 rows are bad\n"
 
 
 def test_the_first_line_of_a_librarys_error() -> None:

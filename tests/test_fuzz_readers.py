@@ -66,10 +66,9 @@ def test_any_row_becomes_a_conversation_that_can_be_encoded_or_a_value_error(tok
         return
     assert isinstance(conversation, Conversation)
     (encoded,) = encode_turns([conversation], tokenizer)
-    assert len(encoded.input_ids) == len(encoded.labels)
+    assert len(encoded.answers) == len(conversation.turns) - conversation.is_prompt
     if not conversation.is_prompt:
-        assert len(encoded.turn_ends) == len(conversation.turns)
-        assert encoded.turn_ends[-1] == len(encoded.input_ids)
+        assert encoded.answers[-1][1] == len(encoded.input_ids)
 
 
 @given(rows=st.lists(ROWS, max_size=4), indent=st.sampled_from([None, 1]), array=st.booleans())

@@ -68,9 +68,9 @@ def test_the_launcher_trains_and_saves_and_chat_answers(base: str, tmp_path: Pat
     rows = write_rows(tmp_path / "learnt.jsonl", LEARNT)
     trained = launch(
         2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base,
-        "--local-output-dir", str(tmp_path), "--run-name", "run", "--test-size", "0", "--max-steps", "120",
-        "--lr", "1e-2", "--lr-scheduler", "linear", "--warmup-steps", "5",
-        "--per-device-train-batch-size", "2", "--logging-steps", "40",
+        "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--run-name", "run",
+        "--test-size", "0", "--max-steps", "120", "--lr", "1e-2", "--lr-scheduler", "linear",
+        "--warmup-steps", "5", "--per-device-train-batch-size", "2", "--logging-steps", "40",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.count("saved ") == 1
@@ -88,8 +88,9 @@ def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Pat
     """Under no DeepSpeed, ZeRO-2 and ZeRO-3; with held-out rows that two ranks cannot share evenly."""
     shared = [
         "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),
-        "--test-size", "36", "--max-steps", "8", "--eval-steps", "4", "--lr", "1e-3", "--warmup-steps", "4",
-        "--lr-scheduler", "linear", "--logging-steps", "1", "--per-device-eval-batch-size", "5",
+        "--cache-dir", str(tmp_path / "cache"), "--test-size", "36", "--max-steps", "8",
+        "--eval-steps", "4", "--lr", "1e-3", "--warmup-steps", "4", "--lr-scheduler", "linear",
+        "--logging-steps", "1", "--per-device-eval-batch-size", "5",
     ]  # fmt: skip
     one = [*shared, "--per-device-train-batch-size", "8"]
     two = [*shared, "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2"]
@@ -132,10 +133,11 @@ def test_a_mistake_under_the_launcher_is_one_line_and_status_2(base: str, tmp_pa
     )
     out = tmp_path / "out"
     failed = launch(
-        2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base, "--local-output-dir", str(out)
-    )
+        2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base, "--local-output-dir", str(out),
+        "--cache-dir", str(tmp_path / "cache"),
+    )  # fmt: skip
     assert failed.returncode == 2
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
-    assert errors == [f'error: {rows}:3: "output" is missing']
+    assert errors == [f'error: {rows}:3: "output" is missing; mend the row, or pass --on-bad-row drop']
     assert "Traceback" not in failed.stderr + failed.stdout
     assert not out.exists()

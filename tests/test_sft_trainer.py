@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 from tests.conftest import SINGLE_TURN
 from training.batching import collate
-from training.dataset import encode_rows
+from training.dataset import load_encoded
 from training.model import load_model
 from training.sft_trainer import SFTTrainer, rate_factor
 
@@ -31,8 +31,8 @@ def make_trainer(base: str, tokenizer, directory: Path, rows: list, **arguments)
 
 
 @pytest.fixture(scope="module")
-def rows(tokenizer) -> list:
-    return encode_rows(str(SINGLE_TURN), tokenizer, 2048).examples
+def rows(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> list:
+    return list(load_encoded(str(SINGLE_TURN), tokenizer, 2048, tmp_path_factory.mktemp("cache")))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT, SINGLE_TURN, write_rows
 from training import trainer
+from training.cache import default_cache_dir
+from training.conversation import from_row
+from training.encoding import encode
+from training.errors import UserError
+from training.split import Source
 
 # The original's fine-tuning command, word for word.
 ORIGINAL_COMMAND = """
@@ -34,7 +39,9 @@ def parse(arguments: str) -> dict:
 
 def test_the_original_command_parses() -> None:
     assert {name: value for name, value in parse(ORIGINAL_COMMAND).items() if value is not None} == {
-        "data_path": "./data/yayi_train_example.json",
+        "data_path": (Source("./data/yayi_train_example.json"),),
+        "on_bad_row": "error",
+        "cache_dir": default_cache_dir(),
         "input_model": "./checkpoints/yayi-7b",
         "deepspeed": "./config/deepspeed_zero2_bf16.json",
         "epochs": 2,
@@ -105,7 +112,8 @@ def test_the_model_of_a_bf16_run_is_in_bf16(base: str, tmp_path: Path, capsys) -
     trainer.main.main(
         f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path} --run-name run "
         "--max-steps 2 --per-device-train-batch-size 2 --test-size 3 --eval-steps 1 --warmup-steps 0 "
-        "--gradient-accumulation-steps 2 --save-steps 1 --save-total-limit 1".split(),
+        "--gradient-accumulation-steps 2 --save-steps 1 --save-total-limit 1 "
+        f"--cache-dir {tmp_path / 'cache'}".split(),
         standalone_mode=False,
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
@@ -117,33 +125,93 @@ def test_the_model_of_a_bf16_run_is_in_bf16(base: str, tmp_path: Path, capsys) -
     assert out.count("eval_loss") == 2
 
 
-def test_a_test_size_that_leaves_nothing_to_train_on_is_said_loudly(base, tmp_path, capsys) -> None:
-    rows = [json.loads(line) for line in SINGLE_TURN.read_text("utf-8").splitlines()[:20]]
-    options = trainer.SimpleNamespace(
-        data_path=write_rows(tmp_path / "rows.jsonl", rows), max_length=500, test_size=400, seed=1
-    )
-    train_rows, test_rows = trainer.build_datasets(options, trainer.load_tokenizer(base))
+def data_options(tmp_path: Path, *data_paths: str, **options: object) -> trainer.SimpleNamespace:
+    usual = {
+        "max_length": 500,
+        "test_size": 0,
+        "seed": 1,
+        "on_bad_row": "error",
+        "cache_dir": tmp_path / "cache",
+    }
+    sources = tuple(trainer.parse_source(path) for path in data_paths)
+    return trainer.SimpleNamespace(**{**usual, **options}, data_path=sources)
+
+
+def sample_rows(count: int) -> list[dict]:
+    return [json.loads(line) for line in SINGLE_TURN.read_text("utf-8").splitlines()[:count]]
+
+
+def test_a_test_size_that_leaves_nothing_to_train_on_is_said_loudly(tokenizer, tmp_path, capsys) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", sample_rows(20))
+    train_rows, test_rows = trainer.build_datasets(data_options(tmp_path, path, test_size=400), tokenizer)
     assert (len(train_rows), len(test_rows)) == (18, 2)
     out = capsys.readouterr().out
-    assert (
-        "WARNING: --test-size 400 leaves none of the 20 rows to train on; holding out a tenth instead, 2"
-        in out
-    )
+    assert "WARNING: --test-size 400 would leave none of the rows to train on; a tenth" in out
+    assert "18 rows to train on, 2 held out" in out
 
 
-def test_cut_and_dropped_rows_are_counted_and_named(base, tmp_path, capsys) -> None:
+def test_cut_and_dropped_rows_are_counted_and_named(tokenizer, tmp_path, capsys) -> None:
     turn = [{"from": "human", "value": "q"}, {"from": "yayi", "value": "a"}]
     rows = [{"conversations": turn}, {"conversations": turn * 9}, {"instruction": "q" * 500, "output": "a"}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    options = trainer.SimpleNamespace(data_path=path, max_length=100, test_size=0, seed=1)
-    assert len(trainer.build_datasets(options, trainer.load_tokenizer(base))[0]) == 2
+    train_rows, _ = trainer.build_datasets(data_options(tmp_path, path, max_length=100), tokenizer)
+    assert len(train_rows) == 2
     out = capsys.readouterr().out
-    assert f"cut after the last turn within --max-length: 1 rows ({path}:2)" in out
-    assert f"DROPPED, first turn beyond --max-length: 1 rows ({path}:3)" in out
+    assert f"cut after the last turn within --max-length: 1 row ({path}:2)" in out
+    assert f"DROPPED, first turn beyond --max-length: 1 row ({path}:3)" in out
+
+
+def test_rows_that_cannot_be_used_are_all_listed_or_dropped_and_counted(tokenizer, tmp_path, capsys) -> None:
+    rows = [*sample_rows(5), {"instruction": "q", "output": " "}, {"instruction": "q"}, {"output": "\n"}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError) as error:
+        trainer.build_datasets(data_options(tmp_path, path), tokenizer)
+    assert str(error.value) == "3 of 8 rows cannot be used; mend them, or pass --on-bad-row drop"
+    assert error.value.details == [
+        f'{path}:6: "output" is empty',
+        f'{path}:7: "output" is missing',
+        f'{path}:8: a row needs one of "instruction", "conversations" and "messages"; this one has none',
+    ]
+    assert capsys.readouterr().out == ""
+    train_rows, _ = trainer.build_datasets(data_options(tmp_path, path, on_bad_row="drop"), tokenizer)
+    assert len(train_rows) == 5
+    assert f'DROPPED, cannot be used, "output" is empty: 1 row ({path}:6)' in capsys.readouterr().out
+
+
+def test_files_are_mixed_by_their_weights(tokenizer, tmp_path, capsys) -> None:
+    rows = sample_rows(30)
+    one = write_rows(tmp_path / "one.jsonl", rows[:10])
+    two = write_rows(tmp_path / "two.jsonl", rows[10:])
+    options = data_options(tmp_path, f"{one}:3", f"{two}:0.5")
+    train_rows, _ = trainer.build_datasets(options, tokenizer)
+    seen = [tuple(example["input_ids"]) for example in train_rows]
+    encoded = [tuple(encode(from_row(row), tokenizer)["input_ids"]) for row in rows]
+    assert [seen.count(row) for row in encoded[:10]] == [3] * 10
+    assert sorted(seen.count(row) for row in encoded[10:]) == [0] * 10 + [1] * 10
+    out = capsys.readouterr().out
+    assert f"{one}: weight 3: 30 rows, of 10" in out
+    assert f"{two}: weight 0.5: 10 rows, of 20" in out
+    assert "40 rows to train on, 0 held out" in out
+
+
+def test_rows_with_one_prompt_stay_on_one_side_and_are_counted(tokenizer, tmp_path, capsys) -> None:
+    rows = [{"instruction": f"q{i % 20}", "output": f"a{i}"} for i in range(40)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    options = data_options(tmp_path, path, test_size=10)
+    train_rows, test_rows = trainer.build_datasets(options, tokenizer)
+    prompts = [
+        {tuple(example["input_ids"][example["labels"] == -100]) for example in side}
+        for side in (train_rows, test_rows)
+    ]
+    assert (len(train_rows), len(test_rows)) == (30, 10)
+    assert not prompts[0] & prompts[1]
+    assert (
+        "rows changed sides, so that all rows with one prompt are on the same side" in capsys.readouterr().out
+    )
 
 
 @pytest.fixture
-def mistakes(base: str, tmp_path: Path) -> dict[str, str]:
+def mistakes(base: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     rows = [{"instruction": "q", "output": "a"}] * 2 + [{"instruction": "q", "input": ""}]
     (tmp_path / "empty-dir").mkdir()
     (tmp_path / "broken.json").write_text("{")
@@ -155,6 +223,7 @@ def mistakes(base: str, tmp_path: Path) -> dict[str, str]:
         "dir": str(tmp_path),
         "base": base,
         "good": str(SINGLE_TURN),
+        "cache": str(tmp_path_factory.mktemp("cache")),
     }
 
 
@@ -162,7 +231,12 @@ def mistakes(base: str, tmp_path: Path) -> dict[str, str]:
     ("arguments", "message"),
     [
         ("--data-path {dir}/nope.jsonl", "{dir}/nope.jsonl: no such file"),
-        ("--data-path {data}", '{data}:3: "output" is missing'),
+        ("--data-path {data}", '{data}:3: "output" is missing; mend the row, or pass --on-bad-row drop'),
+        (
+            "--data-path {good} --cache-dir {dir}/file/cache",
+            "{dir}/file/cache: Not a directory; --cache-dir says",
+        ),
+        ("--data-path {good}:0", "{good}:0: the weight after the last colon is not a number above 0"),
         ("--test-size 2.5", "'--test-size': 2.5 is neither a count"),
         ("--deepspeed {dir}/nope.json", "{dir}/nope.json: No such file"),
         ("--deepspeed {dir}/broken.json", "{dir}/broken.json: not JSON"),
@@ -186,7 +260,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
 
     monkeypatch.setattr("huggingface_hub.repo_exists", no_network)
     before = sorted(tmp_path.rglob("*"))
-    usual = "--data-path {good} --input-model {base} --local-output-dir {dir} --run-name run "
+    usual = "--input-model {base} --local-output-dir {dir} --run-name run --cache-dir {cache} "
+    if "--data-path" not in arguments:
+        usual += "--data-path {good} "
     status, out, err = outcome(trainer.main, (usual + arguments).format(**mistakes))
     assert (status, out) == (2, "")
     assert err.startswith("error: ")
@@ -215,7 +291,9 @@ def test_weights_are_loaded_in_bf16_where_deepspeed_keeps_the_float32_ones(
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(trainer, "start_deepspeed", lambda: None)
     monkeypatch.setattr(trainer, "load_model", load_model)
-    usual = f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path}"
+    usual = (
+        f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path} --cache-dir {tmp_path}"
+    )
     with pytest.raises(Loaded) as loaded:
         trainer.main.main(f"{usual} {arguments}".split(), standalone_mode=False)
     assert loaded.value.args == (dtype,)
@@ -231,7 +309,8 @@ def test_a_configuration_that_contradicts_the_command_line_is_refused(
     path.write_text(json.dumps(config))
     status, _, err = outcome(
         trainer.main,
-        f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path} --deepspeed {path}",
+        f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path} --deepspeed {path} "
+        f"--cache-dir {tmp_path}",
     )
     assert status == 2
     assert "contradicts the command line" in err

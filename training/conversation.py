@@ -42,6 +42,28 @@ class Conversation:
         return self.turns[-1].yayi is None
 
 
+def format_of(row: dict[str, Any]) -> str:
+    """What the format of a row that `from_row` takes is called."""
+    if row.get("instruction") is not None:
+        return "instruction"
+    if row.get("messages") is not None:
+        return "messages"
+    speakers = {message["from"] for message in row["conversations"]}
+    return "YaYi multi-round" if "yayi" in speakers else "ShareGPT"
+
+
+def other_keys(row: dict[str, Any]) -> set[str]:
+    """What a row that `from_row` takes holds besides the conversation: its keys, and its messages' keys."""
+    known = {*FORMAT_KEYS, "input", "output", "system"}
+    found = {f'"{key}"' for key in row.keys() - known}
+    for key in ("conversations", "messages"):
+        for message in row.get(key) or ():
+            found |= {
+                f'"{key}"[…]."{name}"' for name in message.keys() - {"from", "value", "role", "content"}
+            }
+    return found
+
+
 def from_row(row: dict[str, Any], *, answered: bool = False) -> Conversation:
     """The conversation of a row in any of the formats above. A key whose value is null counts as absent.
 
@@ -92,7 +114,8 @@ def _from_messages(row: dict[str, Any], key: str, who: str, what: str, answered:
         name = message.get(who)
         speaker = SPEAKERS.get(name) if isinstance(name, str) else None
         if speaker is None:
-            raise ValueError(f'{field}."{who}" is {name!r}; known are {", ".join(SPEAKERS)}')
+            shown = repr(name) if len(repr(name)) < 30 else _kind(name)
+            raise ValueError(f'{field}."{who}" is {shown}; known are {", ".join(SPEAKERS)}')
         field = f'{field}."{what}"'
         if speaker == "system":
             if index > 0 or system:

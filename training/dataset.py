@@ -1,35 +1,191 @@
-"""Rows -> encoded examples that fit, and the split into training and held-out ones."""
+"""Rows -> encoded examples, kept in a cache that depends on all that they depend on."""
 
+import hashlib
+import json
+import os
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
+import tokenizers
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from training.conversation import Conversation, from_row
-from training.encoding import Encoded, encode_turns
+from training.cache import made_once
+from training.consts import NOT_LEARNT
+from training.conversation import Conversation, format_of, from_row
+from training.encoding import encode_turns, special_tokens
 from training.errors import UserError
-from training.rows import read_rows
+from training.findings import Findings
+from training.repeats import row_hashes
+from training.reporting import Progress
+from training.rows import NotRead, RawRow, fingerprint, has_bom, parse, read_raw_rows, read_rows
+from training.tokenizer import tokenizer_fingerprint
 
-# One call of the tokenizer for so many rows: enough for its threads, little beside the data.
-ROWS_PER_CALL = 1024
+# Rows that a thread takes at a time; with more of them their ids no longer stay in the processor's cache.
+ROWS_PER_CHUNK = 128
 
-# How many places a message names before it only counts.
-PLACES_SHOWN = 3
+# Tokenizing leaves Python's lock to the other threads, which is most of the time; more would wait for it.
+MOST_THREADS = 16
 
-# input_ids and labels, two int32 arrays of one length: a tenth of the memory of Python lists.
+# The modules that decide what a row becomes. A change in any of them makes the cache anew.
+ENCODING_CODE = ("consts", "conversation", "dataset", "encoding", "findings", "repeats", "rows", "tokenizer")
+
+# Of a row that is kept: where its tokens end among those of all rows, its line, its first prompt's hash.
+ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("prompt", "<u8")])
+
+# input_ids and labels, two int32 arrays of one length.
 Example = dict[str, np.ndarray]
 
 
-@dataclass
-class EncodedRows:
-    """The examples of a data file, and the places of the rows that did not fit whole."""
+class Chunk(NamedTuple):
+    """Some rows of a file: ids of those that are kept, end to end; which are learnt; and what was found."""
 
-    examples: list[Example] = field(default_factory=list)
-    cut: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    input_ids: np.ndarray
+    learnt: np.ndarray
+    rows: np.ndarray
+    findings: Findings
+
+
+class EncodedFile(Dataset):
+    """The examples of a data file, read from the cache's files as they are needed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        kept = self.summary["kept"]
+        self._input_ids = _mapped(directory / "input_ids.bin", np.dtype("<i4"), kept["tokens"])
+        self._learnt = _mapped(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
+        self.rows = _mapped(directory / "rows.bin", ROW, kept["rows"])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        end = self.rows["end"][index]
+        start = self.rows["end"][index - 1] if index else 0
+        input_ids = np.array(self._input_ids[start:end])
+        return {"input_ids": input_ids, "labels": np.where(self._learnt[start:end], input_ids, NOT_LEARNT)}
+
+
+def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    if path.stat().st_size != length * dtype.itemsize:
+        raise UserError(f"{path}: damaged; remove the directory, and it is made again")
+    return np.memmap(path, dtype, mode="r") if length else np.empty(0, dtype)
+
+
+def load_encoded(
+    data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int, cache_dir: Path
+) -> EncodedFile:
+    """The rows of `data_path` that can be used, each at most `max_length` tokens long; what else it holds is
+    in the summary.
+
+    A longer row is cut after its last turn that fits, or dropped if its first turn does not; never cut inside
+    an answer. Raises UserError for a file that cannot be read.
+    """
+    data = fingerprint(data_path)
+    depends_on = [
+        data,
+        tokenizer_fingerprint(tokenizer),
+        tokenizer.chat_template,
+        str(max_length),
+        tokenizers.__version__,
+        *(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in ENCODING_CODE),
+    ]
+    key = hashlib.blake2b("\0".join(depends_on).encode(), digest_size=16).hexdigest()
+
+    def make(directory: Path) -> None:
+        _write_encoded(data_path, tokenizer, max_length, directory)
+        if fingerprint(data_path) != data:
+            raise UserError(f"{data_path}: changed while it was read; start again")
+
+    return EncodedFile(made_once(cache_dir / key, make))
+
+
+def _write_encoded(
+    data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int, directory: Path
+) -> None:
+    findings = new_findings(data_path, tokenizer, max_length)
+    tokens = 0
+    with (
+        open(directory / "input_ids.bin", "wb") as ids_file,
+        open(directory / "learnt.bin", "wb") as learnt_file,
+        open(directory / "rows.bin", "wb") as rows_file,
+    ):
+        for chunk in encode_chunks(data_path, tokenizer, max_length):
+            chunk.rows["end"] += tokens
+            tokens += len(chunk.input_ids)
+            ids_file.write(chunk.input_ids.astype("<i4").tobytes())
+            learnt_file.write(chunk.learnt.tobytes())
+            rows_file.write(chunk.rows.tobytes())
+            findings += chunk.findings
+    summary = json.dumps(findings.summary(), ensure_ascii=False)
+    (directory / "summary.json").write_text(summary, encoding="utf-8")
+
+
+def new_findings(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Findings:
+    """What is known of a data file before its rows, to be added to."""
+    findings = Findings(max_length, special_tokens(tokenizer))
+    if has_bom(data_path):
+        findings.add_bom()
+    return findings
+
+
+def encode_chunks(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Iterator[Chunk]:
+    """All rows in the file's order, on all cores, in memory that does not grow with the file.
+
+    Raises UserError for a file that cannot be read; a row that cannot be used is in its chunk's findings.
+    """
+    raw_rows = read_raw_rows(data_path)
+    progress = Progress(f"encoding {data_path}", "rows")
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of its own inside each of ours would be too many
+    with ThreadPoolExecutor(threads) as pool:
+        at_work: deque[Future[Chunk]] = deque()
+        while rows := list(islice(raw_rows, ROWS_PER_CHUNK)):
+            at_work.append(pool.submit(_encode_chunk, rows, tokenizer, max_length))
+            if len(at_work) > threads:
+                yield at_work.popleft().result()
+            progress.advance(len(rows))
+        while at_work:
+            yield at_work.popleft().result()
+
+
+def _encode_chunk(raw_rows: list[RawRow], tokenizer: PreTrainedTokenizerFast, max_length: int) -> Chunk:
+    findings = Findings(max_length, special_tokens(tokenizer))
+    usable: list[tuple[int, str, Conversation]] = []
+    for raw in raw_rows:
+        try:
+            row = parse(raw)
+            conversation = from_row(row, answered=True)
+        except ValueError as error:
+            findings.add_unusable(raw.number, str(error), ends_file=isinstance(raw.content, NotRead))
+        else:
+            usable.append((raw.number, format_of(row), conversation))
+
+    kept_ids: list[int] = []
+    kept_answers: list[tuple[int, int]] = []
+    rows: list[tuple[int, int, int]] = []
+    all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer)
+    for (line, row_format, conversation), encoded in zip(usable, all_encoded, strict=True):
+        length = max((end for _, end in encoded.answers if end <= max_length), default=0)
+        hashes = row_hashes(conversation)
+        findings.add_usable(line, row_format, conversation, hashes, encoded.answers, length)
+        if length:
+            start_of_row = len(kept_ids)
+            kept_ids += encoded.input_ids[:length]
+            kept_answers += [
+                (start_of_row + start, start_of_row + end) for start, end in encoded.answers if end <= length
+            ]
+            rows.append((len(kept_ids), line, hashes.prompts[0]))
+
+    learnt = np.zeros(len(kept_ids), dtype=bool)
+    for start, end in kept_answers:
+        learnt[start:end] = True
+    return Chunk(np.fromiter(kept_ids, np.int32, len(kept_ids)), learnt, np.array(rows, dtype=ROW), findings)
 
 
 def read_conversations(data_path: str) -> Iterator[tuple[str, Conversation]]:
@@ -39,74 +195,3 @@ def read_conversations(data_path: str) -> Iterator[tuple[str, Conversation]]:
             yield place, from_row(row, answered=True)
         except ValueError as error:
             raise UserError(f"{place}: {error}") from None
-
-
-def encode_rows(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> EncodedRows:
-    """All rows of `data_path`, each at most `max_length` tokens long.
-
-    A longer row is cut after its last turn that fits, or dropped if its first turn does not; never cut inside
-    an answer. Raises UserError for an unusable row, and when no row is left.
-    """
-    rows = EncodedRows()
-    conversations = read_conversations(data_path)
-    while chunk := list(islice(conversations, ROWS_PER_CALL)):
-        encoded = encode_turns([conversation for _, conversation in chunk], tokenizer)
-        for (place, _), row in zip(chunk, encoded, strict=True):
-            length = _fitting_length(row, max_length)
-            if length == 0:
-                rows.dropped.append(place)
-                continue
-            if length < len(row.input_ids):
-                rows.cut.append(place)
-            rows.examples.append(
-                {
-                    "input_ids": np.array(row.input_ids[:length], dtype=np.int32),
-                    "labels": np.array(row.labels[:length], dtype=np.int32),
-                }
-            )
-    if not rows.examples:
-        problem = f"every row is longer than --max-length {max_length}" if rows.dropped else "no rows"
-        raise UserError(f"{data_path}: {problem}")
-    return rows
-
-
-def _fitting_length(row: Encoded, max_length: int) -> int:
-    """The length after the last turn that ends within `max_length`; 0 if none does."""
-    return max((end for end in row.turn_ends if end <= max_length), default=0)
-
-
-def named(places: list[str]) -> str:
-    """A few places, and how many more there are."""
-    shown = ", ".join(places[:PLACES_SHOWN])
-    return shown if len(places) <= PLACES_SHOWN else f"{shown} and {len(places) - PLACES_SHOWN} more"
-
-
-def parse_test_size(value: str) -> int | float:
-    """A count of rows to hold out (0, 1, 2, ...) as int, or a ratio between 0 and 1 as float.
-
-    Raises ValueError for anything else.
-    """
-    try:
-        size = int(value) if value.strip().isdigit() else float(value)
-    except ValueError:
-        size = -1.0
-    if isinstance(size, float) and not 0 < size < 1:
-        raise ValueError(f"{value} is neither a count (0, 1, 2, ...) nor a ratio between 0 and 1")
-    return size
-
-
-def held_out_count(rows: int, test_size: int | float) -> int:
-    """How many of `rows` to hold out: the count, or the ratio of them, at least one.
-
-    Where that leaves nothing to train on, a tenth.
-    """
-    count = max(1, round(rows * test_size)) if isinstance(test_size, float) else test_size
-    return count if count < rows else rows // 10
-
-
-def split(examples: list[Example], held_out: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, held-out) examples: chosen at random by `seed`, the same on every rank."""
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = set(order[:held_out])
-    train = [example for index, example in enumerate(examples) if index not in chosen]
-    return train, [examples[index] for index in sorted(chosen)]

@@ -7,6 +7,7 @@ tokenized with special tokens switched off, so that a `<|End|>` in somebody's te
 """
 
 import functools
+import itertools
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from training.consts import BREAKER, CONTROL_TOKENS, END, HUMAN, INTRO, NOT_LEARNT, SYSTEM, YAYI
 from training.conversation import Conversation
+
+# How a terminal is told to change colours.
+GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 
 
 class Piece(NamedTuple):
@@ -26,11 +30,10 @@ class Piece(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Token ids, labels of the same length, and the length after each answered turn."""
+    """Token ids, and of each answer where its learnt tokens start and where they end."""
 
     input_ids: list[int]
-    labels: list[int]
-    turn_ends: list[int]
+    answers: list[tuple[int, int]]
 
 
 def pieces(conversation: Conversation, header: str = ":") -> Iterator[Piece]:
@@ -39,16 +42,20 @@ def pieces(conversation: Conversation, header: str = ":") -> Iterator[Piece]:
     The cuts are beside control tokens and after an answer's `header`, where every prompt ends: see
     `answer_header`.
     """
-    yield Piece(SYSTEM, is_control=True)
+    yield _SYSTEM
     yield Piece(f":\n{conversation.system or INTRO}\n\n")
     for turn in conversation.turns:
-        yield Piece(HUMAN, is_control=True)
+        yield _HUMAN
         yield Piece(f":\n{turn.human}\n\n")
-        yield Piece(YAYI, is_control=True)
+        yield _YAYI
         yield Piece(header, is_learnt=True)
         if turn.yayi is not None:
             yield Piece(f":\n{turn.yayi}\n\n".removeprefix(header), is_learnt=True)
-            yield Piece(END, is_control=True, is_learnt=True)
+            yield _END
+
+
+_SYSTEM, _HUMAN, _YAYI = (Piece(token, is_control=True) for token in (SYSTEM, HUMAN, YAYI))
+_END = Piece(END, is_control=True, is_learnt=True)
 
 
 def render(conversation: Conversation) -> str:
@@ -67,8 +74,11 @@ def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> di
     """
     if conversation.is_prompt:
         raise ValueError("the last turn has no answer to learn from")
-    encoded = encode_turns([conversation], tokenizer)[0]
-    return {"input_ids": encoded.input_ids, "labels": encoded.labels}
+    input_ids, answers = encode_turns([conversation], tokenizer)[0]
+    labels = [NOT_LEARNT] * len(input_ids)
+    for start, end in answers:
+        labels[start:end] = input_ids[start:end]
+    return {"input_ids": input_ids, "labels": labels}
 
 
 def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -82,25 +92,40 @@ def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerFast
 
 
 def encode_turns(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerFast) -> list[Encoded]:
-    """`encode` for many conversations in one call of the tokenizer, which spreads it over the cores."""
+    """The ids of many conversations in one call of the tokenizer, which spreads it over the cores.
+
+    A text that occurs again, such as the intro, is tokenized once.
+    """
     layout = _layout(tokenizer)
     cut = [list(pieces(conversation, layout.header)) for conversation in conversations]
-    texts = [piece.text for row in cut for piece in row if not piece.is_control]
-    text_ids = iter(_text_ids(tokenizer, texts))
+    texts = list(dict.fromkeys(piece.text for row in cut for piece in row if not piece.is_control))
+    text_ids = dict(zip(texts, _text_ids(tokenizer, texts), strict=True))
 
     encoded = []
     for row in cut:
         input_ids: list[int] = []
-        labels: list[int] = []
-        turn_ends: list[int] = []
+        answers: list[tuple[int, int]] = []
         for piece in row:
-            ids = [layout.control_ids[piece.text]] if piece.is_control else next(text_ids)
-            input_ids += ids
-            labels += ids if piece.is_learnt else [NOT_LEARNT] * len(ids)
-            if piece.is_control and piece.text == END:
-                turn_ends.append(len(input_ids))
-        encoded.append(Encoded(input_ids, labels, turn_ends))
+            if piece.is_control:
+                input_ids.append(layout.control_ids[piece.text])
+            else:
+                input_ids += text_ids[piece.text]
+            if piece is _YAYI:
+                start = len(input_ids)
+            elif piece is _END:
+                answers.append((start, len(input_ids)))
+        encoded.append(Encoded(input_ids, answers))
     return encoded
+
+
+def show(input_ids: Sequence[int], labels: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    """The text that these ids stand for, for people: what is learnt is green and between ⟦ and ⟧."""
+    shown = []
+    pairs = zip(input_ids, labels, strict=True)
+    for is_learnt, run in itertools.groupby(pairs, key=lambda pair: pair[1] != NOT_LEARNT):
+        text = tokenizer.decode([token for token, _ in run])
+        shown.append(f"{GREEN}⟦{text}⟧{PLAIN}" if is_learnt else text)
+    return "".join(shown)
 
 
 @functools.lru_cache(maxsize=8)
@@ -115,6 +140,11 @@ def answer_header(tokenizer: PreTrainedTokenizerFast) -> str:
     whole = _text_ids(tokenizer, [f":\n{answer}" for answer in answers])
     colon, *rests = _text_ids(tokenizer, [":", *(f"\n{answer}" for answer in answers)])
     return ":" if whole == [colon + rest for rest in rests] else ":\n"
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Texts that the tokenizer takes for a single token wherever they stand, the control tokens included."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def chat_template(special_tokens: Iterable[str], header: str = ":") -> str:
@@ -188,6 +218,17 @@ def _layout(tokenizer: PreTrainedTokenizerFast) -> _Layout:
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Ids of texts in which nothing is a control token."""
-    batch = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
-    return batch["input_ids"]
+    """Ids of texts in which nothing is a control token.
+
+    Straight from the tokenizers library: `tokenizer(texts)` also makes offsets and masks, which nobody reads.
+    It sets anew for each of its calls what is set here.
+    """
+    backend = tokenizer.backend_tokenizer
+    # Set only where needed: setting waits for calls that run in other threads.
+    if not backend.encode_special_tokens:
+        backend.encode_special_tokens = True
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.truncation is not None:
+        backend.no_truncation()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

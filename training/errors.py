@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -12,7 +13,14 @@ OTHER_RANK_PATIENCE_S = 20
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. Its text is one line: what is wrong, where, and what to do."""
+    """A mistake that the user can mend. Its text is one line: what is wrong, where, and what to do.
+
+    `details` are further lines, printed before it: where there are many mistakes, one for each.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 def first_line(error: Exception) -> str:
@@ -25,23 +33,24 @@ def run_command(command: click.Command) -> NoReturn:
     try:
         sys.exit(command.main(standalone_mode=False))
     except UserError as error:
-        end_with(str(error))
+        end_with(*error.details, str(error))
     except click.ClickException as error:
         end_with(error.format_message())
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
 
 
-def end_with(message: str) -> NoReturn:
-    """Print `message` as one line on stderr, from rank 0 alone, and exit with status 2.
+def end_with(*messages: str) -> NoReturn:
+    """Print each message as one line on stderr, from rank 0 alone, and exit with status 2.
 
     All ranks of a run find the same mistake at about the same time. The launcher kills every rank as soon as
     one has failed, so the others wait for rank 0 to have spoken; a rank that is still there after
     OTHER_RANK_PATIENCE_S found something that rank 0 did not (a file missing on its node, say).
     """
     rank = int(os.environ.get("RANK", "0"))
+    who = f"rank {rank}: " if rank else ""
     if rank:
         time.sleep(OTHER_RANK_PATIENCE_S)
-        message = f"rank {rank}: {message}"
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    lines = [f"error: {who}{' '.join(message.split())}\n" for message in messages]
+    print("".join(lines), end="", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -1,15 +1,35 @@
 """A data file, or a data set on the hub, as a stream of (place, row)."""
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from training.errors import UserError, first_line
 from training.hub import check_on_hub
 
 UTF8_BOM = b"\xef\xbb\xbf"
+
+REST_NOT_READ = "the array was not read from here on"
+NO_ROW_READ = "no row of the array was read"
+
+
+class RawRow(NamedTuple):
+    """One row before it is parsed, and the number of the line that it starts on (on the hub, of the row).
+
+    The content is the bytes of a line, a value that was parsed already, or `NotRead`.
+    """
+
+    number: int
+    content: Any
+
+
+class NotRead(NamedTuple):
+    """Why a JSON array cannot be read on from here; no row follows."""
+
+    problem: str
 
 
 def read_rows(data_path: str) -> Iterator[tuple[str, Any]]:
@@ -20,23 +40,95 @@ def read_rows(data_path: str) -> Iterator[tuple[str, Any]]:
 
     Raises UserError with the place for a path that does not exist and for what is not JSON in UTF-8.
     """
-    if os.path.isfile(data_path):
+    return _parsed(data_path, read_raw_rows(data_path))
+
+
+def _parsed(data_path: str, raw_rows: Iterator[RawRow]) -> Iterator[tuple[str, Any]]:
+    for raw in raw_rows:
+        place = f"{data_path}:{raw.number}"
+        try:
+            yield place, parse(raw)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
+
+
+def read_raw_rows(data_path: str) -> Iterator[RawRow]:
+    """The rows of `read_rows` for `parse`, so that one bad row need not be the end.
+
+    JSON Lines are read as a stream, a JSON array whole. Raises UserError for a path that does not exist.
+    """
+    if _is_file(data_path):
         return _read_file(data_path)
+    return (RawRow(number, row) for number, row in enumerate(_hub_rows(data_path), start=1))
+
+
+def parse(raw: RawRow) -> Any:
+    """The JSON value of a row. Raises ValueError, without the place, for what is not JSON in UTF-8."""
+    if isinstance(raw.content, NotRead):
+        raise ValueError(raw.content.problem)
+    if not isinstance(raw.content, bytes):
+        return raw.content
+    try:
+        return json.loads(raw.content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_utf8(error)) from None
+    except (ValueError, RecursionError) as error:
+        hint = "one JSON object a line, or one JSON array for the whole file"
+        raise ValueError(f"not JSON ({_reason(error)}); expected {hint}") from None
+
+
+def has_bom(data_path: str) -> bool:
+    """Whether it is a file that starts with a byte order mark, which is read over."""
+    if not _is_file(data_path):
+        return False
+    with open(data_path, "rb") as file:
+        return file.read(len(UTF8_BOM)) == UTF8_BOM
+
+
+def fingerprint(data_path: str) -> str:
+    """A hash of the bytes of a file, or of the files that a data set of the hub was downloaded to.
+
+    Raises UserError for a path that does not exist or cannot be read.
+    """
+    if _is_file(data_path):
+        paths = [data_path]
+    else:
+        paths = [file["filename"] for file in _hub_rows(data_path).cache_files]
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def _is_file(data_path: str) -> bool:
+    """True for a file, False for what can be the name of a data set on the hub; UserError for the rest."""
+    if os.path.isfile(data_path):
+        return True
     if os.path.isdir(data_path):
         raise UserError(
             f"{data_path}: a directory; --data-path takes a file or the name of a data set on the hub"
         )
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", data_path) or data_path.endswith((".json", ".jsonl")):
         raise UserError(f"{data_path}: no such file")
-    return _read_hub(data_path)
+    return False
 
 
-def _read_file(path: str) -> Iterator[tuple[str, Any]]:
+def _read_file(path: str) -> Iterator[RawRow]:
     try:
         with open(path, "rb") as file:
             start = file.read(len(UTF8_BOM))
             file.seek(len(UTF8_BOM) if start == UTF8_BOM else 0)
-            yield from _read_array(path, file) if _next_character(file) == b"[" else _read_lines(path, file)
+            if _next_character(file) == b"[":
+                yield from _read_array(file.read())
+                return
+            for number, line in enumerate(file, start=1):
+                if not line.isspace():
+                    yield RawRow(number, line)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
@@ -50,30 +142,19 @@ def _next_character(file: BinaryIO) -> bytes:
     return character
 
 
-def _read_lines(path: str, file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if not line.isspace():
-            place = f"{path}:{number}"
-            yield place, _parse(place, _decode(path, number, line))
-
-
-def _parse(place: str, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        hint = "one JSON object a line, or one JSON array for the whole file"
-        raise UserError(f"{place}: not JSON ({_reason(error)}); expected {hint}") from None
-
-
 def _reason(error: Exception) -> str:
     """Why json refused: a JSONDecodeError says where, a number too long or nesting too deep does not."""
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg}, column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return str(error).partition(";")[0]
 
 
-def _read_array(path: str, file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    text = _decode(path, 1, file.read())
+def _read_array(data: bytes) -> Iterator[RawRow]:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        yield RawRow(1 + data.count(b"\n", 0, error.start), NotRead(f"{_not_utf8(error)}; {NO_ROW_READ}"))
+        return
     decoder = json.JSONDecoder()
     white = re.compile(r"[ \t\r\n]*")
     line, counted = 1, 0
@@ -87,40 +168,36 @@ def _read_array(path: str, file: BinaryIO) -> Iterator[tuple[str, Any]]:
         try:
             row, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            line = getattr(error, "lineno", line)
-            raise UserError(f"{path}:{line}: not JSON ({_reason(error)})") from None
-        yield f"{path}:{line}", row
+            yield RawRow(
+                getattr(error, "lineno", line), NotRead(f"not JSON ({_reason(error)}); {REST_NOT_READ}")
+            )
+            return
+        yield RawRow(line, row)
         position = white.match(text, position).end()
+        line, counted = line + text.count("\n", counted, position), position
         separator = text[position : position + 1]
         if separator == "]":
             break
         if separator != ",":
-            line += text.count("\n", counted, position)
-            raise UserError(f"{path}:{line}: not JSON: expected ',' or ']' after a row of the array")
+            yield RawRow(line, NotRead(f"not JSON: expected ',' or ']' after a row; {REST_NOT_READ}"))
+            return
         position += 1
     rest = white.match(text, position + 1).end()
     if rest != len(text):
         line += text.count("\n", counted, rest)
-        raise UserError(f"{path}:{line}: not JSON: text after the end of the array")
+        yield RawRow(line, NotRead("not JSON: text after the end of the array"))
 
 
-def _decode(path: str, line: int, data: bytes) -> str:
-    """The text of `data`, which starts at `line` of the file."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line += data.count(b"\n", 0, error.start)
-        byte = f"{data[error.start]:#04x}"
-        raise UserError(f"{path}:{line}: not UTF-8 (byte {byte}); save the file as UTF-8") from None
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
 
 
-def _read_hub(name: str) -> Iterator[tuple[str, Any]]:
+def _hub_rows(name: str) -> Any:
+    """The data set, as the datasets library holds it."""
     check_on_hub(name, "dataset")
     import datasets  # slow to import, and only needed here
 
     try:
-        rows = datasets.load_dataset(name, split="train")
+        return datasets.load_dataset(name, split="train")
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: the hub's data set cannot be read ({first_line(error)})") from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{name}:{number}", row

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -67,10 +67,10 @@ class SFTTrainer(Trainer):
 
         accelerate would fill up with repeated rows, and count them twice.
         """
-        rows = list(self.eval_dataset if eval_dataset is None else eval_dataset)
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
         filler = {**rows[0], "labels": np.full_like(rows[0]["labels"], NOT_LEARNT)}
         missing = -len(rows) % (self.args.world_size * self.args.eval_batch_size)
-        return super().get_eval_dataloader(rows + [filler] * missing)
+        return super().get_eval_dataloader(ConcatDataset([rows, [filler] * missing]) if missing else rows)
 
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs

@@ -1,14 +1,19 @@
 """Load a tokenizer, and give it the control tokens and the chat template."""
 
+import hashlib
 import os
+from pathlib import Path
 
+import huggingface_hub
 from tokenizers import normalizers
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from training.consts import BREAKER, CONTROL_TOKENS, END
-from training.encoding import answer_header, chat_template
+from training.encoding import answer_header, chat_template, special_tokens
 from training.errors import UserError, first_line
 from training.hub import check_on_hub
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
@@ -24,8 +29,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     tokenizer.eos_token = END
     tokenizer.clean_up_tokenization_spaces = False
     _remove_breakers(tokenizer)
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    tokenizer.chat_template = chat_template(special, answer_header(tokenizer))
+    tokenizer.chat_template = chat_template(special_tokens(tokenizer), answer_header(tokenizer))
     return tokenizer
 
 
@@ -41,6 +45,18 @@ def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
             f"{path}: its tokenizer has no fast version (tokenizer.json), which this recipe needs"
         )
     return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of the tokenizer as it was loaded, and of the bytes of the files that it came from."""
+    digest = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16)
+    for name in sorted({*TOKENIZER_FILES, *tokenizer.vocab_files_names.values()}):
+        path = os.path.join(tokenizer.name_or_path, name)
+        if not os.path.isdir(tokenizer.name_or_path):
+            path = huggingface_hub.try_to_load_from_cache(tokenizer.name_or_path, name)
+        if isinstance(path, str) and os.path.isfile(path):
+            digest.update(name.encode() + Path(path).read_bytes())
+    return digest.hexdigest()
 
 
 def check_model_path(path: str) -> None:

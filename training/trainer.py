@@ -16,21 +16,34 @@ import click
 import torch
 from accelerate.utils import broadcast_object_list
 from click_option_group import optgroup
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from training.batching import collate
+from training.cache import default_cache_dir
+from training.check import on_bad_row_choice, refuse_unusable, short_form
 from training.checkpointing import SaveTokenizer, check_run_dir, export_model
-from training.consts import NOT_LEARNT
-from training.dataset import Example, encode_rows, held_out_count, named, parse_test_size, split
+from training.dataset import Example, load_encoded
 from training.errors import UserError, run_command
 from training.machine import check_bf16, read_deepspeed_config, share_cores, start_deepspeed
 from training.model import load_model
 from training.reporting import say
 from training.sft_trainer import SCHEDULES, SFTTrainer
+from training.split import Source, parse_source, parse_test_size, split
 from training.tokenizer import check_model_path, load_tokenizer
 
 
-class TestSize(click.ParamType):
+class SourceType(click.ParamType):
+    name = "FILE[:WEIGHT]"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Source:
+        try:
+            return parse_source(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, context)
+
+
+class TestSizeType(click.ParamType):
     name = "COUNT|RATIO"
 
     def convert(
@@ -50,13 +63,34 @@ POSITIVE_REAL = click.FloatRange(min=0, min_open=True)
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("Data")
 @optgroup.option(
-    "--data-path", required=True, help="Rows to learn: JSON Lines, a JSON array, or a data set on the hub."
+    "--data-path",
+    required=True,
+    multiple=True,
+    type=SourceType(),
+    help="Rows to learn: JSON Lines, a JSON array, or a data set on the hub. May be given several times; a "
+    "weight says how often each row is seen in an epoch, as in FILE:0.5.",
+)
+@optgroup.option(
+    "--on-bad-row",
+    type=on_bad_row_choice,
+    default="error",
+    help="Whether a row that cannot be used is an error, or dropped and counted.",
+)
+@optgroup.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    default=default_cache_dir,
+    show_default="~/.cache/yayi",
+    help="Where encoded rows are kept for the next start.",
 )
 @optgroup.option(
     "--max-length", type=POSITIVE, default=2048, help="Longest row, in tokens; longer ones are cut at a turn."
 )
 @optgroup.option(
-    "--test-size", type=TestSize(), default="0.05", help="Rows held out for evaluation: a count or a ratio."
+    "--test-size",
+    type=TestSizeType(),
+    default="0.05",
+    help="Rows held out for evaluation: a count or a ratio.",
 )
 @optgroup.group("Model")
 @optgroup.option(
@@ -127,7 +161,7 @@ def train(options: SimpleNamespace) -> Path:
     share_cores()
     if deepspeed_config:
         start_deepspeed()
-    args = training_arguments(options, deepspeed_config, evaluate=bool(test_rows))
+    args = training_arguments(options, deepspeed_config, evaluate=len(test_rows) > 0)
     if deepspeed_config and args.hf_deepspeed_config.mismatches:
         differences = ", ".join(args.hf_deepspeed_config.mismatches)
         raise UserError(
@@ -145,7 +179,7 @@ def train(options: SimpleNamespace) -> Path:
         args=args,
         data_collator=collate,
         train_dataset=train_rows,
-        eval_dataset=test_rows or None,
+        eval_dataset=test_rows if len(test_rows) else None,
         callbacks=[SaveTokenizer(tokenizer)],
     )
     say(f"training on {len(train_rows)} rows with {args.world_size} process(es), into {run_dir}")
@@ -164,24 +198,35 @@ def default_run_name(input_model: str) -> str:
 
 def build_datasets(
     options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast
-) -> tuple[list[Example], list[Example]]:
-    """(training, held-out) examples; says what was cut, dropped, and held out."""
-    rows = encode_rows(options.data_path, tokenizer, options.max_length)
-    count = len(rows.examples)
-    if rows.cut:
-        say(f"cut after the last turn within --max-length: {len(rows.cut)} rows ({named(rows.cut)})")
-    if rows.dropped:
-        say(f"DROPPED, first turn beyond --max-length: {len(rows.dropped)} rows ({named(rows.dropped)})")
-    held_out = held_out_count(count, options.test_size)
-    if options.test_size >= count:
+) -> tuple[Dataset[Example], Dataset[Example]]:
+    """(training, held-out) examples; says what is learnt, cut, dropped, and held out."""
+    sources: tuple[Source, ...] = options.data_path
+    files = [
+        load_encoded(source.path, tokenizer, options.max_length, options.cache_dir) for source in sources
+    ]
+    paths = [source.path for source in sources]
+    refuse_unusable(paths, [file.summary for file in files], options.on_bad_row)
+    for path, file in zip(paths, files, strict=True):
+        for line in short_form(path, file.summary):
+            say(line)
+
+    rows = ConcatDataset(files)
+    weights = [source.weight for source in sources]
+    chosen = split([file.rows["prompt"] for file in files], weights, options.test_size, options.seed)
+    for source, file, taken in zip(sources, files, chosen.taken, strict=True):
+        if source.weight != 1:
+            say(f"{source.path}: weight {source.weight:g}: {taken:,} rows, of {len(file):,}")
+    say(f"{len(chosen.train):,} rows to train on, {len(chosen.held_out):,} held out")
+    if chosen.wanted != options.test_size and isinstance(options.test_size, int):
         say(
-            f"WARNING: --test-size {options.test_size} leaves none of the {count} rows to train on; "
-            f"holding out a tenth instead, {held_out} rows"
+            f"WARNING: --test-size {options.test_size} would leave none of the rows to train on; a tenth of "
+            f"them is held out instead, {chosen.wanted:,} rows"
         )
-    learnt = sum(int((example["labels"] != NOT_LEARNT).sum()) for example in rows.examples)
-    total = sum(len(example["labels"]) for example in rows.examples)
-    say(f"{options.data_path}: {count} rows of {total} tokens, {learnt} of them learnt; {held_out} held out")
-    return split(rows.examples, held_out, options.seed)
+    if chosen.moved:
+        say(f"{chosen.moved:,} rows changed sides, so that all rows with one prompt are on the same side")
+    if len(chosen.held_out) < chosen.wanted:
+        say(f"WARNING: not {chosen.wanted:,}: the rest share a prompt with more rows than there was room for")
+    return Subset(rows, chosen.train), Subset(rows, chosen.held_out)
 
 
 def training_arguments(
