@@ -1,0 +1,145 @@
+"""Rows of any format, from any number of files, into one file of one format.
+
+What is said stays the same: an `input` becomes part of its instruction, as training sees it.
+
+python -m training.convert --data-path data/yayi_train_example.json --to messages --output messages.jsonl
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from training.conversation import Conversation, from_row, other_keys
+from training.errors import UserError, run_command
+from training.findings import LINES_KEPT, reason_of
+from training.rows import NotRead, parse, read_raw_rows
+
+
+def to_instruction(conversation: Conversation) -> dict[str, Any]:
+    """Raises ValueError for more than one turn."""
+    if len(conversation.turns) > 1:
+        raise ValueError("a dialogue of several turns has no instruction row")
+    turn = conversation.turns[0]
+    row = {"instruction": turn.human, "input": ""}
+    if turn.yayi is not None:
+        row["output"] = turn.yayi
+    return {**row, "system": conversation.system} if conversation.system else row
+
+
+def to_multi_round(conversation: Conversation) -> dict[str, Any]:
+    messages = _messages(conversation, "from", "human", "yayi", "value")
+    return {"system": conversation.system, "conversations": messages}
+
+
+def to_messages(conversation: Conversation) -> dict[str, Any]:
+    system = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    return {"messages": system + _messages(conversation, "role", "user", "assistant", "content")}
+
+
+def _messages(conversation: Conversation, who: str, human: str, yayi: str, what: str) -> list[dict[str, str]]:
+    messages = []
+    for turn in conversation.turns:
+        messages.append({who: human, what: turn.human})
+        if turn.yayi is not None:
+            messages.append({who: yayi, what: turn.yayi})
+    return messages
+
+
+FORMATS: dict[str, Callable[[Conversation], dict[str, Any]]] = {
+    "instruction": to_instruction,
+    "multi-round": to_multi_round,
+    "messages": to_messages,
+}
+
+
+@click.command()
+@click.option(
+    "--data-path", "paths", required=True, multiple=True, help="File or data set; may be given several times."
+)
+@click.option("--to", "to_format", required=True, type=click.Choice(list(FORMATS)), help="Format to write.")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="JSON Lines file to write.",
+)
+@click.option("--force", is_flag=True, help="Write over --output if it is there.")
+def main(paths: tuple[str, ...], to_format: str, output: Path, force: bool) -> None:
+    """Write the rows of all files, in order, into one JSON Lines file.
+
+    Rows that have no such form are left out, counted and named. The last answer may be missing.
+    """
+    if output.exists() and not force:
+        raise UserError(f"{output}: is there already; give another --output, or --force to write over it")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            tally = convert(paths, FORMATS[to_format], file)
+            file.flush()
+            os.fsync(file.fileno())
+        if tally.written:
+            partial.replace(output)
+    except OSError as error:
+        raise UserError(f"{output}: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+    for reason, count in tally.left_out.items():
+        more = ", ..." if count > LINES_KEPT else ""
+        click.echo(f"left out, {reason}: {count:,} ({', '.join(tally.places[reason])}{more})")
+    for key, count in sorted(tally.other_keys.items()):
+        click.echo(f"not carried over, {key}: of {count:,} rows")
+    if not tally.written:
+        raise UserError(f"{output}: not written; none of the {tally.read:,} rows can be a row of {to_format}")
+    click.echo(f"{output}: {tally.written:,} rows, of {tally.read:,} read")
+
+
+@dataclass
+class Tally:
+    """How many rows were read and written, why the others were not, and what no format has a place for."""
+
+    read: int = 0
+    written: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)  # the first of each reason
+    other_keys: Counter[str] = field(default_factory=Counter)
+
+
+def convert(
+    paths: Sequence[str], to_format: Callable[[Conversation], dict[str, Any]], output: TextIO
+) -> Tally:
+    """Write the rows of `paths` to `output`, one at a time.
+
+    Raises UserError for a file that cannot be read, or not to its end.
+    """
+    tally = Tally()
+    for path in paths:
+        for raw in read_raw_rows(path):
+            place = f"{path}:{raw.number}"
+            if isinstance(raw.content, NotRead):
+                raise UserError(f"{place}: {raw.content.problem}")
+            tally.read += 1
+            try:
+                row = parse(raw)
+                converted = to_format(from_row(row))
+            except ValueError as error:
+                reason = reason_of(str(error))
+                tally.left_out[reason] += 1
+                places = tally.places.setdefault(reason, [])
+                if len(places) < LINES_KEPT:
+                    places.append(place)
+                continue
+            output.write(json.dumps(converted, ensure_ascii=False) + "\n")
+            tally.written += 1
+            tally.other_keys.update(other_keys(row))
+    return tally
+
+
+if __name__ == "__main__":
+    run_command(main)
