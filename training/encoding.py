@@ -42,13 +42,14 @@ def pieces(conversation: Conversation, header: str = ":") -> Iterator[Piece]:
     The cuts are beside control tokens and after an answer's `header`, where every prompt ends: see
     `answer_header`.
     """
+    answer_opens = Piece(header, is_learnt=True)
     yield _SYSTEM
     yield Piece(f":\n{conversation.system or INTRO}\n\n")
     for turn in conversation.turns:
         yield _HUMAN
         yield Piece(f":\n{turn.human}\n\n")
         yield _YAYI
-        yield Piece(header, is_learnt=True)
+        yield answer_opens
         if turn.yayi is not None:
             yield Piece(f":\n{turn.yayi}\n\n".removeprefix(header), is_learnt=True)
             yield _END
@@ -97,19 +98,18 @@ def encode_turns(conversations: Sequence[Conversation], tokenizer: PreTrainedTok
     A text that occurs again, such as the intro, is tokenized once.
     """
     layout = _layout(tokenizer)
-    cut = [list(pieces(conversation, layout.header)) for conversation in conversations]
-    texts = list(dict.fromkeys(piece.text for row in cut for piece in row if not piece.is_control))
-    text_ids = dict(zip(texts, _text_ids(tokenizer, texts), strict=True))
+    rows = [list(pieces(conversation, layout.header)) for conversation in conversations]
+    texts = list({piece.text: None for row in rows for piece in row if not piece.is_control})
+    ids_of = dict(zip(texts, _text_ids(tokenizer, texts), strict=True))
+    ids_of |= {token: [token_id] for token, token_id in layout.control_ids.items()}
+    # What somebody wrote is never a whole piece that is equal to a control token: it stands between newlines.
 
     encoded = []
-    for row in cut:
+    for row in rows:
         input_ids: list[int] = []
         answers: list[tuple[int, int]] = []
         for piece in row:
-            if piece.is_control:
-                input_ids.append(layout.control_ids[piece.text])
-            else:
-                input_ids += text_ids[piece.text]
+            input_ids += ids_of[piece.text]
             if piece is _YAYI:
                 start = len(input_ids)
             elif piece is _END:
