@@ -171,8 +171,13 @@ def test_a_damaged_cache_is_not_trusted(load, tmp_path: Path) -> None:
     load()
     (ids,) = (tmp_path / "cache").glob("*/input_ids.bin")
     ids.write_bytes(ids.read_bytes()[:-4])
-    with pytest.raises(UserError, match=r"input_ids.bin: damaged; remove the directory"):
+    with pytest.raises(UserError, match=r"damaged \(input_ids.bin has another size\); remove it"):
         load()
+    ids.unlink()
+    with pytest.raises(UserError, match=r"damaged \(.*No such file"):
+        load()
+    shutil.rmtree(ids.parent)
+    assert load()
 
 
 def test_data_that_changes_while_it_is_read_is_an_error(tmp_path: Path, tokenizer, monkeypatch) -> None:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.conversation import FORMAT_KEYS, SPEAKERS, Conversation, from_row
-from training.dataset import read_conversations
+from training.dataset import encode_chunks, new_findings, read_conversations
 from training.encoding import encode_turns
 from training.errors import UserError
-from training.rows import read_rows
+from training.rows import read_raw_rows, read_rows
 
 # Any text that Python has, halves of surrogate pairs included, and texts that mean something to us.
 TEXTS = st.one_of(
@@ -96,3 +96,19 @@ def test_any_bytes_give_rows_or_an_error_with_a_place(path: Path, data: bytes) -
     path.write_bytes(data)
     for place, _ in outcomes(read_rows(str(path)), path):
         assert place.startswith(f"{path}:")
+
+
+@given(lines=st.lists(st.one_of(ROWS.map(json.dumps).map(str.encode), st.binary(max_size=40)), max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_any_row_is_counted_as_usable_or_not(path: Path, tokenizer, lines: list[bytes]) -> None:
+    path.write_bytes(b"\n".join(lines))
+    findings = new_findings(str(path), tokenizer, 100)
+    for chunk in encode_chunks(str(path), tokenizer, 100):
+        findings += chunk.findings
+    found = findings.summary()
+    unusable = sum(noted["count"] for noted in found["unusable"].values())
+    assert found["rows"] == unusable + sum(found["formats"].values())
+    assert unusable == len(found["errors"])
+    assert json.loads(json.dumps(found)) == found
+    if not found["ends_at"]:
+        assert found["rows"] == len(list(read_raw_rows(str(path))))

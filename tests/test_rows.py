@@ -6,7 +6,7 @@ import pytest
 
 from training import hub
 from training.errors import UserError
-from training.rows import read_rows
+from training.rows import fingerprint, has_bom, read_rows
 
 ROWS = [{"a": 1}, {"a": "两\u2028行"}, {"a": [{}]}]
 
@@ -91,6 +91,35 @@ def test_a_name_is_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None
         ("org/set:2", {"instruction": "q2", "output": None}),
     ]
     assert asked == ["org/set"]
+
+
+def test_a_fingerprint_is_that_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(data: bytes, name: str) -> str:
+        (tmp_path / name).write_bytes(data)
+        return fingerprint(str(tmp_path / name))
+
+    assert of(b"a" * 3_000_000, "a") == of(b"a" * 3_000_000, "b") != of(b"a" * 2_999_999 + b"b", "b")
+    with pytest.raises(UserError, match="no such file"):
+        fingerprint(str(tmp_path / "no.json"))
+
+    monkeypatch.setattr(hub.huggingface_hub, "repo_exists", lambda name, repo_type: True)
+
+    def of_hub(rows: list[dict], name: str) -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache"))
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split: data)
+        return fingerprint("org/set")
+
+    assert of_hub([{"a": "1"}], "c") == of_hub([{"a": "1"}], "d") != of_hub([{"a": "2"}], "d")
+
+
+def test_a_byte_order_mark_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "with").write_bytes(b"\xef\xbb\xbf{}")
+    (tmp_path / "without").write_bytes(b"{}")
+    assert has_bom(str(tmp_path / "with"))
+    assert not has_bom(str(tmp_path / "without"))
+    assert not has_bom("org/set")
 
 
 def test_a_name_that_the_hub_does_not_have_or_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,9 +41,13 @@ def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
                 if partial.exists():
                     shutil.rmtree(partial)
                 partial.mkdir()
-                make(partial)
-                for path in (*partial.iterdir(), partial):
-                    _flush(path)
+                try:
+                    make(partial)
+                    for path in (*partial.iterdir(), partial):
+                        _flush(path)
+                except BaseException:
+                    shutil.rmtree(partial)
+                    raise
                 partial.rename(directory)
                 _flush(directory.parent)
     except OSError as error:

@@ -22,7 +22,7 @@ DOMAINS_SHOWN = 12
 TURNS_SHOWN = 12
 BAR_WIDTH = 50
 
-on_bad_row_choice = click.Choice(["error", "drop"])
+ON_BAD_ROW = click.Choice(["error", "drop"])
 
 
 @click.command(context_settings={"show_default": True})
@@ -35,7 +35,7 @@ on_bad_row_choice = click.Choice(["error", "drop"])
 )
 @click.option(
     "--on-bad-row",
-    type=on_bad_row_choice,
+    type=ON_BAD_ROW,
     default="error",
     help="Whether a row that cannot be used is an error, or dropped and counted.",
 )

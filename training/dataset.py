@@ -52,14 +52,20 @@ class Chunk(NamedTuple):
 
 
 class EncodedFile(Dataset):
-    """The examples of a data file, read from the cache's files as they are needed."""
+    """The examples of a data file, read from the cache's files as they are needed.
+
+    Raises UserError where those are not as they were written.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self.summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-        kept = self.summary["kept"]
-        self._input_ids = _mapped(directory / "input_ids.bin", np.dtype("<i4"), kept["tokens"])
-        self._learnt = _mapped(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
-        self.rows = _mapped(directory / "rows.bin", ROW, kept["rows"])
+        try:
+            self.summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+            kept = self.summary["kept"]
+            self._input_ids = _mapped(directory / "input_ids.bin", np.dtype("<i4"), kept["tokens"])
+            self._learnt = _mapped(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
+            self.rows = _mapped(directory / "rows.bin", ROW, kept["rows"])
+        except (OSError, ValueError) as error:
+            raise UserError(f"{directory}: damaged ({error}); remove it, and it is made again") from None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,7 +79,7 @@ class EncodedFile(Dataset):
 
 def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
     if path.stat().st_size != length * dtype.itemsize:
-        raise UserError(f"{path}: damaged; remove the directory, and it is made again")
+        raise ValueError(f"{path.name} has another size")
     return np.memmap(path, dtype, mode="r") if length else np.empty(0, dtype)
 
 

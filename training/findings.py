@@ -132,7 +132,7 @@ class Findings:
 
     def __iadd__(self, later: "Findings") -> "Findings":
         self._rows += later._rows
-        self._ends_at = later._ends_at
+        self._ends_at = self._ends_at or later._ends_at
         self._errors += later._errors[: ERRORS_KEPT - len(self._errors)]
         for mine, theirs in ((self._unusable, later._unusable), (self._notes, later._notes)):
             for kind, noted in theirs.items():

@@ -8,6 +8,7 @@ One process, with or without a card: `python -m training.trainer` and the same o
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from training.batching import collate
 from training.cache import default_cache_dir
-from training.check import on_bad_row_choice, refuse_unusable, short_form
+from training.check import ON_BAD_ROW, refuse_unusable, short_form
 from training.checkpointing import SaveTokenizer, check_run_dir, export_model
 from training.dataset import Example, load_encoded
 from training.errors import UserError, run_command
@@ -33,24 +34,15 @@ from training.split import Source, parse_source, parse_test_size, split
 from training.tokenizer import check_model_path, load_tokenizer
 
 
-class SourceType(click.ParamType):
-    name = "FILE[:WEIGHT]"
+class Parsed(click.ParamType):
+    """What `parse` makes of the text of an option; its ValueError is the user's mistake."""
 
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Source:
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self.parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         try:
-            return parse_source(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, context)
-
-
-class TestSizeType(click.ParamType):
-    name = "COUNT|RATIO"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> int | float:
-        try:
-            return parse_test_size(str(value))
+            return self.parse(str(value))
         except ValueError as error:
             self.fail(str(error), param, context)
 
@@ -66,13 +58,13 @@ POSITIVE_REAL = click.FloatRange(min=0, min_open=True)
     "--data-path",
     required=True,
     multiple=True,
-    type=SourceType(),
+    type=Parsed("FILE[:WEIGHT]", parse_source),
     help="Rows to learn: JSON Lines, a JSON array, or a data set on the hub. May be given several times; a "
     "weight says how often each row is seen in an epoch, as in FILE:0.5.",
 )
 @optgroup.option(
     "--on-bad-row",
-    type=on_bad_row_choice,
+    type=ON_BAD_ROW,
     default="error",
     help="Whether a row that cannot be used is an error, or dropped and counted.",
 )
@@ -88,7 +80,7 @@ POSITIVE_REAL = click.FloatRange(min=0, min_open=True)
 )
 @optgroup.option(
     "--test-size",
-    type=TestSizeType(),
+    type=Parsed("COUNT|RATIO", parse_test_size),
     default="0.05",
     help="Rows held out for evaluation: a count or a ratio.",
 )
