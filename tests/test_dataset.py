@@ -30,6 +30,11 @@ def lists(file: EncodedFile) -> list[dict[str, list[int]]]:
     return [{key: value.tolist() for key, value in example.items()} for example in file]
 
 
+def counted(file: EncodedFile) -> dict[str, int]:
+    labels = [label for example in lists(file) for label in example["labels"]]
+    return {"rows": len(file), "tokens": len(labels), "learnt": sum(label != -100 for label in labels)}
+
+
 def places(file: EncodedFile, kind: str) -> list[list[int]]:
     return file.summary["notes"].get(kind, {"lines": []})["lines"]
 
@@ -40,9 +45,7 @@ def test_rows_are_encoded_whole_and_in_order(tmp_path: Path, tokenizer) -> None:
     file = load_encoded(path, tokenizer, 2048, tmp_path / "cache")
     assert file.rows["line"].tolist() == list(range(1, 1001))
     assert lists(file) == [encode(conversation, tokenizer) for conversation in conversations]
-    learnt = sum(label != -100 for example in lists(file) for label in example["labels"])
-    tokens = sum(len(example["labels"]) for example in lists(file))
-    assert file.summary["kept"] == {"rows": 1000, "tokens": tokens, "learnt": learnt}
+    assert file.summary["kept"] == counted(file)
 
 
 def test_a_long_row_is_cut_after_its_last_turn_that_fits_or_dropped(tmp_path: Path, tokenizer) -> None:
@@ -59,6 +62,7 @@ def test_a_long_row_is_cut_after_its_last_turn_that_fits_or_dropped(tmp_path: Pa
         file = load_encoded(path, tokenizer, max_length, tmp_path / "cache")
         assert (places(file, "cut"), places(file, "dropped")) == ([[1]], [])
         assert lists(file) == [kept, encode(fits, tokenizer)]
+        assert file.summary["kept"] == counted(file)
 
     shortest = len(encode(fits, tokenizer)["input_ids"])
     assert shortest < len(one_turn["input_ids"])
