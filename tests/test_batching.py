@@ -1,7 +1,9 @@
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from training.batching import collate
+from training.batching import collate, collate_padded
+from training.modeling_bloom import BloomForCausalLM
 
 EXAMPLES = [
     {"input_ids": [7, 8, 9], "labels": [-100, 8, 9]},
@@ -11,10 +13,22 @@ EXAMPLES = [
 
 def test_a_batch_as_drawn() -> None:
     """
+    input_ids       7 8 9 7 8      labels    . 8 9 . 8      document_lengths   3 2        . = -100
+    """
+    batch = {name: tensor.tolist() for name, tensor in collate(EXAMPLES).items()}
+    assert batch == {
+        "input_ids": [[7, 8, 9, 7, 8]],
+        "labels": [[-100, 8, 9, -100, 8]],
+        "document_lengths": [3, 2],
+    }
+
+
+def test_a_padded_batch_as_drawn() -> None:
+    """
     input_ids       7 8 9      labels    . 8 9      attention_mask   1 1 1
                     7 8 0                . 8 .                       1 1 0        . = -100
     """
-    batch = {name: tensor.tolist() for name, tensor in collate(EXAMPLES).items()}
+    batch = {name: tensor.tolist() for name, tensor in collate_padded(EXAMPLES).items()}
     assert batch == {
         "input_ids": [[7, 8, 9], [7, 8, 0]],
         "labels": [[-100, 8, 9], [-100, 8, -100]],
@@ -32,4 +46,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_learnt_tokens(base: str) -> No
             loss.item() for loss in torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         ]
     expected = sum(losses) / len(losses)
-    torch.testing.assert_close(model(**collate(EXAMPLES)).loss.item(), expected, rtol=1e-5, atol=1e-5)
+    padded = model(**collate_padded(EXAMPLES)).loss.item()
+    end_to_end = BloomForCausalLM.from_pretrained(base)(**collate(EXAMPLES)).loss.item()
+    assert padded == pytest.approx(expected, rel=1e-5)
+    assert end_to_end == pytest.approx(expected, rel=1e-5)

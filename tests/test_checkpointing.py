@@ -7,7 +7,7 @@ import safetensors
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomForCausalLM
 
-from training.batching import collate
+from training.batching import collate_padded
 from training.checkpointing import check_run_dir, save_model, untied
 from training.consts import END
 from training.errors import UserError
@@ -27,7 +27,7 @@ def test_plain_transformers_loads_the_saved_model_with_equal_logits(saved, token
     directory, model = saved
     plain = AutoModelForCausalLM.from_pretrained(directory)
     assert type(plain) is BloomForCausalLM
-    batch = collate([{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}])
+    batch = collate_padded([{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}])
     assert torch.equal(plain(**batch).logits, model(**batch).logits)
     assert AutoTokenizer.from_pretrained(directory).chat_template == tokenizer.chat_template
 

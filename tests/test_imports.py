@@ -34,7 +34,7 @@ OPEN_TO_INFERENCE = {
 LAYERS = [
     {"consts", "errors", "reporting"},
     {"conversation", "hub", "machine", "cache", "split"},
-    {"rows", "encoding", "batching", "repeats"},
+    {"rows", "encoding", "batching", "repeats", "modeling_bloom"},
     {"tokenizer", "findings"},
     {"dataset", "model", "sft_trainer", "convert"},
     {"check", "checkpointing"},

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from tests.conftest import SINGLE_TURN
-from training.batching import collate
+from training.batching import collate, collate_padded
 from training.dataset import load_encoded
 from training.model import load_model
 from training.sft_trainer import SFTTrainer, rate_factor
@@ -86,7 +86,7 @@ def test_accumulated_micro_batches_weigh_tokens_as_one_batch_does(base, tokenize
     plain = AutoModelForCausalLM.from_pretrained(base)
     fitted = load_model(base, tokenizer, dtype=torch.float32)
     plain.load_state_dict(fitted.state_dict())
-    assert plain(**collate(rows[:8])).loss.item() == pytest.approx(whole[0], rel=1e-4)
+    assert plain(**collate_padded(rows[:8])).loss.item() == pytest.approx(whole[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

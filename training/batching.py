@@ -7,9 +7,26 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.consts import NOT_LEARNT
 
+Examples = Sequence[Mapping[str, Sequence[int]]]
 
-def collate(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
-    """Examples side by side, padded on the right to the longest.
+
+def collate(examples: Examples) -> dict[str, torch.Tensor]:
+    """Examples end to end, without padding, for our Bloom.
+
+    input_ids       7 8 9 7 8      labels    . 8 9 . 8      document_lengths   3 2        . = -100
+
+    Returns int64 tensors of shape (1, tokens), (1, tokens) and (examples,), such that `model(**batch).loss`
+    is the mean over the learnt tokens.
+    """
+    return {
+        "input_ids": torch.cat(_tensors(examples, "input_ids"))[None],
+        "labels": torch.cat(_tensors(examples, "labels"))[None],
+        "document_lengths": torch.tensor([len(example["input_ids"]) for example in examples]),
+    }
+
+
+def collate_padded(examples: Examples) -> dict[str, torch.Tensor]:
+    """Examples side by side, padded on the right to the longest, for any other model.
 
     input_ids       7 8 9      labels    . 8 9      attention_mask   1 1 1
                     7 8 0                . 8 .                       1 1 0        . = -100
@@ -17,13 +34,13 @@ def collate(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.
     Returns three int64 tensors of shape (examples, longest), such that `model(**batch).loss` is the mean over
     the learnt tokens. The padding id is never seen: the mask hides it and its label is -100.
     """
+    input_ids = _tensors(examples, "input_ids")
     return {
-        "input_ids": _padded([example["input_ids"] for example in examples], 0),
-        "labels": _padded([example["labels"] for example in examples], NOT_LEARNT),
-        "attention_mask": _padded([[1] * len(example["input_ids"]) for example in examples], 0),
+        "input_ids": pad_sequence(input_ids, batch_first=True),
+        "labels": pad_sequence(_tensors(examples, "labels"), batch_first=True, padding_value=NOT_LEARNT),
+        "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),
     }
 
 
-def _padded(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
-    tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=padding)
+def _tensors(examples: Examples, key: str) -> list[torch.Tensor]:
+    return [torch.as_tensor(example[key], dtype=torch.int64) for example in examples]

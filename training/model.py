@@ -4,11 +4,18 @@ import contextlib
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
 from training.errors import UserError, first_line
+from training.modeling_bloom import BloomForCausalLM
 from training.tokenizer import check_model_path, load_base_tokenizer
 
 # Rows are added up to the next multiple of this: a matrix product is faster on such widths.
@@ -28,12 +35,15 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model at `path`, with a row in and out for every token of `tokenizer`.
 
+    A Bloom comes as `training.modeling_bloom`'s, any other model as transformers' own.
     dtype: of the weights in memory; "auto" is what was saved. device_map: as accelerate's, to place the
     weights while loading. seed: of the noise in new rows. Raises UserError where there is no model.
     """
     check_model_path(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map)
+        is_bloom = AutoConfig.from_pretrained(path).model_type == "bloom"
+        model_class = BloomForCausalLM if is_bloom else AutoModelForCausalLM
+        model = model_class.from_pretrained(path, dtype=dtype, device_map=device_map)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{path}: no causal language model that can be loaded ({first_line(error)})"

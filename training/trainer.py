@@ -20,7 +20,7 @@ from click_option_group import optgroup
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from training.batching import collate
+from training.batching import collate, collate_padded
 from training.cache import default_cache_dir
 from training.check import ON_BAD_ROW, refuse_unusable, short_form
 from training.checkpointing import SaveTokenizer, check_run_dir, export_model
@@ -28,6 +28,7 @@ from training.dataset import Example, load_encoded
 from training.errors import UserError, run_command
 from training.machine import check_bf16, read_deepspeed_config, share_cores, start_deepspeed
 from training.model import load_model
+from training.modeling_bloom import BloomForCausalLM
 from training.reporting import say
 from training.sft_trainer import SCHEDULES, SFTTrainer
 from training.split import Source, parse_source, parse_test_size, split
@@ -166,10 +167,16 @@ def train(options: SimpleNamespace) -> Path:
     # float32, and bf16 is autocast's.
     dtype = torch.bfloat16 if options.bf16 and deepspeed_config else torch.float32
     model = load_model(options.input_model, tokenizer, dtype=dtype, seed=options.seed)
+    is_bloom = isinstance(model, BloomForCausalLM)
+    say(
+        "Bloom: no padding, fused attention, logits only where they are learnt"
+        if is_bloom
+        else f"{type(model).__name__}: transformers' own, with padded batches"
+    )
     trainer = SFTTrainer(
         model=model,
         args=args,
-        data_collator=collate,
+        data_collator=collate if is_bloom else collate_padded,
         train_dataset=train_rows,
         eval_dataset=test_rows if len(test_rows) else None,
         callbacks=[SaveTokenizer(tokenizer)],
