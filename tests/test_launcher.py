@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomForCausalLM
 
 from tests.conftest import LEARNT, ROOT, SINGLE_TURN, write_rows
+from training import trainer
+from training.model import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +127,38 @@ def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Pat
     moved = distance(start, two_ranks)
     assert distance(two_ranks, sharded) < 0.1 * moved
     assert distance(start, sharded) == pytest.approx(moved, rel=0.05)
+
+
+def test_50_steps_under_zero_2_are_those_of_the_padded_library_model_in_float32(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [
+        "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),
+        "--cache-dir", str(tmp_path / "cache"), "--test-size", "20", "--max-steps", "50",
+        "--eval-steps", "25", "--lr", "3e-3", "--warmup-steps", "5", "--lr-scheduler", "cosine",
+        "--logging-steps", "1", "--save-steps", "50",
+    ]  # fmt: skip
+    launched = launch(
+        2, *arguments, "--run-name", "ours", "--deepspeed", ZERO2, "--per-device-train-batch-size", "4"
+    )
+    assert launched.returncode == 0, launched.stderr
+    assert "Bloom: no padding" in launched.stdout
+
+    def library_model(path: str, tokenizer, **kwargs) -> BloomForCausalLM:
+        ours = load_model(path, tokenizer, **kwargs)
+        library = BloomForCausalLM(ours.config)
+        library.load_state_dict(ours.state_dict())
+        return library
+
+    monkeypatch.setattr(trainer, "load_model", library_model)
+    trainer.main.main([*arguments, "--run-name", "library", "--no-bf16"], standalone_mode=False)
+    expected = values(tmp_path / "library", "loss")
+    assert len(expected) == 50
+    assert expected[0] - expected[-1] > 2  # a curve, not a line
+    assert values(tmp_path / "ours", "loss") == pytest.approx(expected, rel=0.02)
+    assert values(tmp_path / "ours", "eval_loss") == pytest.approx(
+        values(tmp_path / "library", "eval_loss"), rel=0.02
+    )
 
 
 def test_a_mistake_under_the_launcher_is_one_line_and_status_2(base: str, tmp_path: Path) -> None:

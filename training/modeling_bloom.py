@@ -140,7 +140,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
             if wants_hidden:
                 ctx.hidden_grad[start : start + rows] = gradient @ weight
             if wants_weight:
-                ctx.weight_grad += gradient.T @ hidden.to(weight.dtype)
+                ctx.weight_grad.addmm_(gradient.T, hidden.to(weight.dtype))  # no second matrix of this size
         return loss
 
     @staticmethod

@@ -63,7 +63,14 @@ def step(way: str, rows: list[dict[str, list[int]]], dtype: torch.dtype, steps: 
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
     config.hidden_dropout = config.attention_dropout = 0.0
-    model = (BloomForCausalLM if way == "ours" else LibraryBloom)(config).to(dtype).train()
+    model = LibraryBloom(config).to(dtype)
+    if way == "ours":  # the same random weights, in the same memory
+        weights = model.state_dict()
+        with torch.device("meta"):
+            model = BloomForCausalLM(config)
+        model.load_state_dict(weights, assign=True)
+        model.tie_weights()
+    model.train()
     batch = (collate if way == "ours" else collate_padded)(rows)
     seconds, gemm = [], [gemm_flops_a_second(dtype)]
     for _ in range(steps + 1):  # the first one warms up
