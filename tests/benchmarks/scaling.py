@@ -1,0 +1,60 @@
+"""What a token costs in time and memory as rows grow longer, and as a micro-batch gets more of them.
+
+    python -m tests.benchmarks.scaling
+
+The model of tests.benchmarks.train_step, our way, on rows of random tokens of which the second half is
+learnt; every line is measured in a process of its own.
+"""
+
+import json
+import subprocess
+import sys
+
+import click
+import torch
+
+from tests.benchmarks.train_step import DTYPES, VOCABULARY, matrix_flops, step
+from training.consts import NOT_LEARNT
+from training.errors import run_command
+
+LENGTHS = (256, 512, 1024, 2048, 4096)
+ROW_COUNTS = (4, 16, 64)
+LENGTH_OF_COUNTED_ROWS = 256
+
+
+def random_rows(count: int, length: int) -> list[dict[str, list[int]]]:
+    torch.manual_seed(0)
+    ids = torch.randint(VOCABULARY, (count, length)).tolist()
+    prompt = length // 2
+    return [{"input_ids": row, "labels": [NOT_LEARNT] * prompt + row[prompt:]} for row in ids]
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--lengths", default=",".join(map(str, LENGTHS)), help="Tokens of one row.")
+@click.option("--row-counts", default=",".join(map(str, ROW_COUNTS)), help="Rows of 256 tokens.")
+@click.option("--steps", type=click.IntRange(min=1), default=3, help="Steps to take the median of.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16")
+@click.option("--measure", nargs=2, type=int, help="For its own use: measure ROWS of LENGTH, and print JSON.")
+def main(lengths: str, row_counts: str, steps: int, dtype: str, measure: tuple[int, int] | None) -> None:
+    """Print a line for each size of batch."""
+    if measure:
+        print(json.dumps(step("ours", random_rows(*measure), DTYPES[dtype], steps)))
+        return
+    click.echo(f"{'rows':>6}{'length':>8}{'ms a token':>12}{'peak GB':>9}{'of GEMM bound':>15}   {dtype}")
+    sizes = [(1, int(length)) for length in lengths.split(",") if length]
+    sizes += [(int(count), LENGTH_OF_COUNTED_ROWS) for count in row_counts.split(",") if count]
+    for count, length in sizes:
+        command = [sys.executable, "-m", "tests.benchmarks.scaling", "--steps", str(steps), "--dtype", dtype]
+        finished = subprocess.run(
+            [*command, "--measure", str(count), str(length)], stdout=subprocess.PIPE, check=True
+        )
+        result = json.loads(finished.stdout.splitlines()[-1])
+        share = matrix_flops(random_rows(count, length)) / result["seconds"] / result["gemm"]
+        click.echo(
+            f"{count:6}{length:8}{result['seconds'] / count / length * 1000:12.2f}"
+            f"{result['peak'] / 1e9:9.2f}{share:15.0%}"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)
