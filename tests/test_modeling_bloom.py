@@ -118,6 +118,14 @@ def test_slices_of_the_head_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal_gradients(ours, sliced)
 
 
+def test_a_second_backward_fails_instead_of_giving_other_gradients() -> None:
+    _, ours = models()
+    loss = ours(**end_to_end(documents([9]))).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(AttributeError):
+        loss.backward()
+
+
 def test_the_sum_over_micro_batches_is_the_mean_over_all_their_tokens() -> None:
     library, ours = models()
     found = documents([40, 9, 120])

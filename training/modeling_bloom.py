@@ -146,7 +146,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss):
         hidden_grad, weight_grad = ctx.hidden_grad, ctx.weight_grad
-        ctx.hidden_grad = ctx.weight_grad = None
+        del ctx.hidden_grad, ctx.weight_grad  # scaled in place below, so that a second backward has to fail
         for grad in (hidden_grad, weight_grad):
             if grad is not None:
                 grad.mul_(grad_loss.to(grad.dtype))
