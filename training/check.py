@@ -14,12 +14,11 @@ from training.consts import NOT_LEARNT
 from training.dataset import encode_chunks, new_findings
 from training.encoding import show
 from training.errors import UserError, run_command
-from training.findings import ERRORS_KEPT, NOTES
+from training.findings import NOTES
 from training.tokenizer import load_tokenizer
 
 EXAMPLES_SHOWN = 2
-DOMAINS_SHOWN = 12
-TURNS_SHOWN = 12
+NAMES_SHOWN = 12
 BAR_WIDTH = 50
 
 ON_BAD_ROW = click.Choice(["error", "drop"])
@@ -68,7 +67,7 @@ def main(
 
 
 def refuse_unusable(paths: Sequence[str], summaries: Sequence[dict[str, Any]], on_bad_row: str) -> None:
-    """Raise UserError if there are rows that cannot be used, with a line for each of the first ERRORS_KEPT.
+    """Raise UserError if there are rows that cannot be used, with a line for each of the first.
 
     Where they are to be dropped, only if the rest of a JSON array cannot be read, or no row is left.
     """
@@ -115,8 +114,8 @@ def full_form(path: str, summary: dict[str, Any]) -> list[str]:
         domains = {prefix or "none": count for prefix, count in summary["domains"].items()}
         lines += [
             f"  format      {_counts(summary['formats'])}",
-            f"  domain      {_counts(domains, DOMAINS_SHOWN)}",
-            f"  turns       {_counts(summary['turns'], TURNS_SHOWN)}",
+            f"  domain      {_counts(domains)}",
+            f"  turns       {_counts(summary['turns'])}",
             f"  learnt      {summary['learnt']:,} of {summary['tokens']:,} tokens"
             f" ({summary['learnt'] / summary['tokens']:.1%})",
             "  tokens a row",
@@ -154,9 +153,9 @@ def _rows(path: str, noted: dict[str, Any]) -> str:
     )
 
 
-def _counts(counts: dict[str, int], shown: int = ERRORS_KEPT) -> str:
-    named = [f"{name}: {count:,}" for name, count in list(counts.items())[:shown]]
-    rest = list(counts.values())[shown:]
+def _counts(counts: dict[str, int]) -> str:
+    named = [f"{name}: {count:,}" for name, count in list(counts.items())[:NAMES_SHOWN]]
+    rest = list(counts.values())[NAMES_SHOWN:]
     if rest:
         named.append(f"{len(rest):,} others: {sum(rest):,}")
     return ", ".join(named)
