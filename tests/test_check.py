@@ -184,6 +184,22 @@ def test_an_array_that_cannot_be_read_on_is_an_error_whatever_is_to_be_dropped(
     assert "2 rows, 1 of them can be used" in out
     assert f"error: {path}:2: not JSON (" in err
     assert "the array was not read from here on" in err
+    assert "--on-bad-row" not in err  # dropping cannot help
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows"),
+        ([{}, {}], "none of the rows can be used"),
+        ([{}, REPEATED], "every row is longer than --max-length 9"),
+    ],
+)
+def test_nothing_to_learn_is_an_error(base: str, outcome, tmp_path: Path, rows: list, message: str) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    options = "--on-bad-row drop --max-length 9"
+    status, _, err = outcome(check.main, f"--data-path {path} --input-model {base} {options}")
+    assert (status, err) == (2, f"error: {path}: {message}\n")
 
 
 def test_errors_beyond_the_limit_are_counted(base: str, outcome, tmp_path: Path) -> None:

@@ -75,21 +75,19 @@ def refuse_unusable(paths: Sequence[str], summaries: Sequence[dict[str, Any]], o
     problems = [f"{path}:{line}: {problem}" for path, summary in files for line, problem in summary["errors"]]
     rows = sum(summary["rows"] for summary in summaries)
     count = sum(map(unusable_count, summaries))
+    unread = [(path, *summary["ends_at"]) for path, summary in files if summary["ends_at"]]
     if count and on_bad_row == "error":
+        remedy = "" if unread else ", or pass --on-bad-row drop"
         if count == 1:
-            raise UserError(f"{problems[0]}; mend the row, or pass --on-bad-row drop")
+            raise UserError(f"{problems[0]}; mend the row{remedy}")
         named = "" if count == len(problems) else f", {len(problems):,} of them named above"
-        raise UserError(
-            f"{count:,} of {rows:,} rows cannot be used{named}; mend them, or pass --on-bad-row drop",
-            problems,
-        )
-    for path, summary in files:
-        if summary["ends_at"]:
-            line, problem = summary["ends_at"]
-            raise UserError(f"{path}:{line}: {problem}, so that nobody knows what would be dropped")
+        raise UserError(f"{count:,} of {rows:,} rows cannot be used{named}; mend them{remedy}", problems)
+    for path, line, problem in unread:
+        raise UserError(f"{path}:{line}: {problem}, so that nobody knows what would be dropped")
     if not any(summary["kept"]["rows"] for summary in summaries):
         too_long = f"every row is longer than --max-length {summaries[0]['max_length']}"
-        raise UserError(f"{', '.join(paths)}: {too_long if rows > count else 'no rows'}")
+        problem = too_long if rows > count else "none of the rows can be used" if rows else "no rows"
+        raise UserError(f"{', '.join(paths)}: {problem}")
 
 
 def unusable_count(summary: dict[str, Any]) -> int:
