@@ -48,13 +48,11 @@ def documents_of(lengths: torch.Tensor, config: BloomConfig, dtype: torch.dtype)
     the position in its document, each as a sum of parts that `dtype` holds exactly. The kernel adds the
     products up in float32, so that the bias is as exact as there, and no (tokens, tokens) tensor is needed.
     """
-    if int(lengths.max()) > LONGEST_DOCUMENT:
-        raise ValueError(
-            f"a document of {int(lengths.max())} tokens; at most {LONGEST_DOCUMENT} are possible"
-        )
-    device = lengths.device
+    device, lengths = lengths.device, lengths.tolist()  # once: on a card this waits for what is under way
+    if max(lengths) > LONGEST_DOCUMENT:
+        raise ValueError(f"a document of {max(lengths)} tokens; at most {LONGEST_DOCUMENT} are possible")
     head_width = config.hidden_size // config.n_head
-    position = torch.cat([torch.arange(length, device=device) for length in lengths.tolist()])
+    position = torch.cat([torch.arange(length, device=device) for length in lengths])
     # The kernel divides every product by the root of the head's width.
     slope = _get_alibi_slopes(config.n_head, device).double() * math.sqrt(head_width)
     if dtype == torch.float32:
@@ -69,7 +67,7 @@ def documents_of(lengths: torch.Tensor, config: BloomConfig, dtype: torch.dtype)
     query_columns = torch.stack([s.to(dtype) for s, _ in pairs], dim=-1)
     key_columns = torch.stack([p.to(dtype) for _, p in pairs], dim=-1)
     return Documents(
-        lengths.tolist(),
+        lengths,
         F.pad(query_columns, (0, empty))[None, :, None, :],
         F.pad(key_columns, (0, empty))[None, None],
     )
