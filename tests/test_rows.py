@@ -4,7 +4,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from training import hub
+from training import hub, rows
 from training.errors import UserError
 from training.rows import fingerprint, has_bom, read_rows
 
@@ -70,6 +70,17 @@ def test_what_is_not_json_in_utf8_is_an_error_with_its_place(tmp_path: Path, dat
 def test_a_missing_file_is_an_error(name: str) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_rows(name)
+
+
+@pytest.mark.parametrize("read", [lambda path: list(read_rows(path)), fingerprint, has_bom])
+def test_a_file_that_the_system_refuses_is_an_error(tmp_path: Path, monkeypatch, read) -> None:
+    def refuse(path: str, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "rows.json").write_text("{}")
+    monkeypatch.setattr(rows, "open", refuse, raising=False)
+    with pytest.raises(UserError, match=r"rows\.json: Permission denied"):
+        read(str(tmp_path / "rows.json"))
 
 
 def test_a_directory_is_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A data file, or a data set on the hub, as a stream of (place, row)."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -81,7 +82,7 @@ def has_bom(data_path: str) -> bool:
     """Whether it is a file that starts with a byte order mark, which is read over."""
     if not _is_file(data_path):
         return False
-    with open(data_path, "rb") as file:
+    with _reading(data_path) as file:
         return file.read(len(UTF8_BOM)) == UTF8_BOM
 
 
@@ -97,12 +98,9 @@ def fingerprint(data_path: str) -> str:
         assert paths, "load_dataset keeps its rows in files"
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
-        try:
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
+        with _reading(path) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -119,19 +117,26 @@ def _is_file(data_path: str) -> bool:
     return False
 
 
-def _read_file(path: str) -> Iterator[RawRow]:
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[BinaryIO]:
+    """The file, open; UserError for what the system refuses."""
     try:
         with open(path, "rb") as file:
-            start = file.read(len(UTF8_BOM))
-            file.seek(len(UTF8_BOM) if start == UTF8_BOM else 0)
-            if _next_character(file) == b"[":
-                yield from _read_array(file.read())
-                return
-            for number, line in enumerate(file, start=1):
-                if not line.isspace():
-                    yield RawRow(number, line)
+            yield file
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _read_file(path: str) -> Iterator[RawRow]:
+    with _reading(path) as file:
+        start = file.read(len(UTF8_BOM))
+        file.seek(len(UTF8_BOM) if start == UTF8_BOM else 0)
+        if _next_character(file) == b"[":
+            yield from _read_array(file.read())
+            return
+        for number, line in enumerate(file, start=1):
+            if not line.isspace():
+                yield RawRow(number, line)
 
 
 def _next_character(file: BinaryIO) -> bytes:
