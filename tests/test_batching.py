@@ -36,6 +36,16 @@ def test_a_padded_batch_as_drawn() -> None:
     }
 
 
+@pytest.mark.parametrize("make", [collate, collate_padded])
+def test_no_examples_are_a_batch_that_teaches_nothing(base: str, make) -> None:
+    model_class = BloomForCausalLM if make is collate else AutoModelForCausalLM
+    model = model_class.from_pretrained(base)
+    loss = model(**make([]), num_items_in_batch=5).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert model.get_input_embeddings().weight.grad.abs().max() == 0
+
+
 def test_the_loss_of_a_batch_is_the_mean_over_its_learnt_tokens(base: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(base)
     losses = []

@@ -1,14 +1,25 @@
+import errno
 import json
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomForCausalLM
 
+from training import checkpointing
 from training.batching import collate_padded
-from training.checkpointing import check_run_dir, save_model, untied
+from training.checkpointing import (
+    check_is_seen,
+    checkpoints,
+    read_complete,
+    save_model,
+    untied,
+    warn_of_slow_save,
+    write_checkpoint,
+)
 from training.consts import END
 from training.errors import UserError
 from training.model import load_model
@@ -91,17 +102,153 @@ def test_slices_of_one_buffer_are_saved_apart(base: str, tokenizer) -> None:
     assert len(storages) == len(state_dict) - 1  # the tied head is gone
 
 
-def test_a_run_directory_that_holds_anything_is_refused(tmp_path: Path) -> None:
-    check_run_dir(tmp_path)
-    check_run_dir(tmp_path / "new" / "deep")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"holds something already.*--run-name"):
-        check_run_dir(tmp_path)
+def one_rank(limit: int = 2) -> SimpleNamespace:
+    """What write_checkpoint asks of a trainer."""
+    return SimpleNamespace(
+        is_world_process_zero=lambda: True,
+        is_local_process_zero=lambda: True,
+        accelerator=SimpleNamespace(wait_for_everyone=lambda: None),
+        args=SimpleNamespace(world_size=1, save_total_limit=limit),
+    )
 
 
-def test_a_run_directory_below_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("kept")
-    with pytest.raises(UserError, match="cannot be written"):
-        check_run_dir(tmp_path / "file" / "run")
-    assert (tmp_path / "file").read_text() == "kept"
+def write(directory: Path) -> None:
+    (directory / "deep").mkdir()
+    (directory / "deep" / "weights").write_bytes(b"12345")
+    (directory / "state").write_bytes(b"")
+
+
+def test_a_checkpoint_says_what_it_holds(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 7, write, one_rank())
+    assert path == tmp_path / "checkpoint-7"
+    said = read_complete(path)
+    assert said.pop("seconds") < 60
+    assert said == {"step": 7, "world_size": 1, "files": {"deep/weights": 5, "state": 0}}
+    assert checkpoints(tmp_path) == ([path], [])
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "no COMPLETE.json", "half a COMPLETE.json"])
+def test_what_is_not_whole_is_not_complete(tmp_path: Path, damage: str) -> None:
+    good = write_checkpoint(tmp_path, 3, write, one_rank())
+    path = write_checkpoint(tmp_path, 10, write, one_rank())
+    if damage == "cut":
+        (path / "deep" / "weights").write_bytes(b"1234")
+    elif damage == "missing":
+        (path / "state").unlink()
+    elif damage == "no COMPLETE.json":
+        (path / "COMPLETE.json").unlink()
+    else:
+        text = (path / "COMPLETE.json").read_text()
+        (path / "COMPLETE.json").write_text(text[: len(text) // 2])
+    assert checkpoints(tmp_path) == ([good], [path])
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_older_ones_go_only_when_the_new_one_is_complete(tmp_path: Path, monkeypatch, limit: int) -> None:
+    """There is a complete one at every call that changes the disk, by step and not by name or time."""
+    seen = []
+
+    def watched(function):
+        def call(*args, **kwargs):
+            seen.append([path.name for path in checkpoints(tmp_path)[0]])
+            return function(*args, **kwargs)
+
+        return call
+
+    write_checkpoint(tmp_path, 9, write, one_rank(limit))
+    monkeypatch.setattr(Path, "rename", watched(Path.rename))
+    monkeypatch.setattr(Path, "mkdir", watched(Path.mkdir))
+    monkeypatch.setattr(checkpointing.shutil, "rmtree", watched(checkpointing.shutil.rmtree))
+    monkeypatch.setattr(checkpointing, "flush", watched(checkpointing.flush))
+    for step in (10, 11, 100):
+        write_checkpoint(tmp_path, step, write, one_rank(limit))
+    assert all(seen)
+    assert max(map(len, seen)) == limit + 1
+    assert [path.name for path in checkpoints(tmp_path)[0]] == ["checkpoint-11", "checkpoint-100"][-limit:]
+    assert checkpoints(tmp_path)[1] == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("basic_ios::clear: iostream error"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 920000 vs 919888"),
+        safetensors.SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+    ],
+)
+def test_a_write_that_fails_is_one_line_and_leaves_the_one_before(tmp_path: Path, error: Exception) -> None:
+    good = write_checkpoint(tmp_path, 3, write, one_rank(1))
+
+    def fail(directory: Path) -> None:
+        write(directory)
+        raise error
+
+    with pytest.raises(
+        UserError, match=r"checkpoint-6: cannot be written \(.*checkpoint-3 is complete.*--resume"
+    ):
+        write_checkpoint(tmp_path, 6, fail, one_rank(1))
+    assert checkpoints(tmp_path) == ([good], [])
+
+
+def test_a_fault_of_ours_keeps_its_traceback(tmp_path: Path) -> None:
+    def fail(directory: Path) -> None:
+        raise RuntimeError("CUDA error")
+
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        write_checkpoint(tmp_path, 6, fail, one_rank())
+
+
+def test_what_a_killed_save_left_goes_with_the_next(tmp_path: Path) -> None:
+    for name in (".incomplete-4", "checkpoint-8"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_bytes(b"1")
+    write_checkpoint(tmp_path, 8, write, one_rank())
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-8"]
+
+
+def test_a_directory_that_only_rank_0_sees_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpointing, "DISK_PATIENCE_S", 0)
+    (tmp_path / "seen").mkdir()
+    check_is_seen(tmp_path / "seen")
+    with pytest.raises(UserError, match="a disk that all nodes share"):
+        check_is_seen(tmp_path / "unseen")
+
+
+def test_a_save_that_takes_longer_than_the_launcher_waits_is_said(monkeypatch, capsys) -> None:
+    warn_of_slow_save(31)
+    assert capsys.readouterr().out == ""  # no launcher, no patience
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    warn_of_slow_save(29)
+    assert capsys.readouterr().out == ""
+    warn_of_slow_save(31)
+    assert "a checkpoint took 31 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("only_model", [False, True])
+def test_the_forecast_of_a_checkpoint_is_what_it_takes(tuned: str, only_model: bool) -> None:
+    """But for small files, of which the tokenizer's is large beside so small a model."""
+    model = AutoModelForCausalLM.from_pretrained(tuned)
+    trainer = SimpleNamespace(
+        model=model, args=SimpleNamespace(save_only_model=only_model), is_deepspeed_enabled=False
+    )
+    files = read_complete(Path(tuned) / "checkpoint-120")["files"]
+    large = files["model.safetensors"] + (0 if only_model else files["optimizer.pt"])
+    assert checkpointing.checkpoint_bytes(trainer) == pytest.approx(large, rel=0.03)
+
+
+def test_a_run_without_room_is_refused_before_it_starts(tuned: str, tmp_path: Path, monkeypatch) -> None:
+    trainer = SimpleNamespace(
+        model=AutoModelForCausalLM.from_pretrained(tuned),
+        args=SimpleNamespace(save_only_model=False, save_total_limit=2, save_steps=10),
+        is_deepspeed_enabled=True,
+        total_steps=100,
+    )
+    needed = checkpointing.check_room(trainer, tmp_path)
+    count = sum(weight.numel() for weight in trainer.model.parameters())
+    assert needed == 3 * (2 * 4 + 12) * count + 4 * count
+    monkeypatch.setattr(checkpointing, "free_bytes", lambda path: needed - 1)
+    with pytest.raises(UserError, match="are needed for 3 checkpoints of"):
+        checkpointing.check_room(trainer, tmp_path)

@@ -32,12 +32,13 @@ OPEN_TO_INFERENCE = {
 
 # Each module may import from those before it, never the other way round.
 LAYERS = [
-    {"consts", "errors", "reporting"},
-    {"conversation", "hub", "machine", "cache", "split"},
+    {"consts", "curves", "disk", "errors", "reporting", "sampling"},
+    {"conversation", "hub", "machine", "cache", "split", "stopping", "throughput"},
     {"rows", "encoding", "batching", "repeats", "modeling_bloom"},
     {"tokenizer", "findings"},
-    {"dataset", "model", "sft_trainer", "convert"},
-    {"check", "checkpointing"},
+    {"dataset", "model", "convert"},
+    {"check", "checkpointing", "run_report", "samples"},
+    {"run_dir", "sft_trainer"},
     {"tiny_bloom"},
     {"trainer"},
 ]

@@ -7,7 +7,13 @@ import torch
 
 from tests.conftest import ROOT
 from training.errors import UserError
-from training.machine import check_bf16, read_deepspeed_config, share_cores
+from training.machine import (
+    SMALLEST_BF16_STEP,
+    check_bf16,
+    check_learning_rate,
+    read_deepspeed_config,
+    share_cores,
+)
 
 CONFIGS = sorted((ROOT / "config").glob("*.json"))
 
@@ -64,3 +70,18 @@ def test_a_card_without_bf16_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch)
         check_bf16()
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     check_bf16()
+
+
+def test_a_rate_that_bf16_rounds_off_is_refused_where_there_are_no_float32_weights() -> None:
+    without = {"bf16": {"enabled": "auto", "bf16_master_weights_and_grads": True}}
+    with pytest.raises(UserError, match="--lr 5e-07 changes no bf16 weight"):
+        check_learning_rate(without, 5e-7)
+    check_learning_rate(without, 1e-4)
+    check_learning_rate({"bf16": {"enabled": "auto"}}, 5e-7)
+    check_learning_rate({}, 5e-7)
+
+
+def test_the_smallest_step_is_where_a_bf16_weight_begins_to_change() -> None:
+    weight = torch.tensor(2.0**-6, dtype=torch.bfloat16)
+    assert weight + 0.99 * SMALLEST_BF16_STEP == weight
+    assert weight + 1.01 * SMALLEST_BF16_STEP > weight

@@ -61,6 +61,10 @@ def test_the_original_command_parses() -> None:
         "gradient_accumulation_steps": 1,
         "bf16": True,
         "gradient_checkpointing": True,
+        "ddp_timeout": 1800,
+        "resume": False,
+        "resume_anyway": False,
+        "save_only_model": False,
     }
 
 
@@ -122,7 +126,7 @@ def test_the_model_of_a_bf16_run_is_in_bf16(base: str, tmp_path: Path, capsys) -
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
     out = capsys.readouterr().out
     assert "3 held out" in out
-    assert out.count("eval_loss") == 2
+    assert out.count("evaluation loss") == 2
 
 
 def data_options(tmp_path: Path, *data_paths: str, **options: object) -> trainer.SimpleNamespace:
@@ -289,7 +293,7 @@ def test_weights_are_loaded_in_bf16_where_deepspeed_keeps_the_float32_ones(
         raise Loaded(dtype)
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(trainer, "start_deepspeed", lambda: None)
+    monkeypatch.setattr(trainer, "start_deepspeed", lambda timeout: None)
     monkeypatch.setattr(trainer, "load_model", load_model)
     usual = (
         f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path} --cache-dir {tmp_path}"
@@ -302,7 +306,7 @@ def test_weights_are_loaded_in_bf16_where_deepspeed_keeps_the_float32_ones(
 def test_a_configuration_that_contradicts_the_command_line_is_refused(
     outcome, base, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(trainer, "start_deepspeed", lambda: None)
+    monkeypatch.setattr(trainer, "start_deepspeed", lambda timeout: None)
     config = json.loads((ROOT / "config" / "deepspeed_zero2_bf16.json").read_text())
     config["train_micro_batch_size_per_gpu"] = 3
     path = tmp_path / "deepspeed.json"

@@ -9,6 +9,9 @@ from training.consts import NOT_LEARNT
 
 Examples = Sequence[Mapping[str, Sequence[int]]]
 
+# What keeps a rank in step with the others when they have one more batch: nothing is learnt of it.
+NO_EXAMPLES = [{"input_ids": [0], "labels": [NOT_LEARNT]}]
+
 
 def collate(examples: Examples) -> dict[str, torch.Tensor]:
     """Examples end to end, without padding, for our Bloom.
@@ -16,8 +19,9 @@ def collate(examples: Examples) -> dict[str, torch.Tensor]:
     input_ids       7 8 9 7 8      labels    . 8 9 . 8      document_lengths   3 2        . = -100
 
     Returns int64 tensors of shape (1, tokens), (1, tokens) and (examples,), such that `model(**batch).loss`
-    is the mean over the learnt tokens.
+    is the mean over the learnt tokens. Without examples, one token of which nothing is learnt.
     """
+    examples = examples or NO_EXAMPLES
     return {
         "input_ids": torch.cat(_tensors(examples, "input_ids"))[None],
         "labels": torch.cat(_tensors(examples, "labels"))[None],
@@ -34,6 +38,7 @@ def collate_padded(examples: Examples) -> dict[str, torch.Tensor]:
     Returns three int64 tensors of shape (examples, longest), such that `model(**batch).loss` is the mean over
     the learnt tokens. The padding id is never seen: the mask hides it and its label is -100.
     """
+    examples = examples or NO_EXAMPLES
     input_ids = _tensors(examples, "input_ids")
     return {
         "input_ids": pad_sequence(input_ids, batch_first=True),

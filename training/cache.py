@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from training.disk import flush, flush_all
 from training.errors import UserError
 from training.reporting import say
 
@@ -43,13 +44,12 @@ def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
                 partial.mkdir()
                 try:
                     make(partial)
-                    for path in (*partial.iterdir(), partial):
-                        _flush(path)
+                    flush_all(partial)
                 except BaseException:
                     shutil.rmtree(partial)
                     raise
                 partial.rename(directory)
-                _flush(directory.parent)
+                flush(directory.parent)
     except OSError as error:
         raise UserError(f"{directory.parent}: {error.strerror}; --cache-dir says where else") from None
     return directory
@@ -72,12 +72,3 @@ def _wait_for(directory: Path) -> None:
         if os.getppid() != launcher:
             raise UserError(f"{directory}: the launcher ended before it was made")
         time.sleep(POLL_S)
-
-
-def _flush(path: Path) -> None:
-    """Have what was written to a file or directory on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

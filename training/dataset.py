@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import PreTrainedTokenizerFast
 
 from training.cache import made_once
@@ -57,7 +57,8 @@ class EncodedFile(Dataset):
     Raises UserError where those are not as they were written.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, data_path: str, data_fingerprint: str) -> None:
+        self.data_path, self.data_fingerprint = data_path, data_fingerprint
         try:
             self.summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
             kept = self.summary["kept"]
@@ -67,6 +68,11 @@ class EncodedFile(Dataset):
         except (OSError, ValueError) as error:
             raise UserError(f"{directory}: damaged ({error}); remove it, and it is made again") from None
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example."""
+        return np.diff(self.rows["end"], prepend=0)
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -75,6 +81,31 @@ class EncodedFile(Dataset):
         start = self.rows["end"][index - 1] if index else 0
         input_ids = np.array(self._input_ids[start:end])
         return {"input_ids": input_ids, "labels": np.where(self._learnt[start:end], input_ids, NOT_LEARNT)}
+
+
+class Rows(Subset):
+    """Chosen examples of several files, by their numbers in the files one after the other."""
+
+    def __init__(self, files: Sequence[EncodedFile], chosen: Sequence[int]) -> None:
+        super().__init__(ConcatDataset(files), np.asarray(chosen, dtype=np.int64))
+        self.lengths = np.concatenate([file.lengths for file in files])[self.indices]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' content, of which rows these are, and of how long each is."""
+        content = hashlib.blake2b(digest_size=16)
+        for file in self.dataset.datasets:
+            content.update(file.data_fingerprint.encode())
+        content.update(self.indices.tobytes() + self.lengths.tobytes())
+        return content.hexdigest()
+
+    def place(self, index: int) -> str:
+        """`FILE:LINE` of an example."""
+        ends = self.dataset.cumulative_sizes
+        file = int(np.searchsorted(ends, self.indices[index], side="right"))
+        start = ends[file - 1] if file else 0
+        of_file = self.dataset.datasets[file]
+        return f"{of_file.data_path}:{of_file.rows['line'][self.indices[index] - start]}"
 
 
 def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
@@ -108,7 +139,7 @@ def load_encoded(
         if fingerprint(data_path) != data:
             raise UserError(f"{data_path}: changed while it was read; start again")
 
-    return EncodedFile(made_once(cache_dir / key, make))
+    return EncodedFile(made_once(cache_dir / key, make), data_path, data)
 
 
 def _write_encoded(

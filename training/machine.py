@@ -3,12 +3,18 @@
 import json
 import os
 import socket
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 
 from training.errors import UserError
+
+# Half of the distance between neighbours of bf16 around 2**-6.
+SMALLEST_BF16_STEP = 2.0**-14
 
 
 def read_deepspeed_config(path: str) -> dict[str, Any]:
@@ -36,6 +42,20 @@ def read_deepspeed_config(path: str) -> dict[str, Any]:
     return config
 
 
+def check_learning_rate(config: Mapping[str, Any], rate: float) -> None:
+    """Raise UserError where bf16 weights without float32 masters would not change at that rate.
+
+    Adam's steps are about as large as the rate (https://arxiv.org/abs/1412.6980, section 2.1). A bf16 number
+    of a weight's usual size, 2**-6, has a neighbour 2**-13 away; a step below half of that is rounded off.
+    """
+    has_masters = not config.get("bf16", {}).get("bf16_master_weights_and_grads", False)
+    if not has_masters and rate < SMALLEST_BF16_STEP:
+        raise UserError(
+            f"--lr {rate:g} changes no bf16 weight, and this DeepSpeed configuration keeps no others; remove "
+            f'"bf16_master_weights_and_grads" there, or take at least {SMALLEST_BF16_STEP:.0e}'
+        )
+
+
 def check_bf16() -> None:
     """Raise UserError for a card that has no bfloat16, such as a V100 or T4."""
     if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -53,8 +73,10 @@ def share_cores() -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would set its own number otherwise
 
 
-def start_deepspeed() -> None:
+def start_deepspeed(timeout: timedelta) -> None:
     """Start the process group, of one process where there is no launcher.
+
+    timeout: how long a collective waits for a rank.
 
     On a CPU transformers would start it without DeepSpeed's knowledge, and ZeRO-3 would see one rank only.
     """
@@ -67,4 +89,12 @@ def start_deepspeed() -> None:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free)
         )
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
+
+
+def bound_collectives(timeout: timedelta) -> None:
+    """Give all process groups that timeout; DeepSpeed makes groups of its own without."""
+    if not dist.is_initialized():
+        return
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timeout, group)

@@ -39,20 +39,29 @@ def load_model(
     dtype: of the weights in memory; "auto" is what was saved. device_map: as accelerate's, to place the
     weights while loading. seed: of the noise in new rows. Raises UserError where there is no model.
     """
-    check_model_path(path)
+    model_class = BloomForCausalLM if is_bloom(path) else AutoModelForCausalLM
     try:
-        is_bloom = AutoConfig.from_pretrained(path).model_type == "bloom"
-        model_class = BloomForCausalLM if is_bloom else AutoModelForCausalLM
         model = model_class.from_pretrained(path, dtype=dtype, device_map=device_map)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: no causal language model that can be loaded ({first_line(error)})"
-        ) from None
+        raise _no_model(path, error) from None
     known = set(load_base_tokenizer(path).get_vocab().values())
     fit_vocabulary(model, tokenizer, known, seed)
     model.config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
     model.generation_config = default_generation_config(tokenizer)
     return model
+
+
+def is_bloom(path: str) -> bool:
+    """Whether the model at `path` is a Bloom. Raises UserError where there is no model."""
+    check_model_path(path)
+    try:
+        return AutoConfig.from_pretrained(path).model_type == "bloom"
+    except (OSError, ValueError) as error:
+        raise _no_model(path, error) from None
+
+
+def _no_model(path: str, error: Exception) -> UserError:
+    return UserError(f"{path}: no causal language model that can be loaded ({first_line(error)})")
 
 
 def fit_vocabulary(

@@ -22,8 +22,9 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, _get_alibi_
 
 from training.consts import NOT_LEARNT
 
-# Logits that are in memory at a time: 256 rows of BLOOM's 250,880, a quarter of a GiB in float32.
-LOGITS_AT_ONCE = 2**26
+# Logits that are in memory at a time: 535 rows of BLOOM's 250,880, half a GiB in float32. With fewer rows the
+# head's gradient, which each slice reads and writes whole, takes longer to move than to compute.
+LOGITS_AT_ONCE = 2**27
 
 # bfloat16 holds 8 bits: a position up to 2**16 is exact as the sum of a multiple of 2**8 and the rest.
 POSITION_STEP = 2**8

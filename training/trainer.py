@@ -7,8 +7,10 @@
 One process, with or without a card: `python -m training.trainer` and the same options.
 """
 
+import os
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,22 +18,43 @@ from typing import Any
 import click
 import torch
 from accelerate.utils import broadcast_object_list
+from click.core import ParameterSource
 from click_option_group import optgroup
-from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from training.batching import collate, collate_padded
 from training.cache import default_cache_dir
 from training.check import ON_BAD_ROW, refuse_unusable, short_form
-from training.checkpointing import SaveTokenizer, check_run_dir, export_model
-from training.dataset import Example, load_encoded
+from training.checkpointing import check_room, export_model, step_of
+from training.dataset import Rows, load_encoded
 from training.errors import UserError, run_command
-from training.machine import check_bf16, read_deepspeed_config, share_cores, start_deepspeed
-from training.model import load_model
+from training.machine import (
+    check_bf16,
+    check_learning_rate,
+    read_deepspeed_config,
+    share_cores,
+    start_deepspeed,
+)
+from training.model import is_bloom, load_model
 from training.modeling_bloom import BloomForCausalLM
-from training.reporting import say
+from training.reporting import quiet_libraries, say
+from training.run_dir import (
+    as_universal,
+    check_new,
+    check_same_run,
+    describe,
+    hold,
+    is_begun,
+    keep_global_batch,
+    newest_checkpoint,
+    ranks_of,
+    read_record,
+    write_record,
+)
+from training.run_report import opening, write_report
 from training.sft_trainer import SCHEDULES, SFTTrainer
 from training.split import Source, parse_source, parse_test_size, split
+from training.stopping import StopRequest, command_line, command_to_continue
 from training.tokenizer import check_model_path, load_tokenizer
 
 
@@ -51,6 +74,9 @@ class Parsed(click.ParamType):
 COUNT = click.IntRange(min=0)
 POSITIVE = click.IntRange(min=1)
 POSITIVE_REAL = click.FloatRange(min=0, min_open=True)
+
+# Of ranks, as the launcher says.
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
@@ -93,6 +119,8 @@ POSITIVE_REAL = click.FloatRange(min=0, min_open=True)
     "--local-output-dir", required=True, type=click.Path(path_type=Path), help="Where run directories go."
 )
 @optgroup.option("--run-name", help="Name of the run directory.  [default: INPUT-MODEL-sft-TIME]")
+@optgroup.option("--resume", is_flag=True, help="Continue the run of --run-name from its newest checkpoint.")
+@optgroup.option("--resume-anyway", is_flag=True, help="The same on other data, model, batch size or seed.")
 @optgroup.group("Optimisation")
 @optgroup.option("--epochs", type=POSITIVE_REAL, default=2, help="Passes over the data.")
 @optgroup.option(
@@ -106,7 +134,12 @@ POSITIVE_REAL = click.FloatRange(min=0, min_open=True)
 @optgroup.option(
     "--per-device-train-batch-size", type=POSITIVE, default=8, help="Rows a card and micro-batch."
 )
-@optgroup.option("--per-device-eval-batch-size", type=POSITIVE, default=8, help="The same in evaluation.")
+@optgroup.option(
+    "--tokens-per-batch",
+    type=POSITIVE,
+    help="Instead of that: whole rows, as many as make at most so many tokens.",
+)
+@optgroup.option("--per-device-eval-batch-size", type=POSITIVE, default=8, help="Rows in evaluation.")
 @optgroup.option(
     "--gradient-accumulation-steps", type=POSITIVE, default=1, help="Micro-batches an optimizer step."
 )
@@ -121,39 +154,69 @@ POSITIVE_REAL = click.FloatRange(min=0, min_open=True)
     default=True,
     help="Compute activations again in the backward pass instead of keeping them.",
 )
+@optgroup.option(
+    "--ddp-timeout",
+    type=POSITIVE,
+    default=1800,
+    help="Seconds that a rank waits for another before it fails.",
+)
 @optgroup.option("--local_rank", type=int, help="Set by DeepSpeed's launcher; not for people.")
 @optgroup.group("Progress")
 @optgroup.option("--logging-steps", type=POSITIVE, default=10, help="Steps between log lines.")
 @optgroup.option("--eval-steps", type=POSITIVE, default=100, help="Steps between evaluations.")
 @optgroup.option("--save-steps", type=POSITIVE, default=100, help="Steps between checkpoints.")
 @optgroup.option("--save-total-limit", type=POSITIVE, default=3, help="Checkpoints to keep; older ones go.")
+@optgroup.option(
+    "--save-only-model", is_flag=True, help="Checkpoints without the optimizer: smaller, not for --resume."
+)
 def main(**options: Any) -> None:
     """Fine-tune all weights of a base model on a file of instructions.
 
     Run it on all cards of a box by `deepspeed --module training.trainer`, or as one process by
     `python -m training.trainer`.
     """
+    rows_are_given = click.get_current_context().get_parameter_source("per_device_train_batch_size")
+    if options["tokens_per_batch"] and rows_are_given is not ParameterSource.DEFAULT:
+        raise UserError(
+            "--tokens-per-batch and --per-device-train-batch-size contradict each other; give one"
+        )
+    quiet_libraries()
+    options["resume"] |= options["resume_anyway"]
     train(SimpleNamespace(**options))
 
 
 def train(options: SimpleNamespace) -> Path:
     """The whole run, from the options to the saved model. Returns the run directory."""
     # What can be refused is refused before anything long starts.
-    deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
+    deepspeed_config = check_options(options)
     run_name = options.run_name or default_run_name(options.input_model)
-    if Path(run_name).name != run_name:
-        raise UserError(f"--run-name {run_name}: not a plain name; --local-output-dir says where")
-    check_run_dir(options.local_output_dir / run_name)
-    check_model_path(options.input_model)
-    if options.bf16:
-        check_bf16()
+    run_dir = options.local_output_dir / run_name
+    record = checkpoint = None
+    ranks_differ = False
+    if options.resume and is_begun(run_dir):
+        record, checkpoint = read_record(run_dir), newest_checkpoint(run_dir)
+        keep_global_batch(options, record, WORLD_SIZE)
+        ranks_differ = checkpoint is not None and ranks_of(checkpoint) != WORLD_SIZE
+    else:
+        check_new(run_dir)
 
     tokenizer = load_tokenizer(options.input_model)
     train_rows, test_rows = build_datasets(options, tokenizer)
+    longest = int(train_rows.lengths.max(initial=0))
+    if options.tokens_per_batch and longest > options.tokens_per_batch:
+        raise UserError(
+            f"--tokens-per-batch {options.tokens_per_batch}: a row has {longest} tokens; allow as many, or "
+            "cut rows by --max-length"
+        )
+    this_run = describe(options, deepspeed_config, train_rows, test_rows, WORLD_SIZE)
+    if record:
+        check_same_run(run_dir, this_run, record, options.resume_anyway)
 
     share_cores()
     if deepspeed_config:
-        start_deepspeed()
+        start_deepspeed(timedelta(seconds=options.ddp_timeout))
+        if ranks_differ:
+            deepspeed_config["checkpoint"] = {"load_universal": True}
     args = training_arguments(options, deepspeed_config, evaluate=len(test_rows) > 0)
     if deepspeed_config and args.hf_deepspeed_config.mismatches:
         differences = ", ".join(args.hf_deepspeed_config.mismatches)
@@ -163,31 +226,67 @@ def train(options: SimpleNamespace) -> Path:
     run_dir = options.local_output_dir / broadcast_object_list([run_name])[0]
     args.output_dir = str(run_dir)
 
-    # DeepSpeed's optimizer keeps float32 weights beside the model's bf16 ones. Without it the model's own are
-    # float32, and bf16 is autocast's.
-    dtype = torch.bfloat16 if options.bf16 and deepspeed_config else torch.float32
-    model = load_model(options.input_model, tokenizer, dtype=dtype, seed=options.seed)
-    is_bloom = isinstance(model, BloomForCausalLM)
-    say(
-        "Bloom: no padding, fused attention, logits only where they are learnt"
-        if is_bloom
-        else f"{type(model).__name__}: transformers' own, with padded batches"
-    )
-    trainer = SFTTrainer(
-        model=model,
-        args=args,
-        data_collator=collate if is_bloom else collate_padded,
-        train_dataset=train_rows,
-        eval_dataset=test_rows if len(test_rows) else None,
-        callbacks=[SaveTokenizer(tokenizer)],
-    )
-    say(f"training on {len(train_rows)} rows with {args.world_size} process(es), into {run_dir}")
-    trainer.train()
+    with hold(run_dir), StopRequest() as stop_request:
+        # DeepSpeed's optimizer keeps float32 weights beside the model's bf16 ones. Without it the model's own
+        # are float32, and bf16 is autocast's.
+        dtype = torch.bfloat16 if options.bf16 and deepspeed_config else torch.float32
+        model = load_model(options.input_model, tokenizer, dtype=dtype, seed=options.seed)
+        is_ours = isinstance(model, BloomForCausalLM)
+        say(
+            "Bloom: no padding, fused attention, logits only where they are learnt"
+            if is_ours
+            else f"{type(model).__name__}: transformers' own, with padded batches"
+        )
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            data_collator=collate if is_ours else collate_padded,
+            train_dataset=train_rows,
+            eval_dataset=test_rows if len(test_rows) else None,
+            tokenizer=tokenizer,
+            tokens_per_batch=options.tokens_per_batch,
+            stop_request=stop_request,
+        )
+        for line in opening(trainer, check_room(trainer, run_dir)):
+            say(line)
+        if checkpoint and step_of(checkpoint) >= trainer.total_steps and (run_dir / "config.json").exists():
+            say(f"{run_dir}: finished already; more --epochs or --max-steps would continue it")
+            return run_dir
+        if args.process_index == 0 and (record is None or options.resume_anyway):
+            write_record(run_dir, this_run)
+        if ranks_differ and deepspeed_config:
+            with as_universal(checkpoint, trainer) as converted:
+                trainer.train(resume_from_checkpoint=str(converted))
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    export_model(trainer, tokenizer, run_dir)
-    say(f"saved {run_dir}; talk to it: python -m inference.chat --model {run_dir}")
-    trainer.accelerator.end_training()
+        if trainer.stopped_by:
+            say(f"stopped at step {trainer.state.global_step} by {trainer.stopped_by}; to continue:")
+            say(command_to_continue(run_dir.name))
+        else:
+            export_model(trainer, tokenizer, run_dir)
+            if trainer.is_world_process_zero():
+                found = {file.data_path: file.summary for file in train_rows.dataset.datasets}
+                write_report(trainer, run_dir, command_line(), this_run, found)
+            say(f"saved {run_dir}; talk to it: python -m inference.chat --model {run_dir}")
+        trainer.accelerator.end_training()
     return run_dir
+
+
+def check_options(options: SimpleNamespace) -> dict[str, Any] | None:
+    """DeepSpeed's configuration. Raises UserError for options that cannot go together, or not here."""
+    deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
+    if options.run_name and Path(options.run_name).name != options.run_name:
+        raise UserError(f"--run-name {options.run_name}: not a plain name; --local-output-dir says where")
+    if options.resume and not options.run_name:
+        raise UserError("--resume: which run? Give its --run-name")
+    check_model_path(options.input_model)
+    if options.bf16:
+        check_bf16()
+        check_learning_rate(deepspeed_config or {}, options.lr)
+    if options.tokens_per_batch and not is_bloom(options.input_model):
+        raise UserError("--tokens-per-batch: for a Bloom only; other models' batches are padded")
+    return deepspeed_config
 
 
 def default_run_name(input_model: str) -> str:
@@ -195,9 +294,7 @@ def default_run_name(input_model: str) -> str:
     return f"{Path(input_model).absolute().name}-sft-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def build_datasets(
-    options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast
-) -> tuple[Dataset[Example], Dataset[Example]]:
+def build_datasets(options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast) -> tuple[Rows, Rows]:
     """(training, held-out) examples; says what is learnt, cut, dropped, and held out."""
     sources: tuple[Source, ...] = options.data_path
     files = [
@@ -209,7 +306,6 @@ def build_datasets(
         for line in short_form(path, file.summary):
             say(line)
 
-    rows = ConcatDataset(files)
     weights = [source.weight for source in sources]
     chosen = split([file.rows["prompt"] for file in files], weights, options.test_size, options.seed)
     for source, file, taken in zip(sources, files, chosen.taken, strict=True):
@@ -225,7 +321,7 @@ def build_datasets(
         say(f"{chosen.moved:,} rows changed sides, so that all rows with one prompt are on the same side")
     if len(chosen.held_out) < chosen.wanted:
         say(f"WARNING: not {chosen.wanted:,}: the rest share a prompt with more rows than there was room for")
-    return Subset(rows, chosen.train), Subset(rows, chosen.held_out)
+    return Rows(files, chosen.train), Rows(files, chosen.held_out)
 
 
 def training_arguments(
@@ -254,6 +350,8 @@ def training_arguments(
         eval_steps=options.eval_steps,
         save_steps=options.save_steps,
         save_total_limit=options.save_total_limit,
+        save_only_model=options.save_only_model,
+        ddp_timeout=options.ddp_timeout,
         remove_unused_columns=False,
         report_to=["tensorboard"],
         disable_tqdm=True,

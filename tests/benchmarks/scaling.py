@@ -13,7 +13,7 @@ import sys
 import click
 import torch
 
-from tests.benchmarks.train_step import DTYPES, VOCABULARY, matrix_flops, step
+from tests.benchmarks.train_step import DTYPES, VOCABULARY, Rows, measure, model_of, needed_flops, step_of
 from training.consts import NOT_LEARNT
 from training.errors import run_command
 
@@ -22,7 +22,7 @@ ROW_COUNTS = (4, 16, 64)
 LENGTH_OF_COUNTED_ROWS = 256
 
 
-def random_rows(count: int, length: int) -> list[dict[str, list[int]]]:
+def random_rows(count: int, length: int) -> Rows:
     torch.manual_seed(0)
     ids = torch.randint(VOCABULARY, (count, length)).tolist()
     prompt = length // 2
@@ -34,11 +34,13 @@ def random_rows(count: int, length: int) -> list[dict[str, list[int]]]:
 @click.option("--row-counts", default=",".join(map(str, ROW_COUNTS)), help="Rows of 256 tokens.")
 @click.option("--steps", type=click.IntRange(min=1), default=3, help="Steps to take the median of.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16")
-@click.option("--measure", nargs=2, type=int, help="For its own use: measure ROWS of LENGTH, and print JSON.")
-def main(lengths: str, row_counts: str, steps: int, dtype: str, measure: tuple[int, int] | None) -> None:
+@click.option("--one", nargs=2, type=int, help="For its own use: measure ROWS of LENGTH, and print JSON.")
+def main(lengths: str, row_counts: str, steps: int, dtype: str, one: tuple[int, int] | None) -> None:
     """Print a line for each size of batch."""
-    if measure:
-        print(json.dumps(step("ours", random_rows(*measure), DTYPES[dtype], steps)))
+    if one:
+        model = model_of("ours", DTYPES[dtype])
+        step = step_of("ours", model, random_rows(*one), tokenizer=None)
+        print(json.dumps(measure(step, model, steps)))
         return
     click.echo(f"{'rows':>6}{'length':>8}{'ms a token':>12}{'peak GB':>9}{'of GEMM bound':>15}   {dtype}")
     sizes = [(1, int(length)) for length in lengths.split(",") if length]
@@ -46,10 +48,10 @@ def main(lengths: str, row_counts: str, steps: int, dtype: str, measure: tuple[i
     for count, length in sizes:
         command = [sys.executable, "-m", "tests.benchmarks.scaling", "--steps", str(steps), "--dtype", dtype]
         finished = subprocess.run(
-            [*command, "--measure", str(count), str(length)], stdout=subprocess.PIPE, check=True
+            [*command, "--one", str(count), str(length)], stdout=subprocess.PIPE, check=True
         )
         result = json.loads(finished.stdout.splitlines()[-1])
-        share = matrix_flops(random_rows(count, length)) / result["seconds"] / result["gemm"]
+        share = needed_flops(random_rows(count, length)) / result["seconds"] / result["bound"]
         click.echo(
             f"{count:6}{length:8}{result['seconds'] / count / length * 1000:12.2f}"
             f"{result['peak'] / 1e9:9.2f}{share:15.0%}"

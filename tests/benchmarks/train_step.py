@@ -3,8 +3,8 @@
     python -m tests.benchmarks.train_step --data-path FILE --input-model bigscience/bloomz-7b1-mt
 
 A random Bloom (hidden 1024, 6 layers, 16 heads, 250,880 tokens) and real rows, tokenized by the model's
-tokenizer. Against plain transformers, the rows padded and all logits computed, as the original does.
-"Useful" are the tokens of the rows, without padding.
+tokenizer. "plain" is transformers alone, the rows padded and all logits computed, as the original does; "trl"
+is TRL's SFTTrainer on that model. "Useful" are the tokens of the rows, without padding.
 """
 
 import json
@@ -12,12 +12,15 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import islice
 
 import click
 import torch
-from transformers import BloomConfig
+from transformers import BloomConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import BloomForCausalLM as LibraryBloom
 
 from training.batching import collate, collate_padded
@@ -26,67 +29,92 @@ from training.dataset import read_conversations
 from training.encoding import encode
 from training.errors import UserError, run_command
 from training.modeling_bloom import BloomForCausalLM
+from training.throughput import matrix_products, product_flops_per_second, tokens_of
 from training.tokenizer import load_tokenizer
 
 HIDDEN, LAYERS, HEADS, VOCABULARY = 1024, 6, 16, 250_880
-WAYS = ("plain", "ours")
+WAYS = ("trl", "plain", "ours")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-
-def gemm_flops_a_second(dtype: torch.dtype, size: int = 1024, seconds: float = 2.0) -> float:
-    """What the machine reaches in a product of two matrices of one layer's size."""
-    a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, 4 * size, dtype=dtype)
-    a @ b
-    start, products = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < seconds:
-        a @ b
-        products += 1
-    return products * 2 * size * size * 4 * size / spent
+Rows = list[dict[str, list[int]]]
+Step = Callable[[], torch.Tensor]
 
 
-def matrix_flops(rows: list[dict[str, list[int]]]) -> float:
-    """FLOPs of the matrix products that these rows need, forward and backward.
-
-    6 for every weight and token (https://arxiv.org/abs/2001.08361, section 2.1), the head's for learnt tokens
-    only; and 6 * hidden a layer for each pair of tokens that causal attention looks at, for the scores and
-    again for the values.
-    """
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    learnt = sum(label != NOT_LEARNT for row in rows for label in row["labels"])
-    pairs = sum(len(row["input_ids"]) * (len(row["input_ids"]) + 1) / 2 for row in rows)
-    layer = 12 * HIDDEN * HIDDEN
-    return 6 * (LAYERS * layer * tokens + VOCABULARY * HIDDEN * learnt) + 12 * LAYERS * HIDDEN * pairs
-
-
-def step(way: str, rows: list[dict[str, list[int]]], dtype: torch.dtype, steps: int) -> dict[str, float]:
-    """Seconds a step, the process's peak memory in bytes, the loss, and the machine's speed around it."""
+def model_of(way: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The same random weights for every way, in the same memory."""
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
     config.hidden_dropout = config.attention_dropout = 0.0
     model = LibraryBloom(config).to(dtype)
-    if way == "ours":  # the same random weights, in the same memory
+    if way == "ours":
         weights = model.state_dict()
         with torch.device("meta"):
             model = BloomForCausalLM(config)
         model.load_state_dict(weights, assign=True)
         model.tie_weights()
-    model.train()
+    return model.train()
+
+
+def step_of(way: str, model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedTokenizerFast) -> Step:
+    """What computes the loss and the gradients of these rows once."""
+    if way == "trl":
+        return trl_step(model, rows, tokenizer)
     batch = (collate if way == "ours" else collate_padded)(rows)
-    seconds, gemm = [], [gemm_flops_a_second(dtype)]
+
+    def step() -> torch.Tensor:
+        loss = model(**batch).loss
+        loss.backward()
+        return loss
+
+    return step
+
+
+def trl_step(model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedTokenizerFast) -> Step:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    args = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=len(rows),
+        max_length=None,
+        bf16=model.dtype == torch.bfloat16,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        report_to=[],
+    )
+    trainer = SFTTrainer(
+        model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    learnt = (batch["labels"] != NOT_LEARNT).sum()
+    return lambda: trainer.training_step(model, batch, learnt)
+
+
+def measure(step: Step, model: PreTrainedModel, steps: int) -> dict[str, float]:
+    """Seconds a step, the process's peak memory in bytes, the loss, and the machine's speed around it."""
+    seconds, products = [], [product_flops_per_second(model.dtype, model.device, seconds=2)]
     for _ in range(steps + 1):  # the first one warms up
         model.zero_grad()
         start = time.perf_counter()
-        loss = model(**batch).loss
-        loss.backward()
+        loss = step()
         seconds.append(time.perf_counter() - start)
-    gemm.append(gemm_flops_a_second(dtype))
+    products.append(product_flops_per_second(model.dtype, model.device, seconds=2))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "seconds": statistics.median(seconds[1:]),
         "peak": peak,
         "loss": loss.item(),
-        "gemm": sum(gemm) / 2,
+        "bound": sum(products) / 2,
     }
+
+
+def needed_flops(rows: Rows) -> int:
+    """Of the matrix products of these rows in the benchmark's model."""
+    with torch.device("meta"):
+        model = BloomForCausalLM(
+            BloomConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
+        )
+    return matrix_products(model).flops(tokens_of(collate(rows)))
 
 
 @click.command(context_settings={"show_default": True})
@@ -104,7 +132,8 @@ def main(data_path: str, input_model: str, count: int, steps: int, dtype: str, w
     conversations = islice(read_conversations(data_path), count)
     rows = [encode(conversation, tokenizer) for _, conversation in conversations]
     if way:
-        print(json.dumps(step(way, rows, DTYPES[dtype], steps)))
+        model = model_of(way, DTYPES[dtype])
+        print(json.dumps(measure(step_of(way, model, rows, tokenizer), model, steps)))
         return
     tokens = sum(len(row["input_ids"]) for row in rows)
     padded = len(rows) * max(len(row["input_ids"]) for row in rows)
@@ -113,10 +142,13 @@ def main(data_path: str, input_model: str, count: int, steps: int, dtype: str, w
     click.echo(f"{'':8}{'s a step':>10}{'useful tokens/s':>17}{'peak GB':>9}{'of GEMM bound':>15}{'loss':>9}")
     found = {}
     for name in WAYS:
+        if name == "trl" and find_spec("trl") is None:
+            click.echo("trl         is not installed: pip install trl")
+            continue
         command = [sys.executable, "-m", "tests.benchmarks.train_step", *sys.argv[1:], "--way", name]
         finished = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         found[name] = result = json.loads(finished.stdout.splitlines()[-1])
-        share = matrix_flops(rows) / result["seconds"] / result["gemm"]
+        share = needed_flops(rows) / result["seconds"] / result["bound"]
         click.echo(
             f"{name:8}{result['seconds']:10.2f}{tokens / result['seconds']:17.1f}"
             f"{result['peak'] / 1e9:9.2f}{share:15.0%}{result['loss']:9.4f}"

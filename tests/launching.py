@@ -1,0 +1,144 @@
+"""How tests start the real launcher, watch what it prints, and look at what it left."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import ROOT
+
+ZERO2 = "config/deepspeed_zero2_bf16_no_offload.json"
+ZERO3 = "config/deepspeed_zero3_bf16.json"
+
+
+def environment() -> dict[str, str]:
+    """In which the launcher and what it builds are found beside the interpreter that runs the tests."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def free_port() -> int:
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        return port.getsockname()[1]
+
+
+def run(*command: str, timeout: int = 600) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def launcher(ranks: int, *arguments: str, module: str = "training.trainer") -> list[str]:
+    return [
+        "deepspeed",
+        f"--num_gpus={ranks}",
+        f"--master_port={free_port()}",
+        "--module",
+        module,
+        *arguments,
+    ]
+
+
+def launch(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
+    return run(*launcher(ranks, *arguments))
+
+
+class Running:
+    """A launched run that goes on in the background."""
+
+    def __init__(self, *command: str, **variables: str) -> None:
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment() | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_until(self, holds: Callable[[], bool], seconds: float = 240) -> bool:
+        """Whether it came to hold before the run ended."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline, self.output
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def wait_for_step(self, step: int) -> bool:
+        """Whether it was printed before the run ended."""
+        return self.wait_until(lambda: any(line.startswith(f"step {step}/") for line in self.lines))
+
+    def family(self) -> list[psutil.Process]:
+        """The launcher, and all that it started."""
+        try:
+            above = psutil.Process(self.process.pid)
+            return [above, *above.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def ranks(self) -> list[psutil.Process]:
+        """By rank."""
+        found = {}
+        for process in self.family():
+            try:
+                command = process.cmdline()
+                if any(part.startswith("--local_rank") for part in command) and "launch" not in command[3]:
+                    found[process.environ()["RANK"]] = process
+            except (psutil.Error, KeyError, IndexError):
+                continue
+        return [found[rank] for rank in sorted(found)]
+
+    def finish(self, seconds: float = 300) -> int:
+        """The launcher's exit status, once it has ended and all that it printed was read."""
+        status = self.process.wait(timeout=seconds)
+        self._reader.join(timeout=60)  # a rank that outlives its launcher may still print
+        return status
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def history(run_dir: Path) -> list[dict]:
+    checkpoint = max(run_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+
+
+def values(run_dir: Path, name: str) -> list[float]:
+    return [entry[name] for entry in history(run_dir) if name in entry]
+
+
+def printed_losses(output: str) -> dict[int, str]:
+    """Of each step, as the log line has it."""
+    return dict((int(step), loss) for step, loss in re.findall(r"^step (\d+)/\d+  loss (\S+)", output, re.M))
