@@ -31,15 +31,18 @@ def free_port() -> int:
 
 
 def run(*command: str, timeout: int = 600) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+    """Nothing that it started is left running, whatever happens."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except BaseException:
+        kill(family(process))
+        out, err = process.communicate()
+        print(out, err, sep="\n")
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def launcher(ranks: int, *arguments: str, module: str = "training.trainer") -> list[str]:
@@ -96,12 +99,7 @@ class Running:
         return self.wait_until(lambda: any(line.startswith(f"step {step}/") for line in self.lines))
 
     def family(self) -> list[psutil.Process]:
-        """The launcher, and all that it started."""
-        try:
-            above = psutil.Process(self.process.pid)
-            return [above, *above.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        return family(self.process)
 
     def ranks(self) -> list[psutil.Process]:
         """By rank."""
@@ -120,6 +118,15 @@ class Running:
         status = self.process.wait(timeout=seconds)
         self._reader.join(timeout=60)  # a rank that outlives its launcher may still print
         return status
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """It, and all that it started."""
+    try:
+        above = psutil.Process(process.pid)
+        return [above, *above.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def kill(processes: list[psutil.Process]) -> None:

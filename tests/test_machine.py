@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from tests.conftest import ROOT
 from training.errors import UserError
 from training.machine import (
     SMALLEST_BF16_STEP,
+    BuildLock,
     check_bf16,
     check_learning_rate,
     read_deepspeed_config,
@@ -85,3 +88,23 @@ def test_the_smallest_step_is_where_a_bf16_weight_begins_to_change() -> None:
     weight = torch.tensor(2.0**-6, dtype=torch.bfloat16)
     assert weight + 0.99 * SMALLEST_BF16_STEP == weight
     assert weight + 1.01 * SMALLEST_BF16_STEP > weight
+
+
+def test_a_killed_process_leaves_no_build_locked(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    program = (
+        "import sys; from training.machine import BuildLock; lock = BuildLock(sys.argv[1])\n"
+        "print(lock.try_acquire(), flush=True); input()"
+    )
+    builder = subprocess.Popen(
+        [sys.executable, "-c", program, path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert builder.stdout.readline() == b"True\n"
+    lock = BuildLock(path)
+    assert not lock.try_acquire()
+    builder.kill()
+    lock.wait()
+    assert lock.try_acquire()
+    lock.release()
+    assert BuildLock(path).try_acquire()
+    builder.communicate()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import distributed as dist
 
 from training.errors import UserError
@@ -73,6 +74,31 @@ def share_cores() -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would set its own number otherwise
 
 
+class BuildLock:
+    """What keeps processes from building one of DeepSpeed's operations at the same time.
+
+    In the place of torch's FileBaton, which is a file: a killed process leaves it behind, and everyone after
+    waits for it for ever. This lock goes with its process.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._lock = FileLock(f"{path}.held")
+
+    def try_acquire(self) -> bool:
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        return True
+
+    def wait(self) -> None:
+        with self._lock:
+            return
+
+    def release(self) -> None:
+        self._lock.release()
+
+
 def start_deepspeed(timeout: timedelta) -> None:
     """Start the process group, of one process where there is no launcher.
 
@@ -81,7 +107,9 @@ def start_deepspeed(timeout: timedelta) -> None:
     On a CPU transformers would start it without DeepSpeed's knowledge, and ZeRO-3 would see one rank only.
     """
     import deepspeed
+    from torch.utils import cpp_extension
 
+    cpp_extension.FileBaton = BuildLock
     if "RANK" not in os.environ:
         with socket.socket() as port:
             port.bind(("127.0.0.1", 0))
