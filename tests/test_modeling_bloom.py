@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import BloomConfig
+from transformers import BloomConfig, DynamicCache
 from transformers import BloomForCausalLM as LibraryBloom
 
 from training import modeling_bloom
@@ -207,6 +207,47 @@ def test_generation_is_the_librarys_token_for_token() -> None:
     for inputs in ({"input_ids": prompts[0][None]}, batch):
         expected = library.generate(**inputs, **options)
         assert torch.equal(ours.generate(**inputs, **options), expected)
+
+
+@pytest.mark.parametrize("padding", [[0], [0, 3], [5, 2]])
+@pytest.mark.parametrize("heads", [8, 12])
+def test_tokens_after_others_in_the_cache_have_the_librarys_logits(heads: int, padding: list[int]) -> None:
+    """In pieces, of which the first may be padded on the left, against the whole in one."""
+    library, ours = (model.eval() for model in models(heads, hidden=192 if heads == 12 else 64))
+    torch.manual_seed(0)
+    input_ids = torch.randint(0, VOCABULARY, (len(padding), 40))
+    mask = torch.stack([torch.arange(40) >= count for count in padding]).long()
+    with torch.no_grad():
+        expected = library(input_ids, attention_mask=mask).logits
+        cache = DynamicCache()
+        for start, end in ((0, 20), (20, 21), (21, 39), (39, 40)):
+            logits = ours(input_ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache).logits
+            for row, count in enumerate(padding):
+                first = max(start, count)
+                torch.testing.assert_close(logits[row, first - start :], expected[row, first:end])
+        cache.crop(-15)
+        one = ours(input_ids[:, 25:], attention_mask=mask, past_key_values=cache, logits_to_keep=1).logits
+    torch.testing.assert_close(one, expected[:, -1:])
+
+
+@pytest.mark.parametrize("offset", [0, 1000, 4000])
+def test_in_bf16_the_error_after_a_cache_is_no_larger_than_the_librarys_own(offset: int) -> None:
+    library, ours = models(heads=12, hidden=192, layers=2)
+    exact = copy.deepcopy(library).eval()
+    library, ours = library.bfloat16().eval(), ours.bfloat16().eval()
+    for model in (library, ours):
+        exact.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+    input_ids = documents([offset + 300])[0]["input_ids"][None]
+    with torch.no_grad():
+        logits = []
+        for model in (exact, library, ours):
+            cache = DynamicCache()
+            if offset:
+                model(input_ids[:, :offset], past_key_values=cache, use_cache=True)
+            logits.append(model(input_ids[:, offset:], past_key_values=cache, use_cache=True).logits)
+    expected, theirs, found = logits
+    error, their_error = ((x.float() - expected).norm() / expected.norm() for x in (found, theirs))
+    assert error <= their_error
 
 
 def test_a_document_that_is_too_long_is_refused() -> None:

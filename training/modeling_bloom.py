@@ -1,4 +1,4 @@
-"""transformers' Bloom, for a batch laid end to end, and with logits only where something is learnt.
+"""transformers' Bloom with fused attention: for a batch laid end to end, and for generation.
 
 Parameters, configuration and saved files are the library's own. With `document_lengths` the model takes
 
@@ -6,18 +6,20 @@ Parameters, configuration and saved files are the library's own. With `document_
     labels             (1, tokens)      . a1 a1 |  .  . a2 | ...     . = -100
     document_lengths   (documents,)       3     |    3     | ...
 
-and no document sees another. Called without, it is the library's model: padding, KV cache, `generate`.
+and no document sees another; logits are computed only where something is learnt. With `past_key_values`, as
+`generate` calls it, new tokens see those in the cache. Called with neither, it is the library's model.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BloomConfig
+from transformers import BloomConfig, Cache, DynamicCache
 from transformers import BloomForCausalLM as LibraryBloom
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
 from transformers.models.bloom.modeling_bloom import BloomAttention, _get_alibi_slopes, dropout_add
 
 from training.consts import NOT_LEARNT
@@ -34,72 +36,128 @@ LONGEST_DOCUMENT = 2**16
 WIDTH_MULTIPLE = 8
 
 
-class Documents(NamedTuple):
-    """Where the documents of a batch are, and what ALiBi adds to the queries and keys."""
+class Columns(NamedTuple):
+    """What ALiBi adds to the queries and keys."""
 
-    lengths: list[int]
-    query_columns: torch.Tensor  # (1, heads, 1, columns)
-    key_columns: torch.Tensor  # (1, 1, tokens, columns)
+    query: torch.Tensor  # (1, heads, 1, columns)
+    key: torch.Tensor  # (1, 1, tokens, columns)
 
 
-def documents_of(lengths: torch.Tensor, config: BloomConfig, dtype: torch.dtype) -> Documents:
+def alibi_columns(positions: torch.Tensor, config: BloomConfig, dtype: torch.dtype) -> Columns:
     """ALiBi (https://arxiv.org/abs/2108.12409) adds slope * position to the product of a query and a key.
 
     Here that is a part of the product itself: further columns of the query hold the slope, those of the key
-    the position in its document, each as a sum of parts that `dtype` holds exactly. The kernel adds the
-    products up in float32, so that the bias is as exact as there, and no (tokens, tokens) tensor is needed.
+    the position, (tokens,), each as a sum of parts that `dtype` holds exactly. The kernel adds the products
+    up in float32, so that the bias is as exact as there, and no (tokens, tokens) tensor is needed.
     """
-    device, lengths = lengths.device, lengths.tolist()  # once: on a card this waits for what is under way
-    if max(lengths) > LONGEST_DOCUMENT:
-        raise ValueError(f"a document of {max(lengths)} tokens; at most {LONGEST_DOCUMENT} are possible")
-    head_width = config.hidden_size // config.n_head
-    position = torch.cat([torch.arange(length, device=device) for length in lengths])
+    query, parts = _slopes(config.n_head, config.hidden_size // config.n_head, dtype, positions.device)
+    if dtype != torch.float32:
+        positions = torch.stack([positions // POSITION_STEP * POSITION_STEP, positions % POSITION_STEP])
+    key = positions.to(dtype).reshape(-1, positions.shape[-1]).T.repeat(1, parts)
+    return Columns(query, F.pad(key, (0, query.shape[-1] - key.shape[-1]))[None, None])
+
+
+@functools.lru_cache(maxsize=8)
+def _slopes(
+    heads: int, head_width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, int]:
+    """The queries' columns, and of how many parts a slope is the sum."""
     # The kernel divides every product by the root of the head's width.
-    slope = _get_alibi_slopes(config.n_head, device).double() * math.sqrt(head_width)
+    rest = _get_alibi_slopes(heads, device).double() * math.sqrt(head_width)
     if dtype == torch.float32:
-        slopes, positions = [slope], [position]
+        columns, parts = [rest], 1
     else:
-        slopes, positions = [], [position // POSITION_STEP * POSITION_STEP, position % POSITION_STEP]
-        for _ in range(3):
-            slopes.append(slope.to(dtype))
-            slope = slope - slopes[-1].double()
-    pairs = [(s, p) for s in slopes for p in positions]
-    empty = -(head_width + len(pairs)) % WIDTH_MULTIPLE
-    query_columns = torch.stack([s.to(dtype) for s, _ in pairs], dim=-1)
-    key_columns = torch.stack([p.to(dtype) for _, p in pairs], dim=-1)
-    return Documents(
-        lengths,
-        F.pad(query_columns, (0, empty))[None, :, None, :],
-        F.pad(key_columns, (0, empty))[None, None],
-    )
+        columns, parts = [], 3
+        for _ in range(parts):
+            columns += 2 * [rest.to(dtype)]  # for either part of a position
+            rest = rest - columns[-1].double()
+    empty = -(head_width + len(columns)) % WIDTH_MULTIPLE
+    query = torch.stack([column.to(dtype) for column in columns], dim=-1)
+    return F.pad(query, (0, empty))[None, :, None, :], parts
 
 
-class DocumentAttention(BloomAttention):
-    """The library's attention; of documents laid end to end where `alibi` is `Documents`."""
+class Documents(NamedTuple):
+    """Where the documents of a batch are."""
 
-    def forward(self, hidden_states, residual, alibi, attention_mask, **kwargs):
-        if not isinstance(alibi, Documents):
-            return super().forward(hidden_states, residual, alibi, attention_mask, **kwargs)
-        query, key, value = self._reshape(self.query_key_value(hidden_states))
-        tokens = query.shape[2]
-        query = torch.cat([query, alibi.query_columns.expand(-1, -1, tokens, -1)], dim=-1)
-        key = torch.cat([key, alibi.key_columns.expand(-1, self.num_heads, -1, -1)], dim=-1)
-        value = F.pad(value, (0, query.shape[-1] - self.head_dim))
-        context = torch.cat(
-            [
-                F.scaled_dot_product_attention(
-                    *document,
-                    is_causal=True,
-                    scale=self.inv_norm_factor,
-                    dropout_p=self.attention_dropout.p if self.training else 0.0,
-                )
-                for document in zip(
-                    *(x.split(alibi.lengths, dim=2) for x in (query, key, value)), strict=True
-                )
-            ],
+    lengths: list[int]
+    columns: Columns
+
+    def attend(self, query, key, value, layer: int, **how) -> torch.Tensor:
+        documents = zip(*(x.split(self.lengths, dim=2) for x in (query, key, value)), strict=True)
+        return torch.cat(
+            [F.scaled_dot_product_attention(*document, is_causal=True, **how) for document in documents],
             dim=2,
         )
-        context = context[..., : self.head_dim].transpose(1, 2).reshape(hidden_states.shape)
+
+
+def documents_of(lengths: torch.Tensor, config: BloomConfig, dtype: torch.dtype) -> Documents:
+    """Positions restart in each document."""
+    device, lengths = lengths.device, lengths.tolist()  # once: on a card this waits for what is under way
+    _check_length(max(lengths))
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+    return Documents(lengths, alibi_columns(positions, config, dtype))
+
+
+class Past(NamedTuple):
+    """What new tokens see: the cache, but for padding, and those of themselves that stand before."""
+
+    cache: DynamicCache
+    mask: torch.Tensor | None  # of booleans, (rows, 1, tokens, all tokens); None: everything before
+    columns: Columns
+
+    def attend(self, query, key, value, layer: int, **how) -> torch.Tensor:
+        key, value = self.cache.update(key, value, layer)
+        is_causal = self.mask is None and query.shape[2] > 1
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.mask, is_causal=is_causal, **how
+        )
+
+
+def past_of(
+    cache: DynamicCache,
+    tokens: int,
+    attention_mask: torch.Tensor | None,
+    config: BloomConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Past:
+    """attention_mask: (rows, tokens with those in the cache), 0 where there is padding.
+
+    ALiBi needs differences of positions only, so that padding on the left may be counted as well.
+    """
+    before = cache.get_seq_length()
+    _check_length(before + tokens)
+    seen = torch.arange(before + tokens, device=device)
+    new = seen[before:, None]
+    is_padded = attention_mask is not None and not attention_mask.all()
+    mask = seen <= new if is_padded or (before and tokens > 1) else None
+    if is_padded:
+        # A padding token sees itself, because the mean of nothing is NaN.
+        mask = (mask & attention_mask.to(device)[:, None, None, :].bool()) | (seen == new)
+    return Past(cache, mask, alibi_columns(new[:, 0], config, dtype))
+
+
+def _check_length(tokens: int) -> None:
+    if tokens > LONGEST_DOCUMENT:
+        raise ValueError(f"a document of {tokens} tokens; at most {LONGEST_DOCUMENT} are possible")
+
+
+class FusedAttention(BloomAttention):
+    """The library's attention, by a fused kernel where `alibi` is `Documents` or `Past`."""
+
+    def forward(self, hidden_states, residual, alibi, attention_mask, **kwargs):
+        if isinstance(alibi, torch.Tensor):
+            return super().forward(hidden_states, residual, alibi, attention_mask, **kwargs)
+        query, key, value = self._reshape(self.query_key_value(hidden_states))
+        rows, heads, tokens, width = query.shape
+        query = torch.cat([query, alibi.columns.query.expand(rows, -1, tokens, -1)], dim=-1)
+        key = torch.cat([key, alibi.columns.key.expand(rows, heads, -1, -1)], dim=-1)
+        value = F.pad(value, (0, query.shape[-1] - width))
+        dropout = self.attention_dropout.p if self.training else 0.0
+        context = alibi.attend(
+            query, key, value, self.layer_idx, scale=self.inv_norm_factor, dropout_p=dropout
+        )
+        context = context[..., :width].transpose(1, 2).reshape(hidden_states.shape)
         return dropout_add(self.dense(context), residual, self.hidden_dropout, self.training), None
 
 
@@ -158,7 +216,8 @@ class BloomForCausalLM(LibraryBloom):
     def __init__(self, config: BloomConfig) -> None:
         super().__init__(config)
         for index, block in enumerate(self.transformer.h):
-            block.self_attention = DocumentAttention(config, index)
+            block.self_attention = FusedAttention(config, index)
+            block.mlp.gelu_impl = nn.GELU(approximate="tanh")  # the library's formula, in one kernel
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -173,22 +232,55 @@ class BloomForCausalLM(LibraryBloom):
         input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         document_lengths: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        logits_to_keep: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ):
         """As the module says. The loss is summed over the learnt tokens and divided by `num_items_in_batch`,
-        or by their number; 0 where there are none. Without labels, the logits: (1, tokens, vocabulary).
+        or by their number; 0 where there are none. Without labels, the logits: (rows, tokens, vocabulary), or
+        those of the last `logits_to_keep` tokens.
         """
-        if document_lengths is None:
-            if num_items_in_batch is not None:
-                kwargs["num_items_in_batch"] = num_items_in_batch
-            return super().forward(input_ids=input_ids, labels=labels, **kwargs)
-        model = self.transformer
-        hidden_states = model.word_embeddings_layernorm(model.word_embeddings(input_ids))
+        if document_lengths is not None:
+            return self._of_documents(input_ids, labels, document_lengths, num_items_in_batch)
+        if isinstance(past_key_values, DynamicCache) and input_ids is not None and labels is None:
+            return self._after(past_key_values, input_ids, attention_mask, logits_to_keep)
+        if num_items_in_batch is not None:
+            kwargs["num_items_in_batch"] = num_items_in_batch
+        return super().forward(
+            input_ids=input_ids,
+            labels=labels,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    def _after(
+        self,
+        cache: DynamicCache,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        logits_to_keep: int,
+    ) -> CausalLMOutputWithPast:
+        hidden_states = self._embedded(input_ids)
+        dtype = self._compute_dtype(hidden_states)
+        past = past_of(cache, input_ids.shape[1], attention_mask, self.config, dtype, hidden_states.device)
+        hidden_states = self._through_blocks(hidden_states, past)
+        logits = self.lm_head(hidden_states[:, -logits_to_keep:])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+
+    def _of_documents(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None,
+        document_lengths: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> CausalLMOutput:
+        hidden_states = self._embedded(input_ids)
         documents = documents_of(document_lengths, self.config, self._compute_dtype(hidden_states))
-        for block in model.h:
-            hidden_states, _ = block(hidden_states, alibi=documents, attention_mask=None)
-        hidden_states = model.ln_f(hidden_states)
+        hidden_states = self._through_blocks(hidden_states, documents)
         if labels is None:
             return CausalLMOutput(logits=self.lm_head(hidden_states))
 
@@ -199,6 +291,15 @@ class BloomForCausalLM(LibraryBloom):
         loss = self.lm_head(hidden_states[0, is_learnt], targets[is_learnt])
         count = is_learnt.sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=loss / torch.as_tensor(count, device=loss.device).clamp(min=1))
+
+    def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        model = self.transformer
+        return model.word_embeddings_layernorm(model.word_embeddings(input_ids))
+
+    def _through_blocks(self, hidden_states: torch.Tensor, alibi: Documents | Past) -> torch.Tensor:
+        for block in self.transformer.h:
+            hidden_states, _ = block(hidden_states, alibi=alibi, attention_mask=None)
+        return self.transformer.ln_f(hidden_states)
 
     @staticmethod
     def _compute_dtype(hidden_states: torch.Tensor) -> torch.dtype:
