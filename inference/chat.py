@@ -4,52 +4,47 @@ python -m inference.chat --model checkpoints/demo
 python -m inference.chat --model checkpoints/demo --prompt 你是谁
 """
 
+import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from inference.generation import load, stream
-from training.consts import MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
-from training.conversation import Conversation, Turn
+from inference.dialogue import Dialogue, load_dialogue
+from inference.generation import Answer, context_length, stream
+from inference.memory import Memory
+from inference.options import load_chosen, model_options, sampling_of, sampling_options
+from inference.terminal import on_ctrl_c, typed
+from training.consts import INTRO
+from training.conversation import Turn
 from training.errors import UserError, run_command
 
 HUMAN_LABEL = "Human: "
 YAYI_LABEL = "YaYi: "
 
+HELP = """\
+/system [TEXT]  say who the assistant is, or show it
+/undo           take the last turn back
+/retry          have it answered again
+/reset          start anew
+/save FILE      keep the dialogue, as a row to learn from
+/load FILE      go on with one
+/stats          tokens, speed, memory
+/exit           leave, as Ctrl-D does
+Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer. What begins with // is said with one /."""
+
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", required=True, help="Model to talk to: a directory, or a name on the hub.")
+@model_options
 @click.option("--prompt", help="Answer this one prompt on stdout, and exit.")
 @click.option("--system", default="", help="Who the assistant is.  [default: the intro that training used]")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=MAX_NEW_TOKENS, help="Longest answer.")
-@click.option(
-    "--temperature", type=click.FloatRange(min=0), default=TEMPERATURE, help="0 is greedy; higher is bolder."
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
-    default=TOP_P,
-    help="Sample among the likeliest tokens that have this probability together.",
-)
-@click.option(
-    "--repetition-penalty",
-    type=click.FloatRange(min=0, min_open=True),
-    default=REPETITION_PENALTY,
-    help="Above 1, tokens that were used already become less likely.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    help="Of the weights; auto is what was saved.",
-)
-@click.option("--device", default="auto", help="cpu, cuda:0, ...; auto lets accelerate decide.")
-@click.option("--seed", type=click.IntRange(min=0), help="Makes sampled answers repeatable.")
+@sampling_options
 def main(**options: Any) -> None:
-    """Talk to a fine-tuned model. Ctrl-C stops an answer, Ctrl-D leaves."""
+    """Talk to a fine-tuned model. Ctrl-C stops an answer, Ctrl-D leaves, /help shows more."""
     chat(SimpleNamespace(**options))
 
 
@@ -60,46 +55,25 @@ def chat(options: SimpleNamespace) -> None:
     for name in ("prompt", "system"):
         if not is_text(getattr(options, name) or ""):
             raise UserError(f"--{name}: not UTF-8; check the terminal's encoding")
-    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
-    if options.seed is not None:
-        set_seed(options.seed)
-    sampling = {
-        name: getattr(options, name)
-        for name in ("max_new_tokens", "temperature", "top_p", "repetition_penalty")
-    }
-    if options.prompt is None:
-        converse(model, tokenizer, options.system, sampling)
-    else:
-        answer(model, tokenizer, Conversation((Turn(options.prompt),), options.system), sampling)
-
-
-def converse(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, system: str, sampling: dict[str, Any]
-) -> None:
-    """Read what the human says and answer it, until the input ends."""
+    model, tokenizer = load_chosen(options)
+    talk = Talk(model, tokenizer, options.system, sampling_of(options))
+    if options.prompt is not None:
+        talk.say(options.prompt)
+        return
     if sys.stdin.isatty():
-        import readline  # noqa: F401  (gives `input` line editing that knows how wide Chinese is)
-
-        print("Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
-    turns: tuple[Turn, ...] = ()
-    while True:
-        try:
-            human = input(HUMAN_LABEL)
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print()
-            continue
-        if not is_text(human):
-            print("[not UTF-8, not sent]", file=sys.stderr)
-            continue
-        if not human.strip():
-            continue
-        print(YAYI_LABEL, end="", flush=True)
-        said = answer(model, tokenizer, Conversation((*turns, Turn(human)), system), sampling)
-        if said.strip():
-            turns = (*turns, Turn(human, said))
+        note("Ctrl-C stops an answer, Ctrl-D leaves, /help shows more")
+    for text in typed(HUMAN_LABEL):
+        if not is_text(text):
+            note("not UTF-8, not sent")
+        elif text.strip():
+            try:
+                if not answer_or_obey(talk, text):
+                    return
+            except UserError as error:
+                note(str(error))
+            except KeyboardInterrupt:  # beside an answer
+                note("stopped")
+    print()
 
 
 def is_text(typed: str) -> bool:
@@ -107,24 +81,131 @@ def is_text(typed: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in typed)
 
 
-def answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    conversation: Conversation,
-    sampling: dict[str, Any],
-) -> str:
-    """Print the answer as it comes, and return it; as far as it came, if Ctrl-C stopped it."""
-    with stream(model, tokenizer, conversation, **sampling) as pieces:
-        try:
-            for piece in pieces:
+def note(text: str) -> None:
+    print(f"[{text}]", file=sys.stderr, flush=True)
+
+
+def answer_or_obey(talk: "Talk", text: str) -> bool:
+    """Whether the chat goes on."""
+    command = re.match(r"/(\w*)(?:\s+(.*))?$", text.strip(), re.DOTALL)
+    if not command:
+        talk.say(text.replace("//", "/", 1) if text.startswith("//") else text, YAYI_LABEL)
+        return True
+    name, argument = command.groups(default="")
+    if name == "exit":
+        return False
+    if name not in COMMANDS:
+        raise UserError(f"there is no /{name}; /help shows what there is")
+    COMMANDS[name](talk, argument.strip())
+    return True
+
+
+class Talk:
+    """A model, the dialogue with it, and what it has read of that."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        system: str,
+        sampling: dict[str, Any],
+    ) -> None:
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.dialogue = Dialogue(system)
+        self.memory = Memory()
+        self.latest: Answer | None = None
+
+    def say(self, human: str, label: str = "") -> None:
+        """Print the answer as it comes, and remember it; as far as it came, if Ctrl-C stopped it."""
+        longest, context = self.sampling["max_new_tokens"], context_length(self.model)
+        left_out = self.dialogue.left_out
+        prompt = self.dialogue.prompt(human, self.tokenizer, context - min(longest, context // 4))
+        if self.dialogue.left_out > left_out:
+            count = self.dialogue.left_out - left_out
+            note(f"the dialogue outgrew the context of {context:,} tokens: {count} oldest turn(s) left out")
+        print(label, end="", flush=True)
+        answer = stream(self.model, self.tokenizer, prompt, memory=self.memory, **self.sampling)
+        with on_ctrl_c(answer.stop), answer:
+            for piece in answer:
                 print(piece, end="", flush=True)
-            print(flush=True)
-            if not pieces.ended:
-                note = f"[cut off at --max-new-tokens {sampling['max_new_tokens']}]"
-                print(note, file=sys.stderr)
-        except KeyboardInterrupt:
-            print("\n[stopped]", file=sys.stderr)
-    return pieces.text
+        print(flush=True)
+        if answer.stopped and not answer.ended:
+            note("stopped")
+        elif not answer.ended:
+            note(f"cut off at --max-new-tokens {longest}")
+        self.latest = answer
+        if answer.text.strip():
+            self.dialogue.add(Turn(human, answer.text))
+
+    def system(self, text: str) -> None:
+        if text:
+            self.dialogue.system = text
+        print(self.dialogue.system or INTRO)
+
+    def undo(self, _: str) -> None:
+        note(f"taken back: {self._take_back().human}")
+
+    def retry(self, _: str) -> None:
+        before = self._take_back()
+        count = len(self.dialogue.turns)
+        try:
+            self.say(before.human, YAYI_LABEL)
+        finally:
+            if len(self.dialogue.turns) == count:  # no other answer came
+                self.dialogue.add(before)
+
+    def _take_back(self) -> Turn:
+        if not self.dialogue.turns:
+            raise UserError("nothing was said yet")
+        return self.dialogue.take_back()
+
+    def reset(self, _: str) -> None:
+        self.dialogue = Dialogue(self.dialogue.system)
+        note("a new dialogue")
+
+    def save(self, path: str) -> None:
+        if not self.dialogue.turns:
+            raise UserError("nothing was said yet")
+        self.dialogue.save(named(path))
+        note(f"saved {path}")
+
+    def load(self, path: str) -> None:
+        self.dialogue, waiting = load_dialogue(named(path))
+        for turn in self.dialogue.turns:
+            print(f"{HUMAN_LABEL}{turn.human}\n{YAYI_LABEL}{turn.yayi}")
+        if waiting is not None:
+            print(f"{HUMAN_LABEL}{waiting}")
+            self.say(waiting, YAYI_LABEL)
+
+    def stats(self, _: str) -> None:
+        print(f"{len(self.dialogue.turns)} turn(s), {self.dialogue.left_out} left out")
+        print(f"{len(self.memory):,} of {context_length(self.model):,} tokens in memory")
+        if self.latest and self.latest.tokens:
+            latest = self.latest
+            print(
+                f"latest answer: {latest.tokens:,} tokens, the first after {latest.seconds_to_first:.2f} s, "
+                f"{latest.tokens_per_second:.1f} a second then; of its prompt's {latest.prompt_tokens:,}, "
+                f"{latest.recalled:,} were in memory"
+            )
+        print(f"the model takes {self.model.get_memory_footprint() / 1e9:.2f} GB")
+
+
+def named(path: str) -> Path:
+    if not path:
+        raise UserError("name a file")
+    return Path(path)
+
+
+COMMANDS: dict[str, Callable[[Talk, str], Any]] = {
+    "help": lambda _, __: print(HELP),
+    "system": Talk.system,
+    "undo": Talk.undo,
+    "retry": Talk.retry,
+    "reset": Talk.reset,
+    "save": Talk.save,
+    "load": Talk.load,
+    "stats": Talk.stats,
+}
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ model, tokenizer = load("checkpoints/demo")
 print(reply(model, tokenizer, Conversation((Turn("你是谁"),))))
 """
 
+import logging
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 
 import torch
 from tokenizers.decoders import DecodeStream
 from transformers import (
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -20,12 +23,21 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer
 
-from training.consts import CONTROL_TOKENS, END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
+from inference.memory import Memory
+from training.consts import (
+    CONTEXT,
+    CONTROL_TOKENS,
+    END,
+    MAX_NEW_TOKENS,
+    REPETITION_PENALTY,
+    TEMPERATURE,
+    TOP_P,
+)
 from training.conversation import Conversation
-from training.encoding import answer_header, encode_prompt
+from training.encoding import answer_header, chat_template, encode_prompt, special_tokens
 from training.errors import UserError, first_line
 from training.model import load_model
-from training.tokenizer import load_base_tokenizer, load_tokenizer
+from training.tokenizer import load_base_tokenizer, teach_to_chat
 
 # What stands around an answer in the text of a conversation.
 OPENING = "\n"
@@ -33,24 +45,58 @@ CLOSING = "\n\n"
 
 
 def load(
-    path: str, *, dtype: torch.dtype | str = "auto", device: str = "auto"
+    path: str, *, dtype: torch.dtype | str = "auto", device: str = "auto", bits: int | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """(model, tokenizer) of a fine-tuned model, ready to answer.
 
     dtype: "auto" is what was saved. device: "auto" lets accelerate place the weights; else as torch names it.
-    Raises UserError where there is no such device, no model, or one that was never taught to chat: it knows
-    no control tokens.
+    bits: 8 or 4, to keep the weights of the layers in so many. Raises UserError where there is no such
+    device, no model, or one that was not taught to chat as here.
     """
     if device != "auto":
         check_device(device)
-    unknown = set(CONTROL_TOKENS) - load_base_tokenizer(path).get_vocab().keys()
-    if unknown:
-        raise UserError(
-            f"{path}: its tokenizer has no {END}: fine-tune it first (python -m training.trainer)"
-        )
-    tokenizer = load_tokenizer(path)
-    model = load_model(path, tokenizer, dtype=dtype, device_map="auto" if device == "auto" else {"": device})
+    tokenizer = load_base_tokenizer(path)
+    check_is_taught(path, tokenizer)
+    known = set(tokenizer.get_vocab().values())
+    teach_to_chat(tokenizer)
+    model = load_model(
+        path,
+        tokenizer,
+        dtype=dtype,
+        device_map="auto" if device == "auto" else {"": device},
+        quantization=quantized(bits) if bits else None,
+        known=known,
+    )
     return model.eval(), tokenizer
+
+
+def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise UserError for a model that knows no control tokens, or was taught another text of a dialogue.
+
+    A model without a chat template may be one of the original release, which had none.
+    """
+    missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_vocab()]
+    if missing:
+        raise UserError(
+            f"{path}: its tokenizer has no {', '.join(missing)}; fine-tune it first "
+            "(python -m training.trainer)"
+        )
+    ours = chat_template(special_tokens(tokenizer), answer_header(tokenizer))
+    if tokenizer.chat_template not in (None, ours):
+        raise UserError(
+            f"{path}: its chat template is not the one of this recipe, so that it learnt to chat otherwise; "
+            "use the tool it was made for, or fine-tune it (python -m training.trainer)"
+        )
+
+
+def quantized(bits: int) -> BitsAndBytesConfig:
+    """For 4 bits the kind that was made for normally distributed weights (https://arxiv.org/abs/2305.14314)."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else a line for every product in 8 bits
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
 
 
 def check_device(device: str) -> None:
@@ -59,6 +105,16 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {first_line(error)}") from None
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens of a prompt and its answer that the model was made for.
+
+    A Bloom has no limit of its own: there it is what it was trained on, which not every configuration says.
+    """
+    config = model.config.get_text_config()
+    sizes = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
+    return next((size for size in sizes if size), CONTEXT)
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):
@@ -89,6 +145,7 @@ def stream(
     tokenizer: PreTrainedTokenizerFast,
     conversation: Conversation,
     *,
+    memory: Memory | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = TEMPERATURE,
     top_p: float = TOP_P,
@@ -96,10 +153,31 @@ def stream(
 ) -> "Answer":
     """The answer as it comes: `with stream(...) as answer:` and iterate over its pieces of text.
 
-    temperature 0 is greedy. Leaving the `with` block early stops the model.
+    memory: of this dialogue; what it has read of the conversation is not read again. temperature 0 is greedy.
+    Leaving the `with` block early stops the model.
     """
+    prompt_ids = encode_prompt(conversation, tokenizer)
+    config = generation_config(
+        tokenizer,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+    )
+    return Answer(model, tokenizer, prompt_ids, config, Memory() if memory is None else memory)
+
+
+def generation_config(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
+    repetition_penalty: float = REPETITION_PENALTY,
+) -> GenerationConfig:
+    """transformers' configuration for these; `<|End|>` ends and pads."""
     end = tokenizer.convert_tokens_to_ids(END)
-    config = GenerationConfig(
+    return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature or 1.0,
@@ -108,14 +186,40 @@ def stream(
         eos_token_id=end,
         pad_token_id=end,
     )
-    return Answer(model, tokenizer, encode_prompt(conversation, tokenizer), config)
+
+
+def spoken(tokenizer: PreTrainedTokenizerFast, token_ids: Iterable[int]) -> Iterator[str]:
+    """The text of an answer's tokens, up to `<|End|>` and without what stands around it.
+
+    In pieces of whole characters, each as soon as its tokens are there: a Chinese character can be several.
+    """
+    decoder = DecodeStream(skip_special_tokens=True)
+    end_id = tokenizer.convert_tokens_to_ids(END)
+    opening = OPENING if answer_header(tokenizer) == ":" else ""
+    held = ""
+    for token_id in token_ids:
+        if token_id == end_id:
+            held = held.removesuffix(CLOSING)
+            break
+        piece = decoder.step(tokenizer.backend_tokenizer, token_id) or ""
+        if piece:
+            piece, opening = piece.removeprefix(opening), ""
+        so_far = held + piece
+        said = so_far.rstrip("\n")
+        held = so_far[len(said) :]
+        if said:
+            yield said
+    if held:
+        yield held
 
 
 class Answer:
-    """An answer in the making; iterating gives its text in whole characters, without what stands around it.
+    """An answer in the making; iterating gives its text as `spoken` does.
 
     text: what was given so far. ended: whether the model said `<|End|>`; false while it speaks, when it was
-    stopped, and when it ran into `max_new_tokens`.
+    stopped, and when it ran into `max_new_tokens`. stopped: whether somebody called `stop`. prompt_tokens: of
+    the prompt; recalled: how many of them were not read again. tokens: of the answer so far; seconds: until
+    the last of them; seconds_to_first.
     """
 
     def __init__(
@@ -124,17 +228,30 @@ class Answer:
         tokenizer: PreTrainedTokenizerFast,
         prompt_ids: list[int],
         config: GenerationConfig,
+        memory: Memory,
     ) -> None:
         self.text = ""
-        self.ended = False
+        self.ended = self.stopped = False
+        self.prompt_tokens = len(prompt_ids)
+        self.recalled = self.tokens = 0
+        self.seconds = self.seconds_to_first = 0.0
         self._tokenizer = tokenizer
-        self._end_id = tokenizer.convert_tokens_to_ids(END)
-        self._opening = OPENING if answer_header(tokenizer) == ":" else ""
+        self._memory = memory
         self._tokens = _TokenQueue()
         self._stop = _Stop()
         self._worker = threading.Thread(target=self._generate, args=(model, prompt_ids, config), daemon=True)
 
+    @property
+    def tokens_per_second(self) -> float:
+        """After the first."""
+        return (self.tokens - 1) / max(self.seconds - self.seconds_to_first, 1e-9)
+
+    def stop(self) -> None:
+        """Have no more than the token that the model is at."""
+        self.stopped = self._stop.now = True
+
     def __enter__(self) -> "Answer":
+        self._started = time.perf_counter()
         self._worker.start()
         return self
 
@@ -145,47 +262,35 @@ class Answer:
         self._worker.join()
 
     def __iter__(self) -> Iterator[str]:
-        for piece in self._trimmed(self._decoded()):
+        for piece in spoken(self._tokenizer, self._counted()):
             self.text += piece
             yield piece
 
     def _generate(self, model: PreTrainedModel, prompt_ids: list[int], config: GenerationConfig) -> None:
         input_ids = torch.tensor([prompt_ids], device=model.device)
         try:
-            model.generate(
+            cache = self._memory.recall(prompt_ids)
+            self.recalled = cache.get_seq_length()
+            sequences = model.generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
+                past_key_values=cache,
                 generation_config=config,
                 streamer=self._tokens,
                 stopping_criteria=StoppingCriteriaList([self._stop]),
             )
+            self._memory.keep(cache, sequences[0].tolist())
         except BaseException as error:  # raised again where the answer is read
             self._tokens.fail(error)
 
-    def _decoded(self) -> Iterator[str]:
-        """Text of whole characters: a Chinese character can be several tokens."""
-        decoder = DecodeStream(skip_special_tokens=True)
+    def _counted(self) -> Iterator[int]:
+        end_id = self._tokenizer.convert_tokens_to_ids(END)
         for token_id in self._tokens:
-            self.ended = token_id == self._end_id
-            text = decoder.step(self._tokenizer.backend_tokenizer, token_id)
-            if text:
-                yield text
-
-    def _trimmed(self, pieces: Iterator[str]) -> Iterator[str]:
-        """Without the newline that opens an answer and the blank line that closes it."""
-        at_start, held = True, ""
-        for piece in pieces:
-            if at_start:
-                piece = piece.removeprefix(self._opening)
-                at_start = False
-            spoken = (held + piece).rstrip("\n")
-            held = (held + piece)[len(spoken) :]
-            if spoken:
-                yield spoken
-        if self.ended:
-            held = held.removesuffix(CLOSING)
-        if held:
-            yield held
+            self.seconds = time.perf_counter() - self._started
+            self.seconds_to_first = self.seconds_to_first or self.seconds
+            self.tokens += 1
+            self.ended = token_id == end_id
+            yield token_id
 
 
 class _TokenQueue(BaseStreamer):

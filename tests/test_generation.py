@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from transformers import StoppingCriteriaList
@@ -135,3 +137,39 @@ def test_dtype_and_device_are_as_asked(tuned: str) -> None:
     model, _ = load(tuned, dtype="bfloat16", device="cpu")
     assert (model.dtype, model.device.type) == (torch.bfloat16, "cpu")
     assert load(tuned)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_model_in_few_bits_is_smaller_and_still_answers(tuned: str, loaded, bits: int) -> None:
+    model, tokenizer = load(tuned, bits=bits)
+    assert {type(layer).__name__ for layer in model.transformer.h[0].modules()} >= {
+        {8: "Linear8bitLt", 4: "Linear4bit"}[bits]
+    }
+    # The head is the embedding, and stays what it is.
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    blocks, whole = (
+        sum(weight.numel() * weight.element_size() for weight in one.transformer.h.parameters())
+        for one in (model, loaded[0])
+    )
+    assert blocks < whole / (32 / bits) * 1.5
+    for conversation in CONVERSATIONS:
+        assert reply(model, tokenizer, prompt_of(conversation), **GREEDY) == conversation.turns[-1].yayi
+
+
+def test_a_model_that_was_taught_another_text_is_refused(tuned: str, tmp_path) -> None:
+    shutil.copytree(tuned, tmp_path / "other")
+    (tmp_path / "other" / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(UserError, match="other: its chat template is not the one of this recipe"):
+        load(str(tmp_path / "other"))
+
+
+def test_a_model_of_the_original_release_has_no_template_and_is_loaded(tuned: str, loaded, tmp_path) -> None:
+    shutil.copytree(tuned, tmp_path / "original")
+    (tmp_path / "original" / "chat_template.jinja").unlink()
+    other = load(str(tmp_path / "original"))
+    assert reply(*other, prompt_of(CONVERSATIONS[0]), **GREEDY) == CONVERSATIONS[0].turns[0].yayi
+
+
+def test_missing_control_tokens_are_named(base: str) -> None:
+    with pytest.raises(UserError, match=r"has no <\|System\|>, <\|Human\|>, <\|YaYi\|>, <\|End\|>; fi"):
+        load(base)

@@ -25,3 +25,6 @@ TEMPERATURE = 0.3
 REPETITION_PENALTY = 1.1
 TOP_P = 1.0
 MAX_NEW_TOKENS = 512
+
+# Longest row in training unless told otherwise, and what a model reads whose configuration says nothing.
+CONTEXT = 2048

@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -31,20 +32,26 @@ def load_model(
     *,
     dtype: torch.dtype | str = "auto",
     device_map: str | dict[str, str] | None = None,
+    quantization: BitsAndBytesConfig | None = None,
+    known: set[int] | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
     """The causal language model at `path`, with a row in and out for every token of `tokenizer`.
 
     A Bloom comes as `training.modeling_bloom`'s, any other model as transformers' own.
     dtype: of the weights in memory; "auto" is what was saved. device_map: as accelerate's, to place the
-    weights while loading. seed: of the noise in new rows. Raises UserError where there is no model.
+    weights while loading. known: ids of the tokenizer at `path`, for who has read it already. seed: of the
+    noise in new rows. Raises UserError where there is no model.
     """
     model_class = BloomForCausalLM if is_bloom(path) else AutoModelForCausalLM
     try:
-        model = model_class.from_pretrained(path, dtype=dtype, device_map=device_map)
+        model = model_class.from_pretrained(
+            path, dtype=dtype, device_map=device_map, quantization_config=quantization
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise _no_model(path, error) from None
-    known = set(load_base_tokenizer(path).get_vocab().values())
+    if known is None:
+        known = set(load_base_tokenizer(path).get_vocab().values())
     fit_vocabulary(model, tokenizer, known, seed)
     model.config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
     model.generation_config = default_generation_config(tokenizer)

@@ -19,10 +19,17 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a model directory or hub name, with the four control tokens, each one id.
 
-    Tokens that are there keep their ids; missing control tokens get the next free ones. Saved, it renders and
-    tokenizes chats by itself as training does. Raises UserError where there is no usable tokenizer.
+    Raises UserError where there is no usable tokenizer.
     """
-    tokenizer = load_base_tokenizer(path)
+    return teach_to_chat(load_base_tokenizer(path))
+
+
+def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Give it the control tokens, and return it.
+
+    Tokens that are there keep their ids; missing control tokens get the next free ones. Saved, it renders and
+    tokenizes chats by itself as training does.
+    """
     tokenizer.add_tokens(
         [AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS], special_tokens=True
     )

@@ -26,6 +26,7 @@ from training.batching import collate, collate_padded
 from training.cache import default_cache_dir
 from training.check import ON_BAD_ROW, refuse_unusable, short_form
 from training.checkpointing import check_room, export_model, step_of
+from training.consts import CONTEXT
 from training.dataset import Rows, load_encoded
 from training.errors import UserError, run_command
 from training.machine import (
@@ -103,7 +104,10 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
     help="Where encoded rows are kept for the next start.",
 )
 @optgroup.option(
-    "--max-length", type=POSITIVE, default=2048, help="Longest row, in tokens; longer ones are cut at a turn."
+    "--max-length",
+    type=POSITIVE,
+    default=CONTEXT,
+    help="Longest row, in tokens; longer ones are cut at a turn.",
 )
 @optgroup.option(
     "--test-size",
@@ -232,6 +236,9 @@ def train(options: SimpleNamespace) -> Path:
         dtype = torch.bfloat16 if options.bf16 and deepspeed_config else torch.float32
         model = load_model(options.input_model, tokenizer, dtype=dtype, seed=options.seed)
         is_ours = isinstance(model, BloomForCausalLM)
+        if is_ours:  # has no limit but this; servers and our chat go by it
+            known = getattr(model.config, "seq_length", CONTEXT)
+            model.config.seq_length = max(known, options.max_length)
         say(
             "Bloom: no padding, fused attention, logits only where they are learnt"
             if is_ours

@@ -1,0 +1,42 @@
+"""What a model has read of a dialogue, so that the next turn computes its own tokens only."""
+
+from collections.abc import Sequence
+
+from transformers import DynamicCache
+
+
+class Memory:
+    """The keys and values of one dialogue, to be handed to each `stream` of it.
+
+    Whatever became of the dialogue in the meantime (a turn taken back, an answer stopped or asked for again),
+    as much is used as the next prompt has in common with what was read, from the first token on.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def __len__(self) -> int:
+        """Tokens that need not be read again."""
+        return len(self._ids)
+
+    def clear(self) -> None:
+        self._ids: list[int] = []
+        self._cache = DynamicCache()
+
+    def recall(self, prompt_ids: Sequence[int]) -> DynamicCache:
+        """The cache of what `prompt_ids` begins with; the last of them at least is left to be read.
+
+        It is gone from here until `keep`, so that an answer that fails half way leaves nothing behind.
+        """
+        pairs = zip(self._ids, prompt_ids[:-1], strict=False)
+        common = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
+        if common is None:
+            common = min(len(self._ids), len(prompt_ids) - 1)
+        cache = self._cache
+        cache.crop(common - len(self._ids))
+        self.clear()
+        return cache if common else DynamicCache()
+
+    def keep(self, cache: DynamicCache, input_ids: Sequence[int]) -> None:
+        """Keep the cache of a prompt and its answer; the last token of an answer is never read."""
+        self._cache, self._ids = cache, list(input_ids[: cache.get_seq_length()])

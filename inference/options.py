@@ -1,0 +1,81 @@
+"""The options that every command which lets a model answer has: which model, where, and how it samples."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import click
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+
+from inference.generation import load
+from training.consts import MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
+from training.errors import UserError
+
+MODEL_OPTIONS = (
+    click.option("--model", required=True, help="Model that answers: a directory, or a name on the hub."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        help="Of the weights; auto is what was saved.",
+    ),
+    click.option("--load-in-8bit", is_flag=True, help="Keep the weights of the layers in 8 bits."),
+    click.option("--load-in-4bit", is_flag=True, help="The same in 4 bits."),
+    click.option("--device", default="auto", help="cpu, cuda:0, ...; auto lets accelerate decide."),
+)
+
+SAMPLING_OPTIONS = (
+    click.option(
+        "--max-new-tokens", type=click.IntRange(min=1), default=MAX_NEW_TOKENS, help="Longest answer."
+    ),
+    click.option(
+        "--temperature",
+        type=click.FloatRange(min=0),
+        default=TEMPERATURE,
+        help="0 is greedy; higher is bolder.",
+    ),
+    click.option(
+        "--top-p",
+        type=click.FloatRange(min=0, max=1, min_open=True),
+        default=TOP_P,
+        help="Sample among the likeliest tokens that have this probability together.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=click.FloatRange(min=0, min_open=True),
+        default=REPETITION_PENALTY,
+        help="Above 1, tokens that were used already become less likely.",
+    ),
+    click.option("--seed", type=click.IntRange(min=0), help="Makes sampled answers repeatable."),
+)
+
+
+def model_options(command: Callable) -> Callable:
+    return _with(MODEL_OPTIONS, command)
+
+
+def sampling_options(command: Callable) -> Callable:
+    return _with(SAMPLING_OPTIONS, command)
+
+
+def _with(options: tuple[Callable, ...], command: Callable) -> Callable:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load_chosen(options: SimpleNamespace) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """(model, tokenizer) as the model's options say; seeds the sampling if they say so."""
+    if options.load_in_8bit and options.load_in_4bit:
+        raise UserError("--load-in-8bit and --load-in-4bit contradict each other; give one")
+    bits = 8 if options.load_in_8bit else 4 if options.load_in_4bit else None
+    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device, bits=bits)
+    if options.seed is not None:
+        set_seed(options.seed)
+    return model, tokenizer
+
+
+def sampling_of(options: SimpleNamespace) -> dict[str, Any]:
+    """What `stream` and `generation_config` take."""
+    names = ("max_new_tokens", "temperature", "top_p", "repetition_penalty")
+    return {name: getattr(options, name) for name in names}
