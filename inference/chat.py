@@ -187,7 +187,7 @@ class Talk:
                 f"{latest.tokens_per_second:.1f} a second then; of its prompt's {latest.prompt_tokens:,}, "
                 f"{latest.recalled:,} were in memory"
             )
-        print(f"the model takes {self.model.get_memory_footprint() / 1e9:.2f} GB")
+        print(f"the model takes {self.model.get_memory_footprint() / 1e6:,.1f} MB")
 
 
 def named(path: str) -> Path:

@@ -1,11 +1,13 @@
 """The options that every command which lets a model answer has: which model, where, and how it samples."""
 
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import click
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from inference.generation import load
 from training.consts import MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
@@ -68,6 +70,8 @@ def load_chosen(options: SimpleNamespace) -> tuple[PreTrainedModel, PreTrainedTo
     """(model, tokenizer) as the model's options say; seeds the sampling if they say so."""
     if options.load_in_8bit and options.load_in_4bit:
         raise UserError("--load-in-8bit and --load-in-4bit contradict each other; give one")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     bits = 8 if options.load_in_8bit else 4 if options.load_in_4bit else None
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device, bits=bits)
     if options.seed is not None:
