@@ -63,9 +63,10 @@ def load(
         path,
         tokenizer,
         dtype=dtype,
-        device_map="auto" if device == "auto" else {"": device},
-        quantization=quantized(bits) if bits else None,
         known=known,
+        device_map="auto" if device == "auto" else {"": device},
+        quantization_config=quantized(bits) if bits else None,
+        use_safetensors=True,  # other files of weights can carry code
     )
     return model.eval(), tokenizer
 

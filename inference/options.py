@@ -74,6 +74,9 @@ def load_chosen(options: SimpleNamespace) -> tuple[PreTrainedModel, PreTrainedTo
         disable_progress_bar()
     bits = 8 if options.load_in_8bit else 4 if options.load_in_4bit else None
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device, bits=bits)
+    if bits:
+        taken = model.get_memory_footprint() / 1e6
+        print(f"[layers in {bits} bits; the model takes {taken:,.1f} MB]", file=sys.stderr)
     if options.seed is not None:
         set_seed(options.seed)
     return model, tokenizer

@@ -47,6 +47,12 @@ def test_one_prompt_prints_the_answer_alone(outcome, tuned: str) -> None:
     assert outcome(chat.main, f"--model {tuned} {GREEDY} --prompt 你是谁")[:2] == (0, "我是雅意。\n")
 
 
+def test_what_a_model_in_few_bits_takes_is_printed(outcome, tuned: str) -> None:
+    status, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} --prompt 你是谁 --load-in-8bit")
+    assert (status, out) == (0, "我是雅意。\n")
+    assert re.search(r"\[layers in 8 bits; the model takes \d\.\d MB\]", err)
+
+
 def test_an_answer_cut_by_the_limit_is_said_on_stderr(outcome, tuned: str) -> None:
     _, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} --prompt 你是谁 --max-new-tokens 3")
     assert "我是雅意。".startswith(out.strip())
@@ -251,6 +257,7 @@ def test_a_typed_control_token_stays_text(outcome, tuned: str, monkeypatch) -> N
         ("--model {base}", "fine-tune it first"),
         ("--model {tuned} --temperature -1", "'--temperature'"),
         ("--model {tuned} --prompt=", "--prompt: empty"),
+        ("--model {tuned} --load-in-8bit --load-in-4bit", "contradict each other"),
         ("--model {tuned} --prompt \udcff", "--prompt: not UTF-8"),
     ],
 )

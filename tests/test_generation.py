@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import StoppingCriteriaList
+from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
 from inference.generation import KeywordsStoppingCriteria, load, reply, stream
 from tests.conftest import LEARNT
@@ -173,3 +173,12 @@ def test_a_model_of_the_original_release_has_no_template_and_is_loaded(tuned: st
 def test_missing_control_tokens_are_named(base: str) -> None:
     with pytest.raises(UserError, match=r"has no <\|System\|>, <\|Human\|>, <\|YaYi\|>, <\|End\|>; fi"):
         load(base)
+
+
+def test_weights_in_a_format_that_can_carry_code_are_refused(tuned: str, tmp_path) -> None:
+    shutil.copytree(tuned, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    model = AutoModelForCausalLM.from_pretrained(tuned)
+    torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pickled: no causal language model .*safetensors"):
+        load(str(tmp_path / "pickled"))

@@ -1,13 +1,13 @@
 """Load a model's weights, and fit its vocabulary to the tokenizer."""
 
 import contextlib
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -31,23 +31,20 @@ def load_model(
     tokenizer: PreTrainedTokenizerFast,
     *,
     dtype: torch.dtype | str = "auto",
-    device_map: str | dict[str, str] | None = None,
-    quantization: BitsAndBytesConfig | None = None,
     known: set[int] | None = None,
     seed: int = 0,
+    **loading: Any,
 ) -> PreTrainedModel:
     """The causal language model at `path`, with a row in and out for every token of `tokenizer`.
 
     A Bloom comes as `training.modeling_bloom`'s, any other model as transformers' own.
-    dtype: of the weights in memory; "auto" is what was saved. device_map: as accelerate's, to place the
-    weights while loading. known: ids of the tokenizer at `path`, for who has read it already. seed: of the
-    noise in new rows. Raises UserError where there is no model.
+    dtype: of the weights in memory; "auto" is what was saved. known: ids of the tokenizer at `path`, for who
+    has read it already. seed: of the noise in new rows. loading: more that transformers' `from_pretrained`
+    takes. Raises UserError where there is no model.
     """
     model_class = BloomForCausalLM if is_bloom(path) else AutoModelForCausalLM
     try:
-        model = model_class.from_pretrained(
-            path, dtype=dtype, device_map=device_map, quantization_config=quantization
-        )
+        model = model_class.from_pretrained(path, dtype=dtype, **loading)
     except (OSError, ValueError, SafetensorError) as error:
         raise _no_model(path, error) from None
     if known is None:
