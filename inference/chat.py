@@ -15,7 +15,7 @@ import click
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.dialogue import Dialogue, load_dialogue
-from inference.generation import Answer, context_length, stream
+from inference.generation import Answer, context_length, room_for_prompt, stream
 from inference.memory import Memory
 from inference.options import load_chosen, model_options, sampling_of, sampling_options
 from inference.terminal import on_ctrl_c, typed
@@ -117,11 +117,10 @@ class Talk:
 
     def say(self, human: str, label: str = "") -> None:
         """Print the answer as it comes, and remember it; as far as it came, if Ctrl-C stopped it."""
-        longest, context = self.sampling["max_new_tokens"], context_length(self.model)
-        left_out = self.dialogue.left_out
-        prompt = self.dialogue.prompt(human, self.tokenizer, context - min(longest, context // 4))
+        longest, left_out = self.sampling["max_new_tokens"], self.dialogue.left_out
+        prompt = self.dialogue.prompt(human, self.tokenizer, room_for_prompt(self.model, longest))
         if self.dialogue.left_out > left_out:
-            count = self.dialogue.left_out - left_out
+            count, context = self.dialogue.left_out - left_out, context_length(self.model)
             note(f"the dialogue outgrew the context of {context:,} tokens: {count} oldest turn(s) left out")
         print(label, end="", flush=True)
         answer = stream(self.model, self.tokenizer, prompt, memory=self.memory, **self.sampling)

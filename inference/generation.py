@@ -118,6 +118,12 @@ def context_length(model: PreTrainedModel) -> int:
     return next((size for size in sizes if size), CONTEXT)
 
 
+def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int:
+    """Tokens of the context that a dialogue may take, so that an answer fits behind it: a quarter at most."""
+    context = context_length(model)
+    return context - min(max_new_tokens, context // 4)
+
+
 class KeywordsStoppingCriteria(StoppingCriteria):
     """Ends each row of a batch at the first new token that is one of `keywords_ids`.
 

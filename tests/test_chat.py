@@ -222,7 +222,8 @@ def test_what_begins_with_a_slash_is_a_command_only_where_it_looks_like_one(
 def test_oldest_turns_leave_a_dialogue_that_outgrows_the_context(
     outcome, tuned: str, monkeypatch, asked: list
 ) -> None:
-    monkeypatch.setattr(chat, "context_length", lambda model: 130)
+    for module in (chat, generation):
+        monkeypatch.setattr(module, "context_length", lambda model: 130)
     type_lines(monkeypatch, [*["你是谁"] * 8, "very long " * 100, "你是谁"])
     _, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} --max-new-tokens 20 --system 短")
     assert out.count("我是雅意。") == 9

@@ -153,7 +153,14 @@ def losses(directory: Path, step: int) -> list[tuple[int, float]]:
 
 
 # 128 rows in micro-batches of 6 are 22 steps an epoch.
-@pytest.mark.parametrize("more", ["", "--tokens-per-batch 700", "--gradient-accumulation-steps 2"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        pytest.param("--tokens-per-batch 700", marks=pytest.mark.slow),
+        pytest.param("--gradient-accumulation-steps 2", marks=pytest.mark.slow),
+    ],
+)
 def test_a_continued_run_gives_the_losses_of_one_that_was_not_interrupted(
     command, tmp_path: Path, capsys, more: str
 ) -> None:
