@@ -48,7 +48,7 @@ SAMPLING_OPTIONS = (
         default=REPETITION_PENALTY,
         help="Above 1, tokens that were used already become less likely.",
     ),
-    click.option("--seed", type=click.IntRange(min=0), help="Makes sampled answers repeatable."),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Makes sampled answers repeatable."),
 )
 
 

@@ -78,7 +78,7 @@ def test_other_rooms_import_only_what_is_open_to_them(module: str) -> None:
 def test_inference_loads_without_deepspeed() -> None:
     code = (
         "import sys; sys.modules['deepspeed'] = None\n"
-        "from inference import chat, generation\n"
+        "from inference import batch, chat, generation\n"
         "assert 'datasets' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
