@@ -1,0 +1,256 @@
+"""Talk to a fine-tuned model in a web page.
+
+python -m inference.web --model checkpoints/demo
+"""
+
+import contextlib
+import html
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import click
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from inference.dialogue import Dialogue
+from inference.generation import room_for_prompt, stream
+from inference.memory import Memory
+from inference.options import load_chosen, model_options, sampling_of, sampling_options
+from training.conversation import from_row
+from training.errors import UserError, first_line, run_command
+
+try:
+    import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
+except ModuleNotFoundError:  # `serve` says what to do
+    gr = None
+
+TITLE = "雅意 YaYi"
+USER_NAME = "yayi"
+
+# Of the sampling: the label, the range and the step of its slider.
+SLIDERS = {
+    "max_new_tokens": ("最长回答 / Max tokens", 1, 4096, 1),
+    "temperature": ("温度 / Temperature", 0, 2, 0.05),
+    "top_p": ("Top-p", 0.01, 1, 0.01),
+    "repetition_penalty": ("重复惩罚 / Repetition", 1, 2, 0.01),
+}
+
+# The text box while an answer comes, and afterwards.
+BUSY = {"interactive": False, "submit_btn": False, "stop_btn": True}
+READY = {"interactive": True, "submit_btn": True, "stop_btn": False}
+FOCUS = "() => document.querySelector('#typed textarea').focus()"
+
+# A browser that has to show every token has no time left for its buttons.
+REFRESH_S = 0.1
+
+# As gradio has them: {"role": "user" | "assistant", "content": [{"type": "text", "text": ...}]}.
+Messages = list[dict[str, Any]]
+
+
+@click.command(context_settings={"show_default": True})
+@model_options
+@click.option(
+    "--system", default="", show_default=False, help="Who the assistant is.  [default: the intro of training]"
+)
+@sampling_options
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 means all.")
+@click.option("--port", type=click.IntRange(1, 65535), default=7860, help="Port to listen on.")
+def main(**options: Any) -> None:
+    """Serve a web page to talk to a fine-tuned model, until Ctrl-C.
+
+    --system and the sampling are what the page starts with. If the environment has a YAYI_PASSWORD, the page
+    asks for it, and for the user name yayi.
+    """
+    serve(SimpleNamespace(**options))
+
+
+def serve(options: SimpleNamespace) -> None:
+    """Load the model and serve the page, until the process is told to end."""
+    if gr is None:
+        raise UserError("the web page needs gradio: pip install -r requirements-web.txt")
+    # In the environment, because everyone on the machine can read a command line.
+    password = os.environ.get("YAYI_PASSWORD")
+    with listen(options.host, options.port) as listening:
+        if not password and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
+            print(
+                f"warning: whoever can reach {options.host} can use this page; "
+                "set YAYI_PASSWORD, and it asks for that password",
+                file=sys.stderr,
+            )
+        app = gr.mount_gradio_app(
+            FastAPI(openapi_url=None),
+            page(answering(*load_chosen(options)), options),
+            path="/",
+            auth=(USER_NAME, password) if password else None,
+            auth_message=f"用户名 / User name: {USER_NAME}",
+            css=".message-content { white-space: pre-wrap }",
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+        )
+        # At the end, browsers are still connected: not waited for, and not worth an error message.
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        print(f"http://{options.host}:{options.port}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
+        # Python's own way out would abort if the model was still answering in its thread.
+        os._exit(130)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. It is wanted before the model, which may take minutes to load."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
+
+
+def answering(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Iterator[Messages]]:
+    """The function that gives a dialogue's messages with the answer, over and over while it grows."""
+    memory = Memory()
+    # An answer that was stopped may still be at its last token when gradio asks for the next.
+    turn = threading.Lock()
+
+    def answer(messages: Messages, system: str, *sampling: float) -> Iterator[Messages]:
+        """`sampling`: the values of SLIDERS. Closing the iterator stops the model."""
+        yield messages
+        if not is_asked(messages):
+            return
+        chosen = dict(zip(SLIDERS, sampling, strict=True))
+        try:
+            dialogue, human = dialogue_of(messages, system)
+            conversation = dialogue.prompt(human, tokenizer, room_for_prompt(model, chosen["max_new_tokens"]))
+            if count := dialogue.left_out:
+                gr.Info(f"对话过长，略去最早 {count} 轮 / Too long: without the {count} oldest turn(s)")
+            with turn, stream(model, tokenizer, conversation, memory=memory, **chosen) as pieces:
+                shown_at = 0.0
+                for _ in pieces:
+                    if time.monotonic() - shown_at > REFRESH_S:
+                        shown_at = time.monotonic()
+                        yield with_answer(messages, pieces.text)
+                yield with_answer(messages, pieces.text)
+            if not pieces.ended:
+                gr.Info(f"回答过长，已截断 / Cut off at {chosen['max_new_tokens']} tokens")
+        except UserError as error:
+            gr.Warning(html.escape(str(error)))
+        except Exception as error:  # the page stays usable
+            traceback.print_exc()
+            gr.Warning(f"出错了 / Failed: {html.escape(first_line(error))}")
+
+    return answer
+
+
+def page(answer: Callable[..., Iterator[Messages]], options: SimpleNamespace) -> "gr.Blocks":
+    """The web page. A dialogue lives in its browser alone, which sends all of it with each question."""
+    start = sampling_of(options)
+    with gr.Blocks(title=TITLE, fill_height=True, analytics_enabled=False) as blocks:
+        gr.Markdown(f"# {TITLE}")
+        with gr.Sidebar(position="right", width=360, open=False):
+            system = gr.Textbox(
+                options.system,
+                label="系统设定 / System",
+                placeholder="留空即训练时的介绍 / Empty: the intro that training used",
+                lines=4,
+            )
+            sliders = [
+                gr.Slider(min(low, start[name]), max(high, start[name]), start[name], step=step, label=label)
+                for name, (label, low, high, step) in SLIDERS.items()
+            ]
+        # Without a button to copy a message: it would copy what `message` makes of the text.
+        dialogue = gr.Chatbot(
+            show_label=False,
+            scale=1,
+            editable="user",
+            buttons=[],
+            render_markdown=False,
+            latex_delimiters=[],
+        )
+        typed = gr.Textbox(
+            show_label=False,
+            placeholder="说点什么 / Say something",
+            max_lines=10,
+            autofocus=True,
+            elem_id="typed",
+            **READY,
+        )
+
+        # Private, because gradio describes the others to everyone: the system text too, without a password.
+        at_once = {"api_visibility": "private", "queue": False}
+        one_by_one = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
+        answers = []
+        for asked in (
+            typed.submit(ask, [dialogue, typed], [dialogue, typed], **at_once),
+            dialogue.retry(ask_again, dialogue, [dialogue, typed], **at_once),
+            dialogue.edit(ask_otherwise, dialogue, [dialogue, typed], **at_once),
+        ):
+            answered = asked.success(answer, [dialogue, system, *sliders], dialogue, **one_by_one)
+            answered.then(lambda: gr.Textbox(**READY), None, typed, **at_once).then(None, js=FOCUS)
+            answers.append(answered)
+        typed.stop(None, cancels=answers)
+        dialogue.undo(take_back, dialogue, [dialogue, typed], **at_once)
+        dialogue.clear(None, cancels=answers).then(lambda: [], None, dialogue, **at_once)
+    return blocks
+
+
+def ask(messages: Messages, text: str) -> tuple[Messages, "gr.Textbox"]:
+    """A question that got no answer gives way to the next one; without a text, it is asked again."""
+    if text.strip():
+        messages = [*(messages[:-1] if is_asked(messages) else messages), message("user", text)]
+    return messages, gr.Textbox("", **BUSY)
+
+
+def ask_again(messages: Messages, retry: "gr.RetryData") -> tuple[Messages, "gr.Textbox"]:
+    return messages[: retry.index + 1], gr.Textbox(**BUSY)
+
+
+def ask_otherwise(messages: Messages, edit: "gr.EditData") -> tuple[Messages, "gr.Textbox"]:
+    return ask(messages[: edit.index], html.unescape(edit.value))
+
+
+def take_back(messages: Messages, undo: "gr.UndoData") -> tuple[Messages, str]:
+    """The messages without the last turn, and the question of that turn, to be typed anew."""
+    return messages[: undo.index], text_of(messages[undo.index])
+
+
+def is_asked(messages: Messages) -> bool:
+    """Whether the last message is a question."""
+    return bool(messages) and messages[-1]["role"] == "user"
+
+
+def with_answer(messages: Messages, text: str) -> Messages:
+    """White space alone is no answer."""
+    return [*messages, message("assistant", text)] if text.strip() else messages
+
+
+def message(role: str, text: str) -> dict[str, Any]:
+    """Shows `text` as it is, though gradio takes a message for HTML; `text_of` gives it back."""
+    return {"role": role, "content": [{"type": "text", "text": html.escape(text, quote=False)}]}
+
+
+def text_of(message: dict[str, Any]) -> str:
+    return html.unescape("".join(part["text"] for part in message["content"]))
+
+
+def dialogue_of(messages: Messages, system: str) -> tuple[Dialogue, str]:
+    """(the dialogue so far, the question that comes last)"""
+    texts = [{"role": message["role"], "content": text_of(message)} for message in messages]
+    *turns, last = from_row({"system": system, "messages": texts}).turns
+    return Dialogue(system, tuple(turns)), last.human
+
+
+if __name__ == "__main__":
+    run_command(main)
