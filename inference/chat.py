@@ -41,7 +41,12 @@ Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer. What begins wi
 @click.command(context_settings={"show_default": True})
 @model_options
 @click.option("--prompt", help="Answer this one prompt on stdout, and exit.")
-@click.option("--system", default="", help="Who the assistant is.  [default: the intro that training used]")
+@click.option(
+    "--system",
+    default="",
+    show_default=False,
+    help="Who the assistant is.  [default: the intro that training used]",
+)
 @sampling_options
 def main(**options: Any) -> None:
     """Talk to a fine-tuned model. Ctrl-C stops an answer, Ctrl-D leaves, /help shows more."""

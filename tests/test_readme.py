@@ -17,7 +17,17 @@ ENGLISH = (ROOT / "README.md").read_text("utf-8")
 CHINESE = (ROOT / "README_zh.md").read_text("utf-8")
 
 # Commands of others that the pages show; all else has to be ours.
-FOREIGN = ("source .venv/bin/activate", "export HF_ENDPOINT=", "export HF_HUB_OFFLINE=", "hf download ")
+FOREIGN = (
+    "source .venv/bin/activate",
+    "export HF_ENDPOINT=",
+    "export HF_HUB_OFFLINE=",
+    "hf download ",
+    "pip install -r requirements-web.txt",
+    "transformers serve ",
+    "ct2-transformers-converter ",
+    "vllm serve ",
+    "ray start ",
+)
 
 
 def blocks(page: str, kind: str) -> list[str]:

@@ -109,9 +109,7 @@ def _is_file(data_path: str) -> bool:
     if os.path.isfile(data_path):
         return True
     if os.path.isdir(data_path):
-        raise UserError(
-            f"{data_path}: a directory; name a file, or a data set on the hub"
-        )
+        raise UserError(f"{data_path}: a directory; name a file, or a data set on the hub")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", data_path) or data_path.endswith((".json", ".jsonl")):
         raise UserError(f"{data_path}: no such file")
     return False
