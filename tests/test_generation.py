@@ -1,10 +1,11 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
-from inference.generation import KeywordsStoppingCriteria, load, reply, stream
+from inference.generation import KeywordsStoppingCriteria, context_length, load, reply, stream
 from tests.conftest import LEARNT
 from training.consts import END
 from training.conversation import Conversation, Turn, from_row
@@ -173,6 +174,14 @@ def test_a_model_of_the_original_release_has_no_template_and_is_loaded(tuned: st
 def test_missing_control_tokens_are_named(base: str) -> None:
     with pytest.raises(UserError, match=r"has no <\|System\|>, <\|Human\|>, <\|YaYi\|>, <\|End\|>; fi"):
         load(base)
+
+
+def test_the_context_is_what_the_configuration_says_or_what_training_takes(loaded) -> None:
+    assert context_length(loaded[0]) == loaded[0].config.seq_length == 2048  # written by the trainer
+    of = SimpleNamespace
+    for fields, expected in (({"max_position_embeddings": 77}, 77), ({"seq_length": 99}, 99), ({}, 2048)):
+        model = of(config=of(get_text_config=lambda fields=fields: of(**fields)))
+        assert context_length(model) == expected
 
 
 def test_weights_in_a_format_that_can_carry_code_are_refused(tuned: str, tmp_path) -> None:
