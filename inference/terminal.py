@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 
 
@@ -37,17 +37,19 @@ def _editor(label: str) -> Callable[[], str]:
     def _(event) -> None:
         event.current_buffer.insert_text("\n")
 
-    session = PromptSession(label, multiline=True, key_bindings=keys, history=FileHistory(_history_file()))
-    return session.prompt
+    return PromptSession(label, multiline=True, key_bindings=keys, history=_history()).prompt
 
 
-def _history_file() -> str:
-    """In XDG_STATE_HOME, or ~/.local/state; for its owner's eyes only."""
+def _history() -> History:
+    """In XDG_STATE_HOME, or ~/.local/state, for its owner's eyes only; where that cannot be, of this chat."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     file = state / "yayi" / "chat_history"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    return str(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(file)
 
 
 @contextlib.contextmanager

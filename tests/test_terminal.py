@@ -45,6 +45,12 @@ def test_the_history_outlives_the_chat_and_is_the_users_own(keyboard: PipeInput,
     assert (tmp_path / "yayi" / "chat_history").stat().st_mode & 0o777 == 0o600
 
 
+def test_where_no_history_can_be_kept_one_can_still_talk(keyboard: PipeInput, tmp_path: Path) -> None:
+    (tmp_path / "yayi").write_text("a file")
+    keyboard.send_text(f"first{ENTER}{CTRL_D}")
+    assert list(typed("Human: ")) == ["first"]
+
+
 def test_ctrl_c_is_only_told_and_interrupts_again_afterwards() -> None:
     told = []
     with on_ctrl_c(lambda: told.append(1)):
