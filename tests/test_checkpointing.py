@@ -34,12 +34,15 @@ def saved(base: str, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tup
     return directory, model
 
 
-def test_plain_transformers_loads_the_saved_model_with_equal_logits(saved, tokenizer) -> None:
+def test_plain_transformers_loads_the_saved_weights_and_gives_our_logits(saved, tokenizer) -> None:
     directory, model = saved
     plain = AutoModelForCausalLM.from_pretrained(directory)
     assert type(plain) is BloomForCausalLM
     batch = collate_padded([{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}])
-    assert torch.equal(plain(**batch).logits, model(**batch).logits)
+    weights = model.state_dict()
+    assert plain.state_dict().keys() == weights.keys()
+    assert all(torch.equal(weight, weights[name]) for name, weight in plain.state_dict().items())
+    torch.testing.assert_close(plain(**batch).logits, model(**batch).logits, rtol=1e-5, atol=1e-5)
     assert AutoTokenizer.from_pretrained(directory).chat_template == tokenizer.chat_template
 
 
