@@ -230,7 +230,7 @@ def test_tokens_after_others_in_the_cache_have_the_librarys_logits(heads: int, p
     torch.testing.assert_close(one, expected[:, -1:])
 
 
-@pytest.mark.parametrize("offset", [0, 1000, 4000])
+@pytest.mark.parametrize("offset", [0, 1500])
 def test_in_bf16_the_error_after_a_cache_is_no_larger_than_the_librarys_own(offset: int) -> None:
     library, ours = models(heads=12, hidden=192, layers=2)
     exact = copy.deepcopy(library).eval()
