@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
 from training import tiny_bloom, trainer
 from training.checkpointing import save_model
@@ -16,6 +17,9 @@ from training.tokenizer import load_tokenizer
 ROOT = Path(__file__).parent.parent
 SINGLE_TURN = ROOT / "data" / "yayi_train_example.json"
 MULTI_TURN = ROOT / "data" / "yayi_train_example_multi_rounds.json"
+
+# In so small models threads only wait for each other.
+torch.set_num_threads(1)
 
 # What the `tuned` model knows: plain; with an input and a newline inside; in characters of several tokens;
 # in two turns.

@@ -85,15 +85,6 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """In so small a model, threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def babbling(tuned: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The tuned model, shaken until all that it reads changes what it says."""
