@@ -13,24 +13,19 @@ Until all rows are answered, the answers are in OUTPUT.partial. Whatever ended a
 continues it.
 """
 
-import contextlib
 import json
-import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import torch
-from filelock import FileLock, Timeout
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.generation import context_length, generation_config, spoken
+from inference.journal import Journal, held, say, work_through, write_rows
 from inference.options import load_chosen, model_options, sampling_of, sampling_options
 from training.consts import END
 from training.conversation import FORMAT_KEYS, Conversation, Turn, from_row
@@ -44,9 +39,6 @@ ANSWER, ENDED = "answer", "ended"
 # Options that may change before a run is continued: they say where and how fast, not what is answered. (Only
 # sampled answers are others in another batch, as with another seed.)
 FREE_OPTIONS = ("input", "output", "device", "batch_size")
-
-# Seconds between two lines about the progress, where there is no terminal for a bar.
-SAY_EVERY_S = 10
 
 
 @click.command(context_settings={"show_default": True})
@@ -74,42 +66,12 @@ def answer_file(options: SimpleNamespace) -> None:
     """Write --output. What can be wrong with the files raises UserError before the model is loaded."""
     with held(options.output):
         questions = read_questions(options.input)
-        partial = Partial(Path(f"{options.output}.partial"), what_is_answered(options))
-        if len(partial.answers) < len(questions):
-            answer_rest(questions, partial, options)
-        write_output(options.output, questions, partial.answers)
-        partial.path.unlink()
-    say(summary(partial, options))
-
-
-@contextlib.contextmanager
-def held(output: Path) -> Iterator[None]:
-    """`output` is not there, and no other process will write it; UserError where that cannot be had."""
-    if not os.path.isdir(output.parent):
-        raise UserError(f"{output.parent}: no such directory")
-    lock = FileLock(f"{output}.partial.lock")  # the system gives it back however the process ends
-    with refusals(output):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"{output}: another process is writing it; wait for it, or end it") from None
-    try:
-        if os.path.lexists(output):
-            raise UserError(f"{output}: is there already; move it, or give another --output")
-        yield
-    finally:
-        # While it is held: once released, the file may be another process's.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-@contextlib.contextmanager
-def refusals(path: Path) -> Iterator[None]:
-    """What the system refuses, for want of room or of rights, is for the user to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; once that is mended, the same command goes on") from None
+        journal = Journal(options.output, what_is_answered(options))
+        if len(journal.answers) < len(questions):
+            answer_rest(questions, journal, options)
+        write_rows(options.output, finished_rows(questions, journal))
+        journal.path.unlink()
+    say(summary(journal, options))
 
 
 class Question(NamedTuple):
@@ -172,108 +134,38 @@ def what_is_answered(options: SimpleNamespace) -> dict[str, Any]:
 
 
 class Answered(NamedTuple):
-    """An answer, the index of its row, and how many tokens it took."""
+    """An answer, whether it said `<|End|>`, and how many tokens it took."""
 
-    row: int
     answer: str
     ended: bool
     tokens: int
 
 
-class Partial:
-    """The answers so far, in a file that outlives the process.
-
-    {"--input": "9b2f...", "--model": "checkpoints/demo", ...}                          what is answered
-    {"seconds": 3.1, "answers": [{"row": 7, "answer": "...", "ended": true, "tokens": 52}, ...]}
-    ...                                                                                 a line for each batch
-
-    A last line without its end was torn by a kill or a full disk. It counts as not there, and its whole batch
-    is answered again.
-    """
-
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
-        """record: of `what_is_answered`. Raises UserError where something else is answered in the file."""
-        self.path = path
-        self.answers: dict[int, Answered] = {}
-        self.seconds = 0.0
-        self._first_line = json.dumps(record).encode() + b"\n"
-        with refusals(path):
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if lines and not self._first_line.startswith(lines[0]):
-            raise UserError(f"{path}: {difference(lines[0], record)}")
-        whole = [line for line in lines if line.endswith(b"\n")]
-        self._whole_bytes = sum(map(len, whole))
-        for line in whole[1:]:
-            self._remember(json.loads(line))
-
-    def add(self, answers: Sequence[Answered], seconds: float) -> None:
-        """Keep the answers of a batch: when this returns, they are on the disk."""
-        batch = {"seconds": seconds, "answers": [answered._asdict() for answered in answers]}
-        line = json.dumps(batch, ensure_ascii=False).encode() + b"\n"
-        with refusals(self.path), open(self.path, "ab") as file:
-            file.truncate(self._whole_bytes)
-            file.write(line if self._whole_bytes else self._first_line + line)
-            flush(file)
-            self._whole_bytes = file.tell()
-        self._remember(batch)
-
-    def _remember(self, batch: dict[str, Any]) -> None:
-        self.seconds += batch["seconds"]
-        self.answers |= {answered["row"]: Answered(**answered) for answered in batch["answers"]}
-
-
-def flush(file: IO) -> None:
-    """To the disk itself."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def difference(first_line: bytes, record: dict[str, Any]) -> str:
-    """Why a file that begins with this line is not one to continue, and what to do."""
-    try:
-        begun = json.loads(first_line)
-    except ValueError:
-        begun = None
-    if not isinstance(begun, dict) or begun.keys() != record.keys():
-        return "not from this command; move it, or give another --output"
-    names = [name for name in record if begun[name] != record[name]]
-    then, now = (", ".join(f"{name} {options[name]}" for name in names) for options in (begun, record))
-    return f"begun with {then}, not {now}; go on with what it was begun with, or remove it to start anew"
-
-
-def answer_rest(questions: Sequence[Question], partial: Partial, options: SimpleNamespace) -> None:
-    """Answer what is not in `partial`, the longest prompts first, so that want of memory shows at once."""
+def answer_rest(questions: Sequence[Question], journal: Journal, options: SimpleNamespace) -> None:
+    """Answer what is not in `journal`, the longest prompts first, so that want of memory shows at once."""
     model, tokenizer = load_chosen(options)
     prompts = [encode_prompt(question.conversation, tokenizer) for question in questions]
-    check_room(questions, prompts, context_length(model))
-    rest = [row for row in range(len(questions)) if row not in partial.answers]
-    rest.sort(key=lambda row: len(prompts[row]), reverse=True)
-    batches = [rest[start : start + options.batch_size] for start in range(0, len(rest), options.batch_size)]
+    check_room([question.place for question in questions], prompts, context_length(model))
     config = generation_config(tokenizer, **sampling_of(options))
-    try:
-        for batch in shown(batches, len(partial.answers), len(questions)):
-            # Anew for each batch, so that a run that is continued samples what an undisturbed one does.
-            if options.seed is not None:
-                torch.manual_seed(options.seed + len(partial.answers))
-            started = time.perf_counter()
-            answers = answer_batch(model, tokenizer, {row: prompts[row] for row in batch}, config)
-            partial.add(answers, time.perf_counter() - started)
-    except KeyboardInterrupt:
-        say(f"stopped with {len(partial.answers):,} rows answered; the same command goes on from there")
-        raise
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"--batch-size {options.batch_size}: the memory does not suffice; "
-            "the same command with a smaller one goes on from here"
-        ) from None
+
+    def answer(batch: list[int]) -> list[dict[str, Any]]:
+        # Anew for each batch, so that a run that is continued samples what an undisturbed one does.
+        if options.seed is not None:
+            torch.manual_seed(options.seed + len(journal.answers))
+        answers = answer_batch(model, tokenizer, [prompts[row] for row in batch], config)
+        return [{"row": row} | answer._asdict() for row, answer in zip(batch, answers, strict=True)]
+
+    rest = [row for row in range(len(questions)) if row not in journal.answers]
+    rest.sort(key=lambda row: len(prompts[row]), reverse=True)
+    work_through(rest, journal, len(questions), options.batch_size, answer)
 
 
-def check_room(questions: Sequence[Question], prompts: Sequence[list[int]], context: int) -> None:
+def check_room(places: Sequence[str], prompts: Sequence[list[int]], context: int) -> None:
     """Raise UserError for the first prompt that leaves no room for an answer."""
-    for question, prompt in zip(questions, prompts, strict=True):
+    for place, prompt in zip(places, prompts, strict=True):
         if len(prompt) >= context:
             raise UserError(
-                f"{question.place}: its {len(prompt):,} tokens leave no room for an answer in the model's "
+                f"{place}: its {len(prompt):,} tokens leave no room for an answer in the model's "
                 f"context of {context:,}; shorten the row, or take it out"
             )
 
@@ -281,21 +173,20 @@ def check_room(questions: Sequence[Question], prompts: Sequence[list[int]], cont
 def answer_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    prompts: dict[int, list[int]],
+    prompts: Sequence[list[int]],
     config: GenerationConfig,
 ) -> list[Answered]:
-    """The answers to prompts, which are given by row. At temperature 0 each is what it would be alone.
+    """The answers to prompts. At temperature 0 each is what it would be alone.
 
     input_ids        s 7 h 9 9 y     attention_mask  1 1 1 1 1 1     s, h, y = <|System|>, <|Human|>, <|YaYi|>
                      e e s 7 h y                     . . 1 1 1 1     e = <|End|>, the padding
     """
-    input_ids = left_padded(prompts.values(), config.pad_token_id)
-    mask = left_padded([[1] * len(prompt) for prompt in prompts.values()], 0)
+    input_ids = left_padded(prompts, config.pad_token_id)
+    mask = left_padded([[1] * len(prompt) for prompt in prompts], 0)
     sequences = model.generate(
         input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
     )
-    new_ids = sequences[:, input_ids.shape[1] :].tolist()
-    return [answered(row, ids, tokenizer) for row, ids in zip(prompts, new_ids, strict=True)]
+    return [answered(ids, tokenizer) for ids in sequences[:, input_ids.shape[1] :].tolist()]
 
 
 def left_padded(rows: Iterable[list[int]], padding: int) -> torch.Tensor:
@@ -304,53 +195,26 @@ def left_padded(rows: Iterable[list[int]], padding: int) -> torch.Tensor:
     return pad_sequence(tensors, batch_first=True, padding_value=padding, padding_side="left")
 
 
-def answered(row: int, new_ids: list[int], tokenizer: PreTrainedTokenizerFast) -> Answered:
+def answered(new_ids: list[int], tokenizer: PreTrainedTokenizerFast) -> Answered:
     """new_ids: the answer's up to its `<|End|>`, and padding as far as the longest of the batch."""
     end_id = tokenizer.convert_tokens_to_ids(END)
     ended = end_id in new_ids
     tokens = new_ids.index(end_id) + 1 if ended else len(new_ids)
-    return Answered(row, "".join(spoken(tokenizer, new_ids)), ended, tokens)
+    return Answered("".join(spoken(tokenizer, new_ids)), ended, tokens)
 
 
-def shown(batches: Sequence[list[int]], done: int, total: int) -> Iterator[list[int]]:
-    """The batches; how far they are is shown by a bar on a terminal, elsewhere by a line now and then."""
-    if done:
-        say(f"going on with {done:,} of {total:,} rows answered")
-    said = time.monotonic()
-    with tqdm(total=total, initial=done, unit="row", disable=None, dynamic_ncols=True) as bar:
-        for batch in batches:
-            yield batch
-            done += len(batch)
-            bar.update(len(batch))
-            if bar.disable and time.monotonic() - said >= SAY_EVERY_S:
-                said = time.monotonic()
-                say(f"{done:,} of {total:,} rows answered")
+def finished_rows(questions: Sequence[Question], journal: Journal) -> Iterator[dict[str, Any]]:
+    """In the order of the input."""
+    for row, question in enumerate(questions):
+        given = journal.answers[row]
+        yield question.row | {ANSWER: given["answer"], ENDED: given["ended"]}
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def write_output(output: Path, questions: Sequence[Question], answers: dict[int, Answered]) -> None:
-    """In the order of the input. The file has its name once it is complete and on the disk."""
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    with refusals(output):
-        try:
-            with open(unfinished, "w", encoding="utf-8") as file:
-                for row, question in enumerate(questions):
-                    added = {ANSWER: answers[row].answer, ENDED: answers[row].ended}
-                    file.write(json.dumps(question.row | added, ensure_ascii=False) + "\n")
-                flush(file)
-            unfinished.rename(output)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-
-def summary(partial: Partial, options: SimpleNamespace) -> str:
+def summary(journal: Journal, options: SimpleNamespace) -> str:
     """One line; the speed is that of answering, whichever runs did it."""
-    answers, seconds = partial.answers.values(), partial.seconds
-    rows, tokens = len(answers), sum(answer.tokens for answer in answers)
-    cut_off = sum(not answer.ended for answer in answers)
+    answers, seconds = journal.answers.values(), journal.seconds
+    rows, tokens = len(answers), sum(answer["tokens"] for answer in answers)
+    cut_off = sum(not answer["ended"] for answer in answers)
     return (
         f"{options.output}: {rows:,} rows, {tokens:,} tokens; {rows / seconds:,.1f} rows/s, "
         f"{tokens / seconds:,.0f} tokens/s; {cut_off:,} answers cut off at --max-new-tokens "

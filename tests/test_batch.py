@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference import batch
+from inference import batch, journal
 from inference.generation import Answer, load, stream
 from tests.conftest import LEARNT, write_rows
 from tests.launching import Running, kill
@@ -101,18 +101,21 @@ def babbling(tuned: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException | None], list[list[int]]]:
     """The error comes after so many batches, if one is given. Returns the batches that are answered then."""
-    answer_batch = batch.answer_batch
+    work_through = batch.work_through
 
     def arrange(after: int, error: BaseException | None) -> list[list[int]]:
         done: list[list[int]] = []
 
-        def interrupted(model, tokenizer, prompts, config):
-            if error and len(done) == after:
-                raise error
-            done.append(list(prompts))
-            return answer_batch(model, tokenizer, prompts, config)
+        def interrupted(rows, journal, total, batch_size, answer):
+            def answer_or_fail(rows: list[int]) -> list[dict]:
+                if error and len(done) == after:
+                    raise error
+                done.append(rows)
+                return answer(rows)
 
-        monkeypatch.setattr(batch, "answer_batch", interrupted)
+            work_through(rows, journal, total, batch_size, answer_or_fail)
+
+        monkeypatch.setattr(batch, "work_through", interrupted)
         return done
 
     return arrange
@@ -190,12 +193,12 @@ def test_what_was_answered_is_counted_on_stderr(outcome, babbling: str, files: F
     assert 0 < cut_off < 8
     last = err.splitlines()[-1]
     assert last.startswith(f"{files.output}: 8 rows, {tokens} tokens; ")
-    assert re.search(r"; [\d.]+ rows/s, \d+ tokens/s; ", last)
+    assert re.search(r"; [\d.,]+ rows/s, [\d,]+ tokens/s; ", last)
     assert last.endswith(f"; {cut_off} answers cut off at --max-new-tokens 16")
 
 
 def test_a_terminal_gets_a_bar_and_a_file_a_line_now_and_then(outcome, tuned, files, monkeypatch) -> None:
-    monkeypatch.setattr(batch, "SAY_EVERY_S", 0)
+    monkeypatch.setattr(journal, "SAY_EVERY_S", 0)
     _, _, err = outcome(batch.main, files.arguments(tuned))
     assert re.findall(r"^(\d) of 8 rows answered$", err, re.M) == ["3", "6", "8"]
 
@@ -447,15 +450,15 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_named(outcome, tuned, fil
 ON_A_SLOW_DISK = """
 import time
 import torch
-from inference import batch
+from inference import batch, journal
 from training.errors import run_command
 
-def slow_flush(file, flush=batch.flush):
+def slow_flush(file, flush=journal.flush):
     time.sleep(2 if "unfinished" in file.name else 0.05)
     flush(file)
 
 torch.set_num_threads(1)
-batch.flush = slow_flush
+journal.flush = slow_flush
 run_command(batch.main)
 """
 
