@@ -2,10 +2,12 @@ import builtins
 import itertools
 import re
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 
 from inference import chat, generation
 from tests.conftest import write_rows
@@ -78,6 +80,14 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_dialogue(outcome, tuned, monkeypa
                 signal.raise_signal(signal.SIGINT)
                 yield piece
 
+    class Unhurried(generation._TokenQueue):
+        """Else the tiny model may have said all before its first piece is read."""
+
+        def put(self, value: torch.Tensor) -> None:
+            super().put(value)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(generation, "_TokenQueue", Unhurried)
     answers = iter([StoppedAfterOnePiece, generation.Answer])
     monkeypatch.setattr(generation, "Answer", lambda *args: next(answers)(*args))
     type_lines(monkeypatch, ["你是谁", "标题？"])
