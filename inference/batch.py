@@ -14,7 +14,7 @@ continues it.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.generation import context_length, generation_config, spoken
-from inference.journal import Journal, held, say, work_through, write_rows
+from inference.journal import Journal, held, record_of, say, work_through, write_rows
 from inference.options import load_chosen, model_options, sampling_of, sampling_options
 from training.consts import END
 from training.conversation import FORMAT_KEYS, Conversation, Turn, from_row
@@ -66,7 +66,9 @@ def answer_file(options: SimpleNamespace) -> None:
     """Write --output. What can be wrong with the files raises UserError before the model is loaded."""
     with held(options.output):
         questions = read_questions(options.input)
-        journal = Journal(options.output, what_is_answered(options))
+        journal = Journal(
+            options.output, record_of(options, {"--input": fingerprint(options.input)}, FREE_OPTIONS)
+        )
         if len(journal.answers) < len(questions):
             answer_rest(questions, journal, options)
         write_rows(options.output, finished_rows(questions, journal))
@@ -124,15 +126,6 @@ def check_takes_answer(row: dict[str, Any]) -> None:
         raise ValueError("half of a surrogate pair, which is no character") from None
 
 
-def what_is_answered(options: SimpleNamespace) -> dict[str, Any]:
-    """All that the answers depend on, by the name of the option."""
-    record = {"--input": fingerprint(options.input)}
-    for name, value in sorted(vars(options).items()):  # click has them as they were typed
-        if name not in FREE_OPTIONS:
-            record[f"--{name.replace('_', '-')}"] = value
-    return record
-
-
 class Answered(NamedTuple):
     """An answer, whether it said `<|End|>`, and how many tokens it took."""
 
@@ -146,17 +139,9 @@ def answer_rest(questions: Sequence[Question], journal: Journal, options: Simple
     model, tokenizer = load_chosen(options)
     prompts = [encode_prompt(question.conversation, tokenizer) for question in questions]
     check_room([question.place for question in questions], prompts, context_length(model))
-    config = generation_config(tokenizer, **sampling_of(options))
-
-    def answer(batch: list[int]) -> list[dict[str, Any]]:
-        # Anew for each batch, so that a run that is continued samples what an undisturbed one does.
-        if options.seed is not None:
-            torch.manual_seed(options.seed + len(journal.answers))
-        answers = answer_batch(model, tokenizer, [prompts[row] for row in batch], config)
-        return [{"row": row} | answer._asdict() for row, answer in zip(batch, answers, strict=True)]
-
     rest = [row for row in range(len(questions)) if row not in journal.answers]
     rest.sort(key=lambda row: len(prompts[row]), reverse=True)
+    answer = answering(model, tokenizer, prompts, journal, options)
     work_through(rest, journal, len(questions), options.batch_size, answer)
 
 
@@ -168,6 +153,26 @@ def check_room(places: Sequence[str], prompts: Sequence[list[int]], context: int
                 f"{place}: its {len(prompt):,} tokens leave no room for an answer in the model's "
                 f"context of {context:,}; shorten the row, or take it out"
             )
+
+
+def answering(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[list[int]],
+    journal: Journal,
+    options: SimpleNamespace,
+) -> Callable[[list[int]], list[dict[str, Any]]]:
+    """A function from indices of prompts to their answers, for `work_through`."""
+    config = generation_config(tokenizer, **sampling_of(options))
+
+    def answer(rows: list[int]) -> list[dict[str, Any]]:
+        # Anew for each batch, so that a run that is continued samples what an undisturbed one does.
+        if options.seed is not None:
+            torch.manual_seed(options.seed + len(journal.answers))
+        answers = answer_batch(model, tokenizer, [prompts[row] for row in rows], config)
+        return [{"row": row} | answer._asdict() for row, answer in zip(rows, answers, strict=True)]
+
+    return answer
 
 
 def answer_batch(

@@ -45,18 +45,24 @@ CLOSING = "\n\n"
 
 
 def load(
-    path: str, *, dtype: torch.dtype | str = "auto", device: str = "auto", bits: int | None = None
+    path: str,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str = "auto",
+    bits: int | None = None,
+    untaught: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """(model, tokenizer) of a fine-tuned model, ready to answer.
 
     dtype: "auto" is what was saved. device: "auto" lets accelerate place the weights; else as torch names it.
-    bits: 8 or 4, to keep the weights of the layers in so many. Raises UserError where there is no such
-    device, no model, or one that was not taught to chat as here.
+    bits: 8 or 4, to keep the weights of the layers in so many. untaught: whether a model without control
+    tokens will do; it gets them, untrained. Raises UserError where there is no such device, no model, or one
+    that was not taught to chat as here.
     """
     if device != "auto":
         check_device(device)
     tokenizer = load_base_tokenizer(path)
-    check_is_taught(path, tokenizer)
+    check_is_taught(path, tokenizer, untaught)
     known = set(tokenizer.get_vocab().values())
     teach_to_chat(tokenizer)
     model = load_model(
@@ -71,17 +77,19 @@ def load(
     return model.eval(), tokenizer
 
 
-def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, untaught: bool) -> None:
     """Raise UserError for a model that knows no control tokens, or was taught another text of a dialogue.
+
+    untaught: a model without control tokens will do, and a line says so.
 
     A model without a chat template may be one of the original release, which had none.
     """
     missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
-        raise UserError(
-            f"{path}: its tokenizer has no {', '.join(missing)}; fine-tune it first "
-            "(python -m training.trainer)"
-        )
+        lack = f"{path}: its tokenizer has no {', '.join(missing)}"
+        if not untaught:
+            raise UserError(f"{lack}; fine-tune it first (python -m training.trainer)")
+        logging.getLogger(__name__).warning("%s; they are added, with rows that were never trained", lack)
     ours = chat_template(special_tokens(tokenizer), answer_header(tokenizer))
     if tokenizer.chat_template not in (None, ours):
         raise UserError(

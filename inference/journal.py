@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
@@ -54,6 +55,15 @@ def refusals(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; once that is mended, the same command goes on") from None
+
+
+def record_of(options: SimpleNamespace, about: dict[str, str], free: Sequence[str]) -> dict[str, Any]:
+    """All that answers depend on: `about`, and every option but the `free` ones, as it was typed."""
+    record = dict(about)
+    for name, value in sorted(vars(options).items()):
+        if name not in free:
+            record[f"--{name.replace('_', '-')}"] = value
+    return record
 
 
 class Journal:

@@ -66,14 +66,21 @@ def _with(options: tuple[Callable, ...], command: Callable) -> Callable:
     return command
 
 
-def load_chosen(options: SimpleNamespace) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """(model, tokenizer) as the model's options say; seeds the sampling if they say so."""
+def load_chosen(
+    options: SimpleNamespace, *, untaught: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """(model, tokenizer) as the model's options say; seeds the sampling if they say so.
+
+    untaught: whether a model without control tokens will do.
+    """
     if options.load_in_8bit and options.load_in_4bit:
         raise UserError("--load-in-8bit and --load-in-4bit contradict each other; give one")
     if not sys.stderr.isatty():
         disable_progress_bar()
     bits = 8 if options.load_in_8bit else 4 if options.load_in_4bit else None
-    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device, bits=bits)
+    model, tokenizer = load(
+        options.model, dtype=options.dtype, device=options.device, bits=bits, untaught=untaught
+    )
     if bits:
         taken = model.get_memory_footprint() / 1e6
         print(f"[layers in {bits} bits; the model takes {taken:,.1f} MB]", file=sys.stderr)

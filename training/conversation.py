@@ -6,6 +6,7 @@
 {"messages": [{"role": "system"|"user"|"assistant", "content"}]}    chat messages
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,10 @@ SPEAKERS = {
     "gpt": "yayi",
     "assistant": "yayi",
 }
+
+
+# How the original's data name the domain of an instruction.
+DOMAIN_PREFIX = re.compile(r"\s*【([^【】\n]{1,30})】")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ class Conversation:
     @property
     def is_prompt(self) -> bool:
         return self.turns[-1].yayi is None
+
+
+def domain_of(conversation: Conversation) -> str:
+    """What the first instruction has in 【】 before it; "" for nothing."""
+    prefix = DOMAIN_PREFIX.match(conversation.turns[0].human)
+    return prefix[1] if prefix else ""
 
 
 def format_of(row: dict[str, Any]) -> str:

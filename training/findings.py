@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from training.consts import BREAKER
-from training.conversation import Conversation
+from training.conversation import Conversation, domain_of
 from training.repeats import RowHashes, conflicts, duplicates
 
 # Errors that are kept with their text; the rest are counted.
@@ -20,8 +20,6 @@ ERRORS_KEPT = 100
 LINES_KEPT = 3
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
-
-DOMAIN_PREFIX = re.compile(r"\s*【([^【】\n]{1,30})】")
 
 # Any text that looks like a control token of ours or of another model; a tokenizer's own come on top.
 LOOKALIKE = r"<[|｜][^<>|｜\n]{1,30}[|｜]>"
@@ -99,8 +97,7 @@ class Findings:
         length = answers[-1][1]
         self._rows += 1
         self._formats[row_format] += 1
-        prefix = DOMAIN_PREFIX.match(conversation.turns[0].human)
-        self._domains[prefix[1] if prefix else ""] += 1
+        self._domains[domain_of(conversation)] += 1
         self._turns[len(answers)] += 1
         self._lengths.append(length)
         self._lines.append(line)

@@ -1,0 +1,86 @@
+"""How likely a model finds given answers to a prompt, many prompts at a time."""
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+
+from inference.batch import left_padded
+from training.conversation import Conversation, Turn
+from training.encoding import encode, encode_prompt
+
+
+def answer_ids(
+    prompt: Conversation, answers: Sequence[str], tokenizer: PreTrainedTokenizerFast
+) -> list[list[int]]:
+    """What training would have the model learn for each answer: its tokens up to and including `<|End|>`."""
+    prompt_ids = encode_prompt(prompt, tokenizer)
+    *before, last = prompt.turns
+    learnt = []
+    for answer in answers:
+        whole = Conversation((*before, Turn(last.human, answer)), prompt.system)
+        ids = encode(whole, tokenizer)["input_ids"]
+        assert ids[: len(prompt_ids)] == prompt_ids, "a prompt's ids are a prefix of training's"
+        learnt.append(ids[len(prompt_ids) :])
+    return learnt
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]]
+) -> list[list[float]]:
+    """The natural logarithm of the probability of each answer after its prompt: one number an answer.
+
+    prompts: ids of each; answers: for each prompt, the ids of each of its answers. A prompt is read once,
+    whatever the number of its answers.
+
+    prompts   . 7 8    answers of the first   1 2 .        read first   . 7 8    then   1 . .    after . 7 8
+              5 7 8    of the second          3 4 9                     5 7 8           3 4 .    after 5 7 8
+                                              6                                         . . .    after 5 7 8
+    """
+    mask = left_padded([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
+    cache = DynamicCache(config=model.config)
+    first = _read(model, left_padded(prompts, 0).to(model.device), mask, cache, logits_to_keep=1)[:, -1]
+
+    owner_of = [owner for owner, several in enumerate(answers) for _ in several]
+    flat = [answer for several in answers for answer in several]
+    owners = torch.tensor(owner_of, device=model.device)
+    # What follows an answer's last token is not asked. Padding is at the end, where no token sees it.
+    shortened = [torch.tensor(answer[:-1], dtype=torch.int64) for answer in flat]
+    input_ids = pad_sequence(shortened, batch_first=True).to(model.device)
+    later = None
+    if input_ids.shape[1]:
+        cache.batch_select_indices(owners)
+        later = _read(model, input_ids, torch.cat([mask[owners], torch.ones_like(input_ids)], dim=1), cache)
+
+    totals: list[list[float]] = [[] for _ in prompts]
+    for row, (owner, answer) in enumerate(zip(owner_of, flat, strict=True)):
+        logits = first[owner][None]
+        if len(answer) > 1:
+            logits = torch.cat([logits, later[row, : len(answer) - 1]])
+        targets = torch.tensor(answer, device=logits.device)[:, None]
+        totals[owner].append(logits.float().log_softmax(dim=-1).gather(1, targets).sum().item())
+    return totals
+
+
+def _read(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    cache: DynamicCache,
+    logits_to_keep: int = 0,
+) -> torch.Tensor:
+    """Logits (rows, tokens, vocabulary) of what follows what is in `cache`; mask: (rows, all tokens)."""
+    positions = {}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        positions = {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]}
+    return model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=logits_to_keep,
+        **positions,
+    ).logits

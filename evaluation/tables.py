@@ -1,0 +1,41 @@
+"""Tables as Markdown, in the shape of the original's: model, rank, mean, then the categories."""
+
+from collections.abc import Sequence
+from typing import Any
+
+MODEL, RANK = "模型", "排名"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """With a line for the header, one below it, and one a row."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def score_table(table: dict[str, Any]) -> str:
+    """A table of scores as Markdown, two decimals each; in one that was measured, ranks and means with what
+    else they could be.
+    """
+    header = [MODEL, RANK, table["score"], *table["categories"]]
+    return markdown(header, [[row["model"], rank(row), mean(row), *scores(row)] for row in table["rows"]])
+
+
+def rank(row: dict[str, Any]) -> str:
+    """ "2", or "2 (1–3)" where the data leave the ranks from 1 to 3 open."""
+    low, high = row.get("ranks", [row["rank"]] * 2)
+    return f"{row['rank']}" if low == high else f"{row['rank']} ({low}–{high})"
+
+
+def mean(row: dict[str, Any]) -> str:
+    if "interval" not in row:
+        return f"{row['mean']:.2f}"
+    low, high = row["interval"]
+    return f"{row['mean']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def scores(row: dict[str, Any]) -> list[str]:
+    return ["–" if score is None else f"{score:.2f}" for score in row["scores"]]
