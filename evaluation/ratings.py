@@ -1,0 +1,216 @@
+"""Rating sheets: blind tables for people, and the scores that they filled in.
+
+评分员  编号  领域      类别  问题          回答        评分（1非常差 2较差 3一般 4较好 5非常好）
+1       017   金融领域        什么是洗钱？  洗钱是指……
+1       003   金融领域        什么是洗钱？  我不知道。
+
+An item is one model's answer to one question. Its number says nothing, and which model it was stands in
+key.json alone. Each rater gets the questions in an order of their own, and the answers to each in another.
+"""
+
+import csv
+import io
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from inference.journal import write_text
+from training.errors import UserError, first_line
+
+LOWEST, HIGHEST = 1, 5
+
+RATER, ITEM, QUESTION, ANSWER = "评分员", "编号", "问题", "回答"
+SCORE = "评分（1非常差 2较差 3一般 4较好 5非常好）"
+COLUMNS = (RATER, ITEM, "领域", "类别", QUESTION, ANSWER, SCORE)
+
+# Which item is which; not for the raters.
+KEY = "key.json"
+
+# What spreadsheets write: the one that is made here, "Unicode text", and "CSV" on a Chinese Windows.
+ENCODINGS = ("utf-8-sig", "utf-16", "gb18030")
+
+# Spreadsheets take a text for a formula that begins so.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Item(NamedTuple):
+    """What one model answered to one question."""
+
+    domain: str
+    category: str
+    question: str
+    model: str
+    answer: str
+
+
+def write_sheets(items: Sequence[Item], raters: int, seed: int, directory: Path) -> list[Path]:
+    """A sheet for each rater, and last the key. The paths of the sheets."""
+    shuffled = random.Random(seed)
+    numbers = list(range(1, len(items) + 1))
+    shuffled.shuffle(numbers)
+    width = len(str(len(items)))
+    key = {f"{number:0{width}}": item for number, item in sorted(zip(numbers, items, strict=True))}
+    paths = []
+    for rater in range(1, raters + 1):
+        paths.append(directory / sheet_name(rater))
+        write_text(paths[-1], ["\ufeff", _sheet(rater, key, shuffled)])
+    whole = {"raters": raters, "items": {number: item._asdict() for number, item in key.items()}}
+    write_text(directory / KEY, [json.dumps(whole, ensure_ascii=False, indent=1) + "\n"])
+    return paths
+
+
+def sheet_name(rater: int) -> str:
+    return f"rater-{rater}.csv"
+
+
+def _sheet(rater: int, key: dict[str, Item], shuffled: random.Random) -> str:
+    questions = sorted({(item.domain, item.category, item.question) for item in key.values()})
+    shuffled.shuffle(questions)
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(COLUMNS)
+    for question in questions:
+        numbers = [number for number, item in key.items() if item[:3] == question]
+        shuffled.shuffle(numbers)
+        for number in numbers:
+            item = key[number]
+            texts = [item.domain, item.category, item.question, item.answer]
+            writer.writerow([rater, number, *map(_no_formula, texts), ""])
+    return lines.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+class Ratings(NamedTuple):
+    """scores: (raters, items), whole numbers from LOWEST to HIGHEST."""
+
+    items: list[Item]
+    scores: list[list[int]]
+
+
+def read_sheets(directory: Path) -> Ratings:
+    """All the sheets, filled in. Raises UserError that lists every cell to mend."""
+    key, raters = _read_key(directory)
+    problems: list[str] = []
+    scores = []
+    for rater in range(1, raters + 1):
+        path = directory / sheet_name(rater)
+        found, wrong = _read_sheet(path, rater, key)
+        problems += [f"{path}{problem}" for problem in wrong]
+        scores.append([found.get(number, 0) for number in key])
+    known = {directory / sheet_name(rater) for rater in range(1, raters + 1)}
+    others = sorted(set(directory.glob("rater-*.csv")) - known)
+    problems += [f"{path}: there are {raters} raters; take it away" for path in others]
+    if problems:
+        raise UserError(f"{directory}: {len(problems)} things to mend; nothing was counted", details=problems)
+    return Ratings(list(key.values()), scores)
+
+
+def _read_key(directory: Path) -> tuple[dict[str, Item], int]:
+    path = directory / KEY
+    try:
+        whole = json.loads(path.read_text("utf-8"))
+        return {number: Item(**item) for number, item in whole["items"].items()}, whole["raters"]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; --sheets names what `sheets` made") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not what `sheets` wrote ({first_line(error)}); put that back") from None
+
+
+def _read_sheet(path: Path, rater: int, key: dict[str, Item]) -> tuple[dict[str, int], list[str]]:
+    """The scores by the number of the item; and what is wrong, from behind the path on."""
+    try:
+        lines = _lines(path.read_bytes())
+    except OSError as error:
+        return {}, [f": {error.strerror}"]
+    if lines is None:
+        return {}, [f": no table with the columns {', '.join(COLUMNS)}; save it as CSV with all its columns"]
+    header, *rows = lines
+    column = {name: header.index(name) for name in COLUMNS}
+
+    scores: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    wrong = []
+    for line, cells in enumerate(rows, start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        cells += [""] * (len(header) - len(cells))
+        row = {name: cells[index].strip() for name, index in column.items()}
+        at = {name: f":{_letters(index)}{line}" for name, index in column.items()}
+        number = _number(row[ITEM], key)
+        if number is None:
+            wrong.append(f"{at[ITEM]}: no item {row[ITEM]!r} was given out")
+            continue
+        if number in seen:
+            wrong.append(f"{at[ITEM]}: item {number} is in row {seen[number]} already; each is rated once")
+            continue
+        seen[number] = line
+        if row[RATER] != str(rater):
+            wrong.append(f"{at[RATER]}: from the sheet of rater {row[RATER] or 'nobody'}, not of {rater}")
+        elif not _same_words(row[QUESTION] + row[ANSWER], key[number].question + key[number].answer):
+            wrong.append(
+                f"{at[ANSWER]}: not the text of item {number}: rows were mixed up, or the text was changed; "
+                "score a fresh copy of the sheet"
+            )
+        elif (score := _score(row[SCORE])) is None:
+            what = repr(row[SCORE]) if row[SCORE] else "no score"
+            wrong.append(f"{at[SCORE]}: {what} for item {number}; a whole number from {LOWEST} to {HIGHEST}")
+        else:
+            scores[number] = score
+    missing = [number for number in key if number not in seen]
+    if missing:
+        wrong.append(f": no row for item {', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}")
+    return scores, wrong
+
+
+def _lines(data: bytes) -> list[list[str]] | None:
+    """The cells of a table with our header, whatever a spreadsheet made of its encoding and its commas."""
+    for encoding in ENCODINGS:
+        try:
+            text = data.decode(encoding)
+        except UnicodeError:
+            continue
+        for delimiter in (",", ";", "\t"):
+            try:
+                lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+            except csv.Error:
+                continue
+            if lines and set(COLUMNS) <= {cell.strip() for cell in lines[0]}:
+                return [[cell.strip() for cell in lines[0]], *lines[1:]]
+    return None
+
+
+def _number(text: str, key: dict[str, Item]) -> str | None:
+    """The number of an item as the key has it; a spreadsheet takes the zeros off its front."""
+    width = len(next(iter(key)))
+    padded = text.zfill(width)
+    return padded if padded in key else None
+
+
+def _score(text: str) -> int | None:
+    try:
+        score = float(text)
+    except ValueError:
+        return None
+    return int(score) if score in range(LOWEST, HIGHEST + 1) else None
+
+
+def _same_words(one: str, other: str) -> bool:
+    """Whether two texts are equal but for what a spreadsheet changes: dates, numbers, quotes, line ends."""
+    one, other = (re.sub(r"[\W\d_]+", "", text) for text in (one, other))
+    return one == other
+
+
+def _letters(index: int) -> str:
+    """What a spreadsheet calls a column: A, B, ... Z, AA, ..."""
+    letters = ""
+    index += 1
+    while index:
+        index, rest = divmod(index - 1, 26)
+        letters = chr(ord("A") + rest) + letters
+    return letters
