@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 
+import click
 import pytest
 from deepspeed.launcher.runner import parse_args as parse_launcher_arguments
 
@@ -27,6 +28,8 @@ FOREIGN = (
     "ct2-transformers-converter ",
     "vllm serve ",
     "ray start ",
+    "pip install lm-eval",
+    "lm_eval run ",
 )
 
 
@@ -40,7 +43,10 @@ def commands() -> list[str]:
 
 
 def assert_parses(module: str, arguments: list[str]) -> None:
-    importlib.import_module(module).main.make_context(module, arguments)
+    command = importlib.import_module(module).main
+    if isinstance(command, click.Group):
+        command, *arguments = command.commands[arguments[0]], *arguments[1:]
+    command.make_context(module, list(arguments))
 
 
 @pytest.mark.parametrize("command", commands())
