@@ -32,6 +32,9 @@ KEY = "key.json"
 # What spreadsheets write: the one that is made here, "Unicode text", and "CSV" on a Chinese Windows.
 ENCODINGS = ("utf-8-sig", "utf-16", "gb18030")
 
+# Of what is wrong with all the sheets, so many are shown.
+PROBLEMS_SHOWN = 20
+
 # Spreadsheets take a text for a formula that begins so.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -107,7 +110,12 @@ def read_sheets(directory: Path) -> Ratings:
     others = sorted(set(directory.glob("rater-*.csv")) - known)
     problems += [f"{path}: there are {raters} raters; take it away" for path in others]
     if problems:
-        raise UserError(f"{directory}: {len(problems)} things to mend; nothing was counted", details=problems)
+        more = len(problems) - PROBLEMS_SHOWN
+        last = [f"... and {more} more"] if more > 0 else []
+        raise UserError(
+            f"{directory}: {len(problems)} things to mend; nothing was counted",
+            details=[*problems[:PROBLEMS_SHOWN], *last],
+        )
     return Ratings(list(key.values()), scores)
 
 

@@ -250,6 +250,16 @@ def test_all_that_is_wrong_is_listed_at_once(sheets: Path, outcome) -> None:
     assert "5 things to mend" in err
 
 
+def test_of_sheets_that_are_not_filled_in_the_first_cells_are_listed(sheets: Path, outcome) -> None:
+    status, _, err = outcome(subjective.main, f"score --sheets {sheets}")
+    assert status == 2
+    assert err.count("no score for item") == 20
+    assert err.splitlines()[-2:] == [
+        "error: ... and 52 more",
+        f"error: {sheets}: 72 things to mend; nothing was counted",
+    ]
+
+
 @pytest.mark.parametrize(
     ("encoding", "delimiter"),
     [("utf-8", ","), ("utf-8-sig", ";"), ("utf-16", "\t"), ("gb18030", ","), ("gb18030", ";")],
