@@ -55,7 +55,7 @@ def write_sheets(items: Sequence[Item], raters: int, seed: int, directory: Path)
     numbers = list(range(1, len(items) + 1))
     shuffled.shuffle(numbers)
     width = len(str(len(items)))
-    key = {f"{number:0{width}}": item for number, item in sorted(zip(numbers, items, strict=True))}
+    key = {f"{number:0{width}}": item for number, item in zip(numbers, items, strict=True)}
     paths = []
     for rater in range(1, raters + 1):
         paths.append(directory / sheet_name(rater))
