@@ -14,7 +14,6 @@ from types import TracebackType
 import torch
 from tokenizers.decoders import DecodeStream
 from transformers import (
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -24,6 +23,7 @@ from transformers import (
 from transformers.generation import BaseStreamer
 
 from inference.memory import Memory
+from training.adapters import load_any, quantized
 from training.consts import (
     CONTEXT,
     CONTROL_TOKENS,
@@ -36,7 +36,6 @@ from training.consts import (
 from training.conversation import Conversation
 from training.encoding import answer_header, chat_template, encode_prompt, special_tokens
 from training.errors import UserError, first_line
-from training.model import load_model
 from training.tokenizer import load_base_tokenizer, teach_to_chat
 
 # What stands around an answer in the text of a conversation.
@@ -52,7 +51,7 @@ def load(
     bits: int | None = None,
     untaught: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """(model, tokenizer) of a fine-tuned model, ready to answer.
+    """(model, tokenizer) of a fine-tuned model, or of an adapter and its base, ready to answer.
 
     dtype: "auto" is what was saved. device: "auto" lets accelerate place the weights; else as torch names it.
     bits: 8 or 4, to keep the weights of the layers in so many. untaught: whether a model without control
@@ -65,7 +64,7 @@ def load(
     check_is_taught(path, tokenizer, untaught)
     known = set(tokenizer.get_vocab().values())
     teach_to_chat(tokenizer)
-    model = load_model(
+    model = load_any(
         path,
         tokenizer,
         dtype=dtype,
@@ -96,16 +95,6 @@ def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, untaught: boo
             f"{path}: its chat template is not the one of this recipe, so that it learnt to chat otherwise; "
             "use the tool it was made for, or fine-tune it (python -m training.trainer)"
         )
-
-
-def quantized(bits: int) -> BitsAndBytesConfig:
-    """For 4 bits the kind that was made for normally distributed weights (https://arxiv.org/abs/2305.14314)."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else a line for every product in 8 bits
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
 
 
 def check_device(device: str) -> None:

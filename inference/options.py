@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from inference.generation import load
@@ -85,7 +86,7 @@ def load_chosen(
         taken = model.get_memory_footprint() / 1e6
         print(f"[layers in {bits} bits; the model takes {taken:,.1f} MB]", file=sys.stderr)
     if options.seed is not None:
-        set_seed(options.seed)
+        torch.manual_seed(options.seed)
     return model, tokenizer
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
+from training.adapters import has_adapter, save_adapter
 from training.disk import flush, flush_all, free_bytes, is_write_failure, sizes
 from training.errors import UserError, first_line
 from training.reporting import bytes_text, say
@@ -155,14 +156,19 @@ def checkpoint_bytes(trainer: Trainer) -> int:
     model = model_bytes(trainer.model)
     if trainer.args.save_only_model:
         return model
-    count = sum(numel(weight) for weight in trainer.model.parameters())
+    count = sum(numel(weight) for weight in trained(trainer.model))
     if trainer.is_deepspeed_enabled:
         return 2 * model + DEEPSPEED_ADAM_BYTES * count  # it writes the weights a second time
     return model + ADAM_BYTES * count
 
 
 def model_bytes(model: PreTrainedModel) -> int:
-    return sum(numel(weight) * weight.element_size() for weight in model.parameters())
+    """Of what is saved: all weights, or an adapter alone."""
+    return sum(numel(weight) * weight.element_size() for weight in trained(model))
+
+
+def trained(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def check_room(trainer: Trainer, run_dir: Path) -> int:
@@ -174,7 +180,7 @@ def check_room(trainer: Trainer, run_dir: Path) -> int:
     one = checkpoint_bytes(trainer)
     complete, incomplete = checkpoints(run_dir)
     there = sum(sum(sizes(checkpoint).values()) for checkpoint in (*complete, *incomplete))
-    needed = min(saves, limit + 1) * one + model_bytes(trainer.model) - there
+    needed = max(0, min(saves, limit + 1) * one + model_bytes(trainer.model) - there)
     free = free_bytes(run_dir)
     if needed > free:
         raise UserError(
@@ -189,11 +195,13 @@ def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: 
     """Save the trained model at the root of its run directory, in bf16 after a bf16 run. For all ranks."""
     zero3 = trainer.is_deepspeed_enabled and trainer.deepspeed.zero_optimization_partition_weights()
     state_dict = trainer.accelerator.get_state_dict(trainer.deepspeed) if zero3 else None
-    if trainer.args.bf16 and not trainer.is_deepspeed_enabled:
+    is_adapter = has_adapter(trainer.model)  # small, and stays in float32
+    if trainer.args.bf16 and not trainer.is_deepspeed_enabled and not is_adapter:
         trainer.model.to(torch.bfloat16)
     if trainer.is_world_process_zero():
         try:
-            save_model(trainer.model, tokenizer, run_dir, state_dict)
+            save = save_adapter if is_adapter else save_model
+            save(trainer.model, tokenizer, run_dir, state_dict)
         except Exception as error:
             if not is_write_failure(error):
                 raise

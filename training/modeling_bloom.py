@@ -161,53 +161,102 @@ class FusedAttention(BloomAttention):
         return dropout_add(self.dense(context), residual, self.hidden_dropout, self.training), None
 
 
-class Head(nn.Linear):
-    """The output matrix: logits of hidden states, or their summed loss where targets are given."""
+class TrainedRows(NamedTuple):
+    """Rows of a vocabulary that is frozen otherwise, which peft keeps apart: of an adapter's new tokens."""
 
-    def forward(self, hidden_states: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
-        if targets is None:
-            return super().forward(hidden_states)
-        return SlicedCrossEntropy.apply(hidden_states, self.weight, targets)
+    ids: torch.Tensor  # (rows,)
+    values: torch.Tensor  # (rows, hidden)
+
+
+def apart(layer: nn.Module) -> tuple[nn.Module, TrainedRows | None]:
+    """An embedding or head, and its rows that an adapter trains.
+
+    peft would make a copy of the whole matrix in each forward pass, with a gradient as large.
+    """
+    adapter = getattr(layer, "token_adapter", None)
+    if adapter is None:
+        return layer, None
+    if adapter.merged or adapter.disable_adapters:
+        return adapter.base_layer, None
+    (name,) = adapter.active_adapters
+    values = adapter.trainable_tokens_delta[name]
+    return adapter.base_layer, TrainedRows(
+        torch.tensor(adapter.token_indices[name], device=values.device), values
+    )
+
+
+class Head(nn.Linear):
+    """The output matrix: logits of hidden states, or their summed loss where targets are given.
+
+    trained: rows to use in place of the matrix's own.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        trained: TrainedRows | None = None,
+    ) -> torch.Tensor:
+        ids, values = trained or (None, None)
+        if targets is not None:
+            return SlicedCrossEntropy.apply(hidden_states, self.weight, targets, ids, values)
+        logits = super().forward(hidden_states)
+        if ids is None:
+            return logits
+        return logits.index_copy(-1, ids, F.linear(hidden_states, values.to(logits.dtype)))
 
 
 class SlicedCrossEntropy(torch.autograd.Function):
-    """The summed cross entropy of hidden_states (rows, hidden), weight (vocabulary, hidden), targets (rows,).
+    """The summed cross entropy of hidden_states (rows, hidden), weight (vocabulary, hidden), targets (rows,);
+    ids (n,) and values (n, hidden) are rows in place of the weight's own, or None.
 
     Only LOGITS_AT_ONCE logits exist at a time: the gradient of a slice is computed beside its loss, so that
     nothing is computed twice and nothing of the slice is kept.
     """
 
     @staticmethod
-    def forward(ctx, hidden_states, weight, targets):
-        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+    def forward(ctx, hidden_states, weight, targets, ids, values):
+        wants_hidden, wants_weight, _, _, wants_values = ctx.needs_input_grad
         loss = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
         ctx.hidden_grad = torch.zeros_like(hidden_states) if wants_hidden else None
         ctx.weight_grad = torch.zeros_like(weight) if wants_weight else None
+        ctx.values_grad = torch.zeros_like(values, dtype=torch.float32) if wants_values else None
         rows = max(1, LOGITS_AT_ONCE // len(weight))
         for start in range(0, len(targets), rows):
             hidden, target = hidden_states[start : start + rows], targets[start : start + rows, None]
             logits = F.linear(hidden, weight).float()
+            if ids is not None:
+                own = values.to(weight.dtype)
+                logits[:, ids] = F.linear(hidden, own).float()
             log_total = logits.logsumexp(dim=-1, keepdim=True)
             loss += (log_total - logits.gather(1, target)).sum()
-            if not (wants_hidden or wants_weight):
+            if not (wants_hidden or wants_weight or wants_values):
                 continue
             gradient = logits.sub_(log_total).exp_()
             gradient.scatter_add_(1, target, torch.full_like(log_total, -1.0))
             gradient = gradient.to(weight.dtype)
+            if ids is not None:
+                of_values = gradient[:, ids]
+                gradient[:, ids] = 0
+                if wants_values:
+                    ctx.values_grad += of_values.T @ hidden.to(weight.dtype)
             if wants_hidden:
                 ctx.hidden_grad[start : start + rows] = gradient @ weight
+                if ids is not None:
+                    ctx.hidden_grad[start : start + rows] += of_values @ own
             if wants_weight:
                 ctx.weight_grad.addmm_(gradient.T, hidden.to(weight.dtype))  # no second matrix of this size
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
-        hidden_grad, weight_grad = ctx.hidden_grad, ctx.weight_grad
-        del ctx.hidden_grad, ctx.weight_grad  # scaled in place below, so that a second backward has to fail
-        for grad in (hidden_grad, weight_grad):
+        hidden_grad, weight_grad, values_grad = ctx.hidden_grad, ctx.weight_grad, ctx.values_grad
+        # Scaled in place below, so that a second backward has to fail.
+        del ctx.hidden_grad, ctx.weight_grad, ctx.values_grad
+        for grad in (hidden_grad, weight_grad, values_grad):
             if grad is not None:
                 grad.mul_(grad_loss.to(grad.dtype))
-        return hidden_grad, weight_grad, None
+        return hidden_grad, weight_grad, None, None, values_grad
 
 
 class BloomForCausalLM(LibraryBloom):
@@ -268,7 +317,8 @@ class BloomForCausalLM(LibraryBloom):
         dtype = self._compute_dtype(hidden_states)
         past = past_of(cache, input_ids.shape[1], attention_mask, self.config, dtype, hidden_states.device)
         hidden_states = self._through_blocks(hidden_states, past)
-        logits = self.lm_head(hidden_states[:, -logits_to_keep:])
+        head, trained = apart(self.lm_head)
+        logits = head(hidden_states[:, -logits_to_keep:], trained=trained)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
     def _of_documents(
@@ -281,20 +331,29 @@ class BloomForCausalLM(LibraryBloom):
         hidden_states = self._embedded(input_ids)
         documents = documents_of(document_lengths, self.config, self._compute_dtype(hidden_states))
         hidden_states = self._through_blocks(hidden_states, documents)
+        head, trained = apart(self.lm_head)
         if labels is None:
-            return CausalLMOutput(logits=self.lm_head(hidden_states))
+            return CausalLMOutput(logits=head(hidden_states, trained=trained))
 
         # A token is predicted from the one before it; the first of a document from nothing.
         targets = labels[0].roll(-1)
         targets[document_lengths.cumsum(0) - 1] = NOT_LEARNT
         is_learnt = targets != NOT_LEARNT
-        loss = self.lm_head(hidden_states[0, is_learnt], targets[is_learnt])
+        loss = head(hidden_states[0, is_learnt], targets[is_learnt], trained)
         count = is_learnt.sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=loss / torch.as_tensor(count, device=loss.device).clamp(min=1))
 
     def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
         model = self.transformer
-        return model.word_embeddings_layernorm(model.word_embeddings(input_ids))
+        embedding, trained = apart(model.word_embeddings)
+        embedded = embedding(input_ids)
+        if trained:
+            place = torch.full((embedding.num_embeddings,), -1, device=input_ids.device)
+            place[trained.ids] = torch.arange(len(trained.ids), device=input_ids.device)
+            place = place[input_ids]
+            own = F.embedding(place.clamp(min=0), trained.values).to(embedded.dtype)
+            embedded = torch.where(place[..., None] >= 0, own, embedded)
+        return model.word_embeddings_layernorm(embedded)
 
     def _through_blocks(self, hidden_states: torch.Tensor, alibi: Documents | Past) -> torch.Tensor:
         for block in self.transformer.h:

@@ -116,10 +116,17 @@ def describe(
             else {"rows": ranks * options.per_device_train_batch_size}
         ),
         "optimizer": f"{f'ZeRO stage {zero}' if deepspeed_config else 'no DeepSpeed'}, "
-        f"{'bf16' if options.bf16 else 'float32'}",
+        f"{'bf16' if options.bf16 else 'float32'}{_adapter(options)}",
         "ranks": world_size,
         "options": {name: str(value) for name, value in vars(options).items()},
     }
+
+
+def _adapter(options: SimpleNamespace) -> str:
+    if not options.lora_rank:
+        return ""
+    bits = ", 4 bits" if options.load_in_4bit else ""
+    return f", LoRA of rank {options.lora_rank}, alpha {options.lora_alpha}, {options.lora_target}{bits}"
 
 
 def _model_fingerprint(path: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import Trainer
 
+from training.adapters import has_adapter
+from training.checkpointing import trained
 from training.curves import draw_curves
 from training.reporting import bytes_text
 from training.throughput import numel
@@ -24,11 +26,14 @@ def opening(trainer: Trainer, disk_bytes: int) -> list[str]:
     """The block of lines that a run opens with."""
     model, args = trainer.model, trainer.args
     parameters = sum(numel(weight) for weight in model.parameters())
+    learnt = sum(numel(weight) for weight in trained(model))
+    kind = type(model.get_base_model() if has_adapter(model) else model).__name__
+    adapter = f", an adapter with {learnt / 1e6:,.2f} M of them is trained" if learnt < parameters else ""
     rows, tokens = len(trainer.train_dataset), int(trainer.train_dataset.lengths.sum())
-    memory, host_memory = expected_memory(trainer, parameters)
+    memory, host_memory = expected_memory(trainer)
     return [
-        f"model     {type(model).__name__}, {parameters / 1e6:,.1f} M parameters, vocabulary "
-        f"{model.config.vocab_size:,}",
+        f"model     {kind}, {parameters / 1e6:,.1f} M parameters, vocabulary "
+        f"{model.config.vocab_size:,}{adapter}",
         f"data      {rows:,} rows of {tokens:,} tokens an epoch",
         f"run       {trainer.total_steps:,} steps on {args.world_size} process(es), "
         f"{f'ZeRO stage {zero_stage(trainer)}' if trainer.is_deepspeed_enabled else 'no DeepSpeed'}, "
@@ -45,10 +50,16 @@ def zero_stage(trainer: Trainer) -> int:
     return trainer.args.hf_deepspeed_config.get_value("zero_optimization.stage", 0)
 
 
-def expected_memory(trainer: Trainer, parameters: int) -> tuple[int, int]:
-    """(bytes a rank, bytes of a host with offload) by DeepSpeed's own estimators, or PLAIN_BYTES a weight."""
+def expected_memory(trainer: Trainer) -> tuple[int, int]:
+    """(bytes a rank, bytes of a host with offload) by DeepSpeed's own estimators, or PLAIN_BYTES a weight.
+
+    Frozen weights have neither gradient nor optimizer.
+    """
+    parameters = sum(numel(weight) for weight in trained(trainer.model))
+    weights = list(trainer.model.parameters())
+    frozen = sum(numel(weight) * weight.element_size() for weight in weights if not weight.requires_grad)
     if not trainer.is_deepspeed_enabled:
-        return PLAIN_BYTES * parameters, 0
+        return PLAIN_BYTES * parameters + frozen, 0
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
@@ -56,6 +67,7 @@ def expected_memory(trainer: Trainer, parameters: int) -> tuple[int, int]:
     offload = config.is_offload()
     ranks = {"num_gpus_per_node": trainer.args.world_size}
     if zero_stage(trainer) == 3:
+        frozen //= trainer.args.world_size
         largest = max(numel(weight) for weight in trainer.model.parameters())
         offload_weights = config.get_value("zero_optimization.offload_param.device", "none") != "none"
         host, rank, _ = estimate_zero3_model_states_mem_needs(
@@ -63,7 +75,7 @@ def expected_memory(trainer: Trainer, parameters: int) -> tuple[int, int]:
         )
     else:
         host, rank = estimate_zero2_model_states_mem_needs(parameters, **ranks, cpu_offload=offload)
-    return rank, host if offload else 0
+    return rank + frozen, host if offload else 0
 
 
 def write_report(

@@ -46,28 +46,34 @@ class MatrixProducts(NamedTuple):
     weights: int  # of the linear layers, without the head
     head: int  # vocabulary * hidden
     attention: int  # layers * hidden
+    frozen: int = 0  # of the weights, those that are not trained
+    frozen_head: int = 0
 
     def flops(self, tokens: Tokens) -> int:
         """Of one forward and backward pass over these tokens; what is computed twice is counted once.
 
-        6 for each weight and token (https://arxiv.org/abs/2001.08361, section 2.1); the head's weights for
-        learnt tokens only. In attention 12 * hidden for each layer and pair: a product for the score and one
-        for the value, with two FLOPs for each component, three times (https://arxiv.org/abs/2204.02311,
-        appendix B, which does not leave out the pairs that causal attention never looks at).
+        6 for each weight and token (https://arxiv.org/abs/2001.08361, section 2.1), 4 where the weight is
+        frozen, which needs no gradient; the head's weights for learnt tokens only. In attention 12 * hidden
+        for each layer and pair: a product for the score and one for the value, with two FLOPs for each
+        component, three times (https://arxiv.org/abs/2204.02311, appendix B, which does not leave out the
+        pairs that causal attention never looks at).
         """
-        return (
-            6 * (self.weights * tokens.total + self.head * tokens.learnt) + 12 * self.attention * tokens.pairs
-        )
+        every = 6 * (self.weights * tokens.total + self.head * tokens.learnt)
+        not_needed = 2 * (self.frozen * tokens.total + self.frozen_head * tokens.learnt)
+        return every - not_needed + 12 * self.attention * tokens.pairs
 
 
 def matrix_products(model: PreTrainedModel) -> MatrixProducts:
     head = model.get_output_embeddings()
+    head = getattr(head, "original_module", head)  # an adapter wraps it
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
     config = model.config.get_text_config()
     return MatrixProducts(
         weights=sum(numel(module.weight) for module in linear),
         head=numel(head.weight),
         attention=config.num_hidden_layers * config.hidden_size,
+        frozen=sum(numel(module.weight) for module in linear if not module.weight.requires_grad),
+        frozen_head=0 if head.weight.requires_grad else numel(head.weight),
     )
 
 

@@ -13,6 +13,9 @@ from training.encoding import answer_header, chat_template, special_tokens
 from training.errors import UserError, first_line
 from training.hub import check_on_hub
 
+# What makes a directory one of an adapter.
+ADAPTER_CONFIG = "adapter_config.json"
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -66,10 +69,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     return digest.hexdigest()
 
 
+def is_adapter(path: str) -> bool:
+    """Whether a directory holds an adapter, for a model that is elsewhere."""
+    return os.path.isfile(os.path.join(path, ADAPTER_CONFIG))
+
+
 def check_model_path(path: str) -> None:
     """Raise UserError unless `path` is a directory with a model, or the name of a model on the hub."""
     if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, "config.json")):
+        if not os.path.isfile(os.path.join(path, "config.json")) and not is_adapter(path):
             raise UserError(f"{path}: a directory without config.json: there is no model in it")
     elif os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{path}: no such model directory")

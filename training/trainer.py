@@ -1,4 +1,4 @@
-"""Fine-tune all weights of a base model on a file of instructions.
+"""Fine-tune all weights of a base model, or an adapter, on a file of instructions.
 
     deepspeed --num_gpus=8 --module training.trainer \\
         --data-path data/yayi_train_example.json --input-model bigscience/bloomz-7b1-mt \\
@@ -22,6 +22,7 @@ from click.core import ParameterSource
 from click_option_group import optgroup
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
+from training.adapters import add_adapter, quantized_loading
 from training.batching import collate, collate_padded
 from training.cache import default_cache_dir
 from training.check import ON_BAD_ROW, refuse_unusable, short_form
@@ -56,7 +57,7 @@ from training.run_report import opening, write_report
 from training.sft_trainer import SCHEDULES, SFTTrainer
 from training.split import Source, parse_source, parse_test_size, split
 from training.stopping import StopRequest, command_line, command_to_continue
-from training.tokenizer import check_model_path, load_tokenizer
+from training.tokenizer import check_model_path, is_adapter, load_base_tokenizer, load_tokenizer
 
 
 class Parsed(click.ParamType):
@@ -125,6 +126,18 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 @optgroup.option("--run-name", help="Name of the run directory.  [default: INPUT-MODEL-sft-TIME]")
 @optgroup.option("--resume", is_flag=True, help="Continue the run of --run-name from its newest checkpoint.")
 @optgroup.option("--resume-anyway", is_flag=True, help="The same on other data, model, batch size or seed.")
+@optgroup.group("Adapter, instead of all weights")
+@optgroup.option("--lora-rank", type=POSITIVE, help="Train a LoRA adapter of this rank on frozen weights.")
+@optgroup.option("--lora-alpha", type=POSITIVE, help="Its scale, times the rank.  [default: twice the rank]")
+@optgroup.option(
+    "--lora-dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Before the adapter."
+)
+@optgroup.option(
+    "--lora-target",
+    default="auto",
+    help="Names of the layers that get it, with commas; auto is all linear layers but the head.",
+)
+@optgroup.option("--load-in-4bit", is_flag=True, help="Keep the frozen weights of the layers in 4 bits.")
 @optgroup.group("Optimisation")
 @optgroup.option("--epochs", type=POSITIVE_REAL, default=2, help="Passes over the data.")
 @optgroup.option(
@@ -231,10 +244,17 @@ def train(options: SimpleNamespace) -> Path:
     args.output_dir = str(run_dir)
 
     with hold(run_dir), StopRequest() as stop_request:
-        # DeepSpeed's optimizer keeps float32 weights beside the model's bf16 ones. Without it the model's own
-        # are float32, and bf16 is autocast's.
-        dtype = torch.bfloat16 if options.bf16 and deepspeed_config else torch.float32
-        model = load_model(options.input_model, tokenizer, dtype=dtype, seed=options.seed)
+        # DeepSpeed's optimizer keeps float32 weights beside the model's bf16 ones. Without it what is trained
+        # is float32, and bf16 is autocast's.
+        in_bf16 = options.bf16 and (deepspeed_config or options.lora_rank)
+        loading = quantized_loading(args.device) if options.load_in_4bit else {}
+        model = load_model(
+            options.input_model,
+            tokenizer,
+            dtype=torch.bfloat16 if in_bf16 else torch.float32,
+            seed=options.seed,
+            **loading,
+        )
         is_ours = isinstance(model, BloomForCausalLM)
         if is_ours:  # has no limit but this; servers and our chat go by it
             known = getattr(model.config, "seq_length", CONTEXT)
@@ -244,6 +264,17 @@ def train(options: SimpleNamespace) -> Path:
             if is_ours
             else f"{type(model).__name__}: transformers' own, with padded batches"
         )
+        if options.lora_rank:
+            torch.manual_seed(options.seed)  # of the adapter's first weights
+            known = set(load_base_tokenizer(options.input_model).get_vocab().values())
+            model = add_adapter(
+                model,
+                sorted(set(tokenizer.get_vocab().values()) - known),
+                rank=options.lora_rank,
+                alpha=options.lora_alpha or 2 * options.lora_rank,
+                dropout=options.lora_dropout,
+                target=options.lora_target,
+            )
         trainer = SFTTrainer(
             model=model,
             args=args,
@@ -256,7 +287,8 @@ def train(options: SimpleNamespace) -> Path:
         )
         for line in opening(trainer, check_room(trainer, run_dir)):
             say(line)
-        if checkpoint and step_of(checkpoint) >= trainer.total_steps and (run_dir / "config.json").exists():
+        is_saved = (run_dir / "config.json").exists() or is_adapter(str(run_dir))
+        if checkpoint and step_of(checkpoint) >= trainer.total_steps and is_saved:
             say(f"{run_dir}: finished already; more --epochs or --max-steps would continue it")
             return run_dir
         if args.process_index == 0 and (record is None or options.resume_anyway):
@@ -288,6 +320,15 @@ def check_options(options: SimpleNamespace) -> dict[str, Any] | None:
     if options.resume and not options.run_name:
         raise UserError("--resume: which run? Give its --run-name")
     check_model_path(options.input_model)
+    if is_adapter(options.input_model):
+        raise UserError(
+            f"{options.input_model}: an adapter; merge it into its base first "
+            "(python -m training.merge_adapter)"
+        )
+    if options.load_in_4bit and not options.lora_rank:
+        raise UserError("--load-in-4bit: weights in 4 bits cannot be trained; give a --lora-rank as well")
+    if options.load_in_4bit and (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3:
+        raise UserError("--load-in-4bit: ZeRO-3 cannot divide weights of 4 bits; take a ZeRO-2 configuration")
     if options.bf16:
         check_bf16()
         check_learning_rate(deepspeed_config or {}, options.lr)

@@ -1,0 +1,42 @@
+"""An adapter and its base model -> a plain model, which needs neither peft nor the base.
+
+python -m training.merge_adapter --adapter checkpoints/my-lora --output-dir checkpoints/my-model
+"""
+
+import os
+from pathlib import Path
+
+import click
+
+from training.adapters import base_of, load_any
+from training.checkpointing import save_model
+from training.errors import UserError, run_command
+from training.reporting import quiet_libraries
+from training.tokenizer import check_model_path, is_adapter, load_tokenizer
+
+
+@click.command()
+@click.option("--adapter", required=True, help="Run directory of a training with --lora-rank.")
+@click.option(
+    "--output-dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory to make."
+)
+def main(adapter: str, output_dir: Path) -> None:
+    """Merge an adapter into its base model's weights, in the precision that those were saved in."""
+    quiet_libraries()
+    check_model_path(adapter)
+    if not is_adapter(adapter):
+        raise UserError(f"{adapter}: a whole model already, no adapter")
+    if output_dir.exists() and os.listdir(output_dir):
+        raise UserError(f"{output_dir}: holds something already; give another --output-dir")
+    tokenizer = load_tokenizer(adapter)
+    model = load_any(adapter, tokenizer, known=set())
+    output_dir.mkdir(parents=True, exist_ok=True)
+    save_model(model, tokenizer, output_dir)
+    print(
+        f"{output_dir}: {base_of(adapter)} with {adapter}; talk to it: "
+        f"python -m inference.chat --model {output_dir}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
