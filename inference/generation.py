@@ -89,8 +89,9 @@ def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, untaught: boo
         if not untaught:
             raise UserError(f"{lack}; fine-tune it first (python -m training.trainer)")
         logging.getLogger(__name__).warning("%s; they are added, with rows that were never trained", lack)
-    ours = chat_template(special_tokens(tokenizer), answer_header(tokenizer))
-    if tokenizer.chat_template not in (None, ours):
+    if tokenizer.chat_template is None:
+        return
+    if tokenizer.chat_template != chat_template(special_tokens(tokenizer), answer_header(tokenizer)):
         raise UserError(
             f"{path}: its chat template is not the one of this recipe, so that it learnt to chat otherwise; "
             "use the tool it was made for, or fine-tune it (python -m training.trainer)"

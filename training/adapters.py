@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 from training.errors import UserError, first_line
-from training.model import load_model
+from training.model import load_model, token_matrices, whole
 from training.tokenizer import ADAPTER_CONFIG, is_adapter
 
 # Weights in the format that cannot carry code.
@@ -77,8 +78,13 @@ def add_adapter(
         if new_tokens
         else None,
     )
+    # Of a divided matrix peft would copy rows itself, on a CUDA card alone; here it finds a whole one.
+    copies = mock.patch.object(
+        peft.tuners.trainable_tokens.layer, "check_deepspeed_zero3_enabled", return_value=False
+    )
     try:
-        return peft.get_peft_model(model, config)
+        with whole(token_matrices(model)), copies:
+            return peft.get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"--lora-target {target}: {first_line(error)}") from None
 

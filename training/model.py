@@ -86,11 +86,11 @@ def fit_vocabulary(
     new = sorted((vocabulary - known) | set(range(rows, model.config.vocab_size)))
     if new:
         trained = torch.tensor(sorted(token_id for token_id in known if token_id < rows))
-        for matrix in _token_matrices(model):
+        for matrix in token_matrices(model):
             _initialise_rows(matrix, torch.tensor(new), trained, seed)
 
 
-def _token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+def token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     """The embedding, and the head's matrix and bias unless they are the embedding or missing."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     matrices = [embedding.weight]
@@ -103,7 +103,7 @@ def _token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
 
 def _initialise_rows(matrix: torch.nn.Parameter, new: torch.Tensor, trained: torch.Tensor, seed: int) -> None:
     """Set the rows `new` of a matrix (rows, hidden), or bias (rows,), to the mean of its rows `trained`."""
-    with torch.no_grad(), _whole(matrix):
+    with torch.no_grad(), whole(matrix):
         values = matrix[trained.to(matrix.device)]
         noise = torch.randn((len(new), *matrix.shape[1:]), generator=torch.Generator().manual_seed(seed))
         mean = values.mean(dim=0, dtype=torch.float32)
@@ -111,13 +111,13 @@ def _initialise_rows(matrix: torch.nn.Parameter, new: torch.Tensor, trained: tor
         matrix[new.to(matrix.device)] = rows.to(matrix.dtype)
 
 
-def _whole(matrix: torch.nn.Parameter) -> contextlib.AbstractContextManager:
+def whole(weights: torch.nn.Parameter | list[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
     """Under ZeRO-3 each rank holds a part of every weight: gather it, and hand rank 0's changes to all."""
     if not is_deepspeed_zero3_enabled():
         return contextlib.nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(matrix, modifier_rank=0)
+    return deepspeed.zero.GatheredParameters(weights, modifier_rank=0)
 
 
 def default_generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:

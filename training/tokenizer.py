@@ -1,11 +1,13 @@
 """Load a tokenizer, and give it the control tokens and the chat template."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
-from tokenizers import normalizers
+from tokenizers import Tokenizer, models, normalizers
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from training.consts import BREAKER, CONTROL_TOKENS, END
@@ -33,18 +35,26 @@ def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast
     Tokens that are there keep their ids; missing control tokens get the next free ones. Saved, it renders and
     tokenizes chats by itself as training does.
     """
-    tokenizer.add_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS], special_tokens=True
-    )
+    # Also those that are there are looked for before the normalizer runs, which removes the breakers.
+    known = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = [AddedToken(token, special=True, normalized=False) for token in (*known, *CONTROL_TOKENS)]
+    tokenizer.add_tokens(special, special_tokens=True)
     tokenizer.eos_token = END
     tokenizer.clean_up_tokenization_spaces = False
+    if tokenizer("").input_ids:  # a bos that the text of a conversation does not have
+        tokenizer.add_bos_token = tokenizer.add_eos_token = False
+    _leave_spaces(tokenizer)
     _remove_breakers(tokenizer)
     tokenizer.chat_template = chat_template(special_tokens(tokenizer), answer_header(tokenizer))
     return tokenizer
 
 
 def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer as it is found at `path`."""
+    """The tokenizer as it is found at `path`.
+
+    Of the library's general class: one of a class such as Qwen2Tokenizer, saved, would be loaded with that
+    class's normalizer and not with ours.
+    """
     check_model_path(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -54,7 +64,16 @@ def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
         raise UserError(
             f"{path}: its tokenizer has no fast version (tokenizer.json), which this recipe needs"
         )
-    return tokenizer
+    if type(tokenizer) is PreTrainedTokenizerFast:
+        return tokenizer
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        name_or_path=tokenizer.name_or_path,
+        chat_template=tokenizer.chat_template,
+        model_max_length=tokenizer.model_max_length,
+        extra_special_tokens=tokenizer.extra_special_tokens,
+        **tokenizer.special_tokens_map,
+    )
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -83,6 +102,39 @@ def check_model_path(path: str) -> None:
         raise UserError(f"{path}: no such model directory")
     else:
         check_on_hub(path, "model")
+
+
+def _leave_spaces(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Add no space to a text, and take none off.
+
+    SentencePiece puts one before each text, and its decoder takes it off: of a conversation's pieces each
+    would get one, where the whole text has it at its start at most.
+    """
+    parts = ("normalizer", "pre_tokenizer", "decoder")
+    found, shell = tokenizer.backend_tokenizer, Tokenizer(models.BPE())
+    for part in parts:
+        setattr(shell, part, getattr(found, part))
+    plan = json.loads(shell.to_str())
+    changed = plan | {part: _without_spaces(plan[part]) for part in parts}
+    if changed != plan:
+        shell = Tokenizer.from_str(json.dumps(changed))
+        for part in parts:
+            setattr(found, part, getattr(shell, part))
+
+
+def _without_spaces(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A part of the tokenizers library's, as its JSON has it."""
+    match part:
+        case {"type": "Prepend"} | {"type": "Strip", "content": _}:
+            return None
+        case {"type": "Metaspace"}:
+            return part | {"prepend_scheme": "never"}
+        case {"type": "ByteLevel"}:
+            return part | {"add_prefix_space": False}
+        case {"normalizers": _} | {"pretokenizers": _} | {"decoders": _}:
+            (name,) = part.keys() - {"type"}
+            return part | {name: [inner for inner in map(_without_spaces, part[name]) if inner]}
+    return part
 
 
 def _remove_breakers(tokenizer: PreTrainedTokenizerFast) -> None:
