@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 
 import torch
-from tokenizers.decoders import DecodeStream
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -198,15 +197,19 @@ def spoken(tokenizer: PreTrainedTokenizerFast, token_ids: Iterable[int]) -> Iter
 
     In pieces of whole characters, each as soon as its tokens are there: a Chinese character can be several.
     """
-    decoder = DecodeStream(skip_special_tokens=True)
     end_id = tokenizer.convert_tokens_to_ids(END)
     opening = OPENING if answer_header(tokenizer) == ":" else ""
     held = ""
+    character: list[int] = []
     for token_id in token_ids:
         if token_id == end_id:
             held = held.removesuffix(CLOSING)
             break
-        piece = decoder.step(tokenizer.backend_tokenizer, token_id) or ""
+        character.append(token_id)
+        piece = tokenizer.backend_tokenizer.decode(character)
+        if piece.endswith("\ufffd"):  # more bytes of it may come
+            continue
+        character.clear()
         if piece:
             piece, opening = piece.removeprefix(opening), ""
         so_far = held + piece

@@ -1,5 +1,6 @@
 """The real launcher with two CPU ranks."""
 
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -7,15 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils import cpp_extension
-from transformers import AutoModelForCausalLM, BloomForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BloomForCausalLM
 
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
-from tests.launching import ZERO2, ZERO3, history, launch, run, values
-from training import trainer
-from training.model import load_model
+from tests.launching import ZERO2, ZERO3, history, launch, launcher, run, values
+from tests.tiny_models import make_llama
+from training import tiny_bloom, trainer
+from training.consts import CONTROL_TOKENS
+from training.model import ROW_MULTIPLE, load_model
+from training.tokenizer import load_base_tokenizer
 
 pytestmark = pytest.mark.slow
+
+HEAD_WIDTH = tiny_bloom.HIDDEN_SIZE // tiny_bloom.HEADS
 
 
 def weights(directory: str | Path) -> dict[str, torch.Tensor]:
@@ -29,6 +36,29 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
         name: tensor.shape for name, tensor in other.items()
     }
     return math.sqrt(sum(float((one[name] - other[name]).detach().square().sum()) for name in one))
+
+
+def check_sharded_training(base: str, zero2: Path, zero3: Path) -> None:
+    """Tensors as the files have them: each whole, and after ZeRO-3 what it is after ZeRO-2, within bf16's error.
+
+    A bf16 number is within 2**-9 of what it stands for, so that two for one value are within 2**-8 of each
+    other; here twice that, because the gradients behind them are rounded too. What changed is far more.
+    """
+    start, two, three = (load_file(Path(path, "model.safetensors")) for path in (base, zero2, zero3))
+    assert start.keys() == two.keys() == three.keys()
+    known, rows = len(load_base_tokenizer(base)), AutoConfig.from_pretrained(base).vocab_size
+    grown = max(rows, -(-(known + len(CONTROL_TOKENS)) // ROW_MULTIPLE) * ROW_MULTIPLE)
+    for name, before in start.items():
+        shape = (grown if len(before) == rows else len(before), *before.shape[1:])
+        assert two[name].shape == three[name].shape == shape, name
+        assert three[name].dtype == torch.bfloat16
+        one, other = two[name].float(), three[name].float()
+        if name.endswith("query_key_value.bias"):  # of the keys' there is no gradient, only its rounding
+            one, other = (bias.view(-1, 3, HEAD_WIDTH)[:, ::2] for bias in (one, other))
+        assert (other - one).norm() <= 2**-7 * one.norm(), name
+        if before.dim() == 2:
+            moved = (one[:known] - before[:known]).norm()
+            assert (other - one)[:known].norm() < 0.1 * moved, name
 
 
 @pytest.fixture
@@ -108,6 +138,37 @@ def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Pat
     moved = distance(start, two_ranks)
     assert distance(two_ranks, sharded) < 0.1 * moved
     assert distance(start, sharded) == pytest.approx(moved, rel=0.05)
+    check_sharded_training(base, tmp_path / "two", tmp_path / "three")
+
+
+def test_zero_3_loads_shares_of_a_llama_and_saves_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head is a matrix of its own, and its vocabulary grows."""
+    base = make_llama(tmp_path / "tiny-llama")
+    monkeypatch.setenv("WATCHED_LOADING", str(tmp_path))
+    shared = [
+        "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),
+        "--cache-dir", str(tmp_path / "cache"), "--test-size", "0", "--max-steps", "8", "--lr", "1e-3",
+        "--warmup-steps", "4", "--per-device-train-batch-size", "4", "--save-steps", "8",
+    ]  # fmt: skip
+    two = launch(2, *shared, "--run-name", "two", "--deepspeed", ZERO2)
+    assert two.returncode == 0, two.stderr
+    three = run(
+        *launcher(2, *shared, "--run-name", "three", "--deepspeed", ZERO3, module="tests.watched_loading")
+    )
+    assert three.returncode == 0, three.stderr
+
+    check_sharded_training(base, tmp_path / "two", tmp_path / "three")
+
+    config, grown = (AutoConfig.from_pretrained(path) for path in (base, tmp_path / "three"))
+    assert grown.vocab_size > config.vocab_size
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert seen["most at once"] == config.vocab_size * config.hidden_size
+        for name, held in seen["held"].items():
+            if held["shape"][0] != grown.vocab_size:  # what has grown is divided when training begins
+                assert (held["whole"], held["share"]) == (0, math.prod(held["shape"]) // 2), name
 
 
 def test_50_steps_under_zero_2_are_those_of_the_padded_library_model_in_float32(

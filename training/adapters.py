@@ -3,6 +3,7 @@
 peft is imported where it is needed: it takes its time, and most runs have no adapter.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -84,9 +85,12 @@ def add_adapter(
     )
     try:
         with whole(token_matrices(model)), copies:
-            return peft.get_peft_model(model, config)
+            adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"--lora-target {target}: {first_line(error)}") from None
+    # Where the vocabulary has grown peft would save the whole of its matrices, in each checkpoint.
+    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
 
 
 def token_layers(model: PreTrainedModel) -> list[str]:
@@ -131,7 +135,7 @@ def save_adapter(
     """Write the adapter and the tokenizer; readers look for its configuration, which is put in place last."""
     written = directory / INCOMPLETE_ADAPTER
     shutil.rmtree(written, ignore_errors=True)
-    model.save_pretrained(written, state_dict=state_dict, save_embedding_layers=False)
+    model.save_pretrained(written, state_dict=state_dict)
     (written / "README.md").unlink()  # peft's card, to be filled in
     tokenizer.save_pretrained(written)
     (directory / ADAPTER_CONFIG).unlink(missing_ok=True)

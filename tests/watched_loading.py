@@ -1,0 +1,46 @@
+"""The trainer, which writes what its rank holds of the weights while they are loaded and right after.
+
+WATCHED_LOADING=DIRECTORY deepspeed --num_gpus=2 --module tests.watched_loading ...
+"""
+
+import json
+import os
+from pathlib import Path
+
+import deepspeed
+import torch
+
+from training import trainer
+from training.errors import run_command
+from training.model import load_model
+
+# Weights gathered at a time.
+whole_at_once: list[int] = []
+
+
+class Gathered(deepspeed.zero.GatheredParameters):
+    def __enter__(self) -> None:
+        super().__enter__()
+        if self.enabled:
+            whole_at_once.append(sum(weight.numel() for weight in self.params))
+
+
+def watched_load_model(*args, **kwargs) -> torch.nn.Module:
+    deepspeed.zero.GatheredParameters = Gathered
+    model = load_model(*args, **kwargs)
+    held = {
+        name: {
+            "shape": list(weight.ds_shape) if hasattr(weight, "ds_id") else list(weight.shape),
+            "whole": weight.numel(),
+            "share": weight.ds_tensor.numel() if hasattr(weight, "ds_id") else 0,
+        }
+        for name, weight in model.named_parameters()
+    }
+    path = Path(os.environ["WATCHED_LOADING"], f"rank-{os.environ['RANK']}.json")
+    path.write_text(json.dumps({"held": held, "most at once": max(whole_at_once)}))
+    return model
+
+
+if __name__ == "__main__":
+    trainer.load_model = watched_load_model
+    run_command(trainer.main)
