@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,16 @@ from safetensors.torch import load_file
 from torch.utils import cpp_extension
 from transformers import AutoConfig, AutoModelForCausalLM, BloomForCausalLM
 
-from tests.conftest import LEARNT, SINGLE_TURN, write_rows
+from inference.generation import load, reply
+from tests.conftest import LEARNT, ROOT, SINGLE_TURN, write_rows
 from tests.launching import ZERO2, ZERO3, history, launch, launcher, run, values
 from tests.tiny_models import make_llama
 from training import tiny_bloom, trainer
+from training.adapters import ADAPTER_WEIGHTS
 from training.consts import CONTROL_TOKENS
+from training.conversation import Conversation, Turn
 from training.model import ROW_MULTIPLE, load_model
-from training.tokenizer import load_base_tokenizer
+from training.tokenizer import ADAPTER_CONFIG, load_base_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +43,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 def check_sharded_training(base: str, zero2: Path, zero3: Path) -> None:
-    """Tensors as the files have them: each whole, and after ZeRO-3 what it is after ZeRO-2, within bf16's error.
+    """Tensors of the files: each whole, and after ZeRO-3 what it is after ZeRO-2, within bf16's error.
 
     A bf16 number is within 2**-9 of what it stands for, so that two for one value are within 2**-8 of each
     other; here twice that, because the gradients behind them are rounded too. What changed is far more.
@@ -169,6 +173,67 @@ def test_zero_3_loads_shares_of_a_llama_and_saves_it_whole(
         for name, held in seen["held"].items():
             if held["shape"][0] != grown.vocab_size:  # what has grown is divided when training begins
                 assert (held["whole"], held["share"]) == (0, math.prod(held["shape"]) // 2), name
+
+
+@pytest.fixture(params=["bloom", "llama"])
+def any_base(request: pytest.FixtureRequest, base: str, tmp_path: Path) -> str:
+    return base if request.param == "bloom" else make_llama(tmp_path / "tiny-llama")
+
+
+def test_an_adapter_under_zero_3(any_base: str, tmp_path: Path) -> None:
+    """Against one process in float32. All weights are divided, also those so small that ZeRO-3 would not."""
+    config = json.loads((ROOT / ZERO3).read_text())
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (tmp_path / "divided.json").write_text(json.dumps(config))
+    shared = [
+        "--data-path", str(SINGLE_TURN), "--input-model", any_base, "--local-output-dir", str(tmp_path),
+        "--cache-dir", str(tmp_path / "cache"), "--test-size", "12", "--eval-steps", "3", "--max-steps", "6",
+        "--save-steps", "3", "--lr", "1e-2", "--warmup-steps", "1", "--logging-steps", "1",
+        "--lora-rank", "4",
+    ]  # fmt: skip
+    alone = ["--run-name", "alone", "--no-bf16", "--per-device-train-batch-size", "4"]
+    divided = ["--run-name", "divided", "--deepspeed", str(tmp_path / "divided.json")]
+    divided += ["--per-device-train-batch-size", "2"]
+    trainer.main.main([*shared, *alone], standalone_mode=False)
+    launched = launch(2, *shared, *divided)
+    assert launched.returncode == 0, launched.stderr
+    for name in ("loss", "eval_loss"):
+        expected = values(tmp_path / "alone", name)
+        assert values(tmp_path / "divided", name) == pytest.approx(expected, rel=5e-3)
+    one, other = (load_file(tmp_path / name / ADAPTER_WEIGHTS) for name in ("alone", "divided"))
+    assert {name: weight.shape for name, weight in one.items()} == {
+        name: weight.shape for name, weight in other.items()
+    }
+    # B begins at 0, so that what it is was trained.
+    trained = [name for name in one if "lora_B" in name]
+    assert sum((other[name] - one[name]).norm() for name in trained) < 0.1 * sum(
+        one[name].norm() for name in trained
+    )
+    model, tokenizer = load(str(tmp_path / "divided"), device="cpu")
+    assert isinstance(reply(model, tokenizer, Conversation((Turn("你是谁"),)), max_new_tokens=2), str)
+
+    shutil.rmtree(tmp_path / "divided" / "checkpoint-6")
+    (tmp_path / "divided" / ADAPTER_CONFIG).unlink()
+    resumed = launch(2, *shared, *divided, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint-3" in resumed.stdout
+    again = load_file(tmp_path / "divided" / ADAPTER_WEIGHTS)
+    assert all(torch.equal(again[name], weight) for name, weight in other.items())
+
+
+def test_an_adapter_on_weights_of_4_bits_under_zero_2(base: str, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "learnt.jsonl", LEARNT)
+    trained = launch(
+        2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base,
+        "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--run-name", "run",
+        "--test-size", "0", "--max-steps", "12", "--save-steps", "12", "--lr", "2e-2", "--warmup-steps", "0",
+        "--per-device-train-batch-size", "2", "--logging-steps", "1", "--lora-rank", "4", "--load-in-4bit",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    losses = values(tmp_path / "run", "loss")
+    assert losses[-1] < 0.7 * losses[0]
+    model, tokenizer = load(str(tmp_path / "run"), device="cpu")
+    assert isinstance(reply(model, tokenizer, Conversation((Turn("你是谁"),)), max_new_tokens=2), str)
 
 
 def test_50_steps_under_zero_2_are_those_of_the_padded_library_model_in_float32(
