@@ -19,7 +19,8 @@ from transformers import (
 
 from evaluation.likelihood import answer_ids, log_likelihoods
 from inference.batch import answer_batch
-from inference.generation import generation_config, load, reply, spoken
+from inference.generation import generation_config, load, reply, spoken, stream
+from inference.memory import Memory
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
 from tests.test_encoding import CONVERSATIONS, as_messages, prompts
 from tests.tiny_models import TOKENIZERS, make_llama, make_qwen
@@ -84,6 +85,15 @@ def loaded(run_dir: Path) -> Loaded:
 def test_what_was_learnt_is_said(loaded: Loaded) -> None:
     for prompt, answer in KNOWN:
         assert reply(*loaded, prompt, temperature=0, repetition_penalty=1.0) == answer
+
+
+def test_a_dialogue_is_read_once(loaded: Loaded) -> None:
+    memory = Memory()
+    for prompt, answer in KNOWN[-2:]:
+        with stream(*loaded, prompt, memory=memory, temperature=0, repetition_penalty=1.0) as said:
+            assert "".join(said) == answer
+    first, second = (encode_prompt(prompt, loaded[1]) for prompt, _ in KNOWN[-2:])
+    assert len(first) < said.recalled < len(second)
 
 
 def test_plain_transformers_says_the_same(run_dir: Path, loaded: Loaded) -> None:
@@ -235,6 +245,7 @@ def test_the_saved_tokenizer_gives_our_ids(
 ) -> None:
     again = load_tokenizer(str(saved / "taught"))
     assert again.chat_template == tokenizer.chat_template == plain.chat_template
+    assert plain("").input_ids == []
     joins = answer_header(tokenizer) != ":"
     for conversation in CONVERSATIONS:
         ids = encode(conversation, tokenizer)["input_ids"]
