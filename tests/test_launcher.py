@@ -51,7 +51,8 @@ def check_sharded_training(base: str, zero2: Path, zero3: Path) -> None:
     start, two, three = (load_file(Path(path, "model.safetensors")) for path in (base, zero2, zero3))
     assert start.keys() == two.keys() == three.keys()
     known, rows = len(load_base_tokenizer(base)), AutoConfig.from_pretrained(base).vocab_size
-    grown = max(rows, -(-(known + len(CONTROL_TOKENS)) // ROW_MULTIPLE) * ROW_MULTIPLE)
+    needed = known + len(CONTROL_TOKENS)
+    grown = rows if needed <= rows else -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
     for name, before in start.items():
         shape = (grown if len(before) == rows else len(before), *before.shape[1:])
         assert two[name].shape == three[name].shape == shape, name
