@@ -35,9 +35,10 @@ def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast
     Tokens that are there keep their ids; missing control tokens get the next free ones. Saved, it renders and
     tokenizes chats by itself as training does.
     """
-    # Also those that are there are looked for before the normalizer runs, which removes the breakers.
-    known = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    special = [AddedToken(token, special=True, normalized=False) for token in (*known, *CONTROL_TOKENS)]
+    # Also those that are there have to be looked for before the normalizer runs, which removes the breakers.
+    found = tokenizer.added_tokens_decoder.values()
+    late = [str(token) for token in found if token.special and token.normalized]
+    special = [AddedToken(token, special=True, normalized=False) for token in (*late, *CONTROL_TOKENS)]
     tokenizer.add_tokens(special, special_tokens=True)
     tokenizer.eos_token = END
     tokenizer.clean_up_tokenization_spaces = False
