@@ -40,7 +40,7 @@ LAYERS = [
     {"dataset", "model", "convert"},
     {"check", "adapters", "samples"},
     {"checkpointing"},
-    {"run_dir", "run_report", "sft_trainer", "tiny_bloom", "merge_adapter"},
+    {"run_dir", "run_report", "sft_trainer", "tiny_bloom", "merge_adapter", "extend_vocabulary"},
     {"trainer"},
 ]
 

@@ -42,17 +42,22 @@ def load_model(
     has read it already. seed: of the noise in new rows. loading: more that transformers' `from_pretrained`
     takes. Raises UserError where there is no model.
     """
-    model_class = BloomForCausalLM if is_bloom(path) else AutoModelForCausalLM
-    try:
-        model = model_class.from_pretrained(path, dtype=dtype, **loading)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _no_model(path, error) from None
+    model = load_base_model(path, dtype=dtype, **loading)
     if known is None:
         known = set(load_base_tokenizer(path).get_vocab().values())
     fit_vocabulary(model, tokenizer, known, seed)
     model.config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
     model.generation_config = default_generation_config(tokenizer)
     return model
+
+
+def load_base_model(path: str, *, dtype: torch.dtype | str = "auto", **loading: Any) -> PreTrainedModel:
+    """The causal language model as it is found at `path`. Raises UserError where there is none."""
+    model_class = BloomForCausalLM if is_bloom(path) else AutoModelForCausalLM
+    try:
+        return model_class.from_pretrained(path, dtype=dtype, **loading)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _no_model(path, error) from None
 
 
 def is_bloom(path: str) -> bool:
@@ -88,6 +93,14 @@ def fit_vocabulary(
         trained = torch.tensor(sorted(token_id for token_id in known if token_id < rows))
         for matrix in token_matrices(model):
             _initialise_rows(matrix, torch.tensor(new), trained, seed)
+
+
+def average_rows(model: PreTrainedModel, replaced: dict[int, list[int]]) -> None:
+    """Set each token's rows, in and out, to the mean of the rows of the tokens that it takes the place of."""
+    with torch.no_grad():
+        for matrix in token_matrices(model):
+            for token, tokens in replaced.items():
+                matrix[token] = matrix[tokens].mean(dim=0, dtype=torch.float32)
 
 
 def token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
