@@ -39,9 +39,11 @@ LAYERS = [
     {"tokenizer", "findings"},
     {"dataset", "model", "convert"},
     {"check", "adapters", "samples"},
-    {"checkpointing"},
+    {"checkpointing", "memory"},
     {"run_dir", "run_report", "sft_trainer", "tiny_bloom", "merge_adapter", "extend_vocabulary"},
+    {"planning"},
     {"trainer"},
+    {"plan"},
 ]
 
 

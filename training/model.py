@@ -84,15 +84,19 @@ def fit_vocabulary(
     """
     vocabulary = set(tokenizer.get_vocab().values())
     rows = model.config.vocab_size
-    needed = max(vocabulary) + 1
-    if needed > rows:
-        grown = -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
-        model.resize_token_embeddings(grown, mean_resizing=False)
+    if fitted_rows(rows, tokenizer) > rows:
+        model.resize_token_embeddings(fitted_rows(rows, tokenizer), mean_resizing=False)
     new = sorted((vocabulary - known) | set(range(rows, model.config.vocab_size)))
     if new:
         trained = torch.tensor(sorted(token_id for token_id in known if token_id < rows))
         for matrix in token_matrices(model):
             _initialise_rows(matrix, torch.tensor(new), trained, seed)
+
+
+def fitted_rows(rows: int, tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many rows a vocabulary of `rows` has once there is one for every token."""
+    needed = max(tokenizer.get_vocab().values()) + 1
+    return rows if needed <= rows else -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def average_rows(model: PreTrainedModel, replaced: dict[int, list[int]]) -> None:

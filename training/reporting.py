@@ -80,7 +80,7 @@ def log_line(logs: dict[str, float]) -> str:
             f"loss {logs['loss']:.4f}  {norm}rate {logs['learning_rate']:.3g}  "
             f"{logs['tokens_per_second']:,.0f} tokens/s, {logs['learnt_tokens_per_second']:,.0f} learnt, "
             f"{logs['padding_share']:.0%} padding  {logs['matrix_product_share']:.0%} of the GEMM bound  "
-            f"epoch {logs['epoch']:.2f}, {_duration(logs['seconds_left'])} left"
+            f"epoch {logs['epoch']:.2f}, {duration(logs['seconds_left'])} left"
         )
     if "eval_loss" in logs:
         return (
@@ -88,10 +88,10 @@ def log_line(logs: dict[str, float]) -> str:
             f"{logs['eval_ended_share']:.0%} ended, {logs['eval_length_share']:.2f} times as long as the "
             f"data's, {logs['eval_repeated_share']:.0%} repeated"
         )
-    return f"trained for {_duration(logs['train_runtime'])}"
+    return f"trained for {duration(logs['train_runtime'])}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 

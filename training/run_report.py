@@ -13,8 +13,9 @@ from transformers import Trainer
 from training.adapters import has_adapter
 from training.checkpointing import trained
 from training.curves import draw_curves
+from training.memory import model_states
 from training.reporting import bytes_text
-from training.throughput import numel
+from training.throughput import numel, stored_bytes
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets")
 
@@ -51,31 +52,22 @@ def zero_stage(trainer: Trainer) -> int:
 
 
 def expected_memory(trainer: Trainer) -> tuple[int, int]:
-    """(bytes a rank, bytes of a host with offload) by DeepSpeed's own estimators, or PLAIN_BYTES a weight.
-
-    Frozen weights have neither gradient nor optimizer.
-    """
-    parameters = sum(numel(weight) for weight in trained(trainer.model))
+    """(bytes a rank, bytes of a host with offload); without DeepSpeed PLAIN_BYTES a weight."""
     weights = list(trainer.model.parameters())
-    frozen = sum(numel(weight) * weight.element_size() for weight in weights if not weight.requires_grad)
+    learnt = sum(numel(weight) for weight in trained(trainer.model))
+    frozen = sum(stored_bytes(weight) for weight in weights if not weight.requires_grad)
     if not trainer.is_deepspeed_enabled:
-        return PLAIN_BYTES * parameters + frozen, 0
-    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
-    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
-
-    config = trainer.args.hf_deepspeed_config
-    offload = config.is_offload()
-    ranks = {"num_gpus_per_node": trainer.args.world_size}
-    if zero_stage(trainer) == 3:
-        frozen //= trainer.args.world_size
-        largest = max(numel(weight) for weight in trainer.model.parameters())
-        offload_weights = config.get_value("zero_optimization.offload_param.device", "none") != "none"
-        host, rank, _ = estimate_zero3_model_states_mem_needs(
-            parameters, largest, **ranks, cpu_offload=offload, cpu_offload_params=offload_weights
-        )
-    else:
-        host, rank = estimate_zero2_model_states_mem_needs(parameters, **ranks, cpu_offload=offload)
-    return rank + frozen, host if offload else 0
+        return PLAIN_BYTES * learnt + frozen, 0
+    states = model_states(
+        learnt,
+        frozen,
+        max(numel(weight) for weight in weights),
+        stage=zero_stage(trainer),
+        offload=trainer.args.hf_deepspeed_config.is_offload(),
+        ranks=trainer.args.world_size,
+        width=trained(trainer.model)[0].element_size(),
+    )
+    return states.of_rank, states.offloaded
 
 
 def write_report(

@@ -62,6 +62,10 @@ class MatrixProducts(NamedTuple):
         not_needed = 2 * (self.frozen * tokens.total + self.frozen_head * tokens.learnt)
         return every - not_needed + 12 * self.attention * tokens.pairs
 
+    def flops_of_checkpointing(self, tokens: Tokens) -> int:
+        """Of the forward pass through the blocks that activation checkpointing makes once more."""
+        return 2 * self.weights * tokens.total + 4 * self.attention * tokens.pairs
+
 
 def matrix_products(model: PreTrainedModel) -> MatrixProducts:
     head = model.get_output_embeddings()
@@ -69,16 +73,31 @@ def matrix_products(model: PreTrainedModel) -> MatrixProducts:
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
     config = model.config.get_text_config()
     return MatrixProducts(
-        weights=sum(numel(module.weight) for module in linear),
-        head=numel(head.weight),
+        weights=sum(_size(module) for module in linear),
+        head=_size(head),
         attention=config.num_hidden_layers * config.hidden_size,
-        frozen=sum(numel(module.weight) for module in linear if not module.weight.requires_grad),
-        frozen_head=0 if head.weight.requires_grad else numel(head.weight),
+        frozen=sum(_size(module) for module in linear if not module.weight.requires_grad),
+        frozen_head=0 if head.weight.requires_grad else _size(head),
     )
 
 
+def _size(layer: nn.Linear) -> int:
+    """Of its matrix, whatever form that is kept in."""
+    return layer.in_features * layer.out_features
+
+
 def numel(weight: nn.Parameter) -> int:
-    """Under ZeRO-3 a rank holds no element of a weight; `ds_numel` is what all hold together."""
+    """Under ZeRO-3 a rank holds no element of a weight; `ds_numel` is what all hold together. Of weights in
+    4 bits, two are in each element that torch sees.
+    """
+    return _elements(weight) * (2 if getattr(weight, "bnb_quantized", False) else 1)
+
+
+def stored_bytes(weight: nn.Parameter) -> int:
+    return _elements(weight) * weight.element_size()
+
+
+def _elements(weight: nn.Parameter) -> int:
     return getattr(weight, "ds_numel", weight.numel())
 
 

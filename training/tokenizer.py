@@ -77,6 +77,12 @@ def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
     )
 
 
+def new_tokens(path: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of `tokenizer` that the tokenizer at `path` does not have."""
+    known = set(load_base_tokenizer(path).get_vocab().values())
+    return sorted(set(tokenizer.get_vocab().values()) - known)
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """A hash of the tokenizer as it was loaded, and of the bytes of the files that it came from."""
     digest = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16)

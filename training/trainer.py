@@ -39,6 +39,7 @@ from training.machine import (
 )
 from training.model import is_bloom, load_model
 from training.modeling_bloom import BloomForCausalLM
+from training.planning import plan, this_machine
 from training.reporting import quiet_libraries, say
 from training.run_dir import (
     as_universal,
@@ -57,7 +58,7 @@ from training.run_report import opening, write_report
 from training.sft_trainer import SCHEDULES, SFTTrainer
 from training.split import Source, parse_source, parse_test_size, split
 from training.stopping import StopRequest, command_line, command_to_continue
-from training.tokenizer import check_model_path, is_adapter, load_base_tokenizer, load_tokenizer
+from training.tokenizer import check_model_path, is_adapter, load_tokenizer, new_tokens
 
 
 class Parsed(click.ParamType):
@@ -177,6 +178,7 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
     default=1800,
     help="Seconds that a rank waits for another before it fails.",
 )
+@optgroup.option("--plan", is_flag=True, help="Say what the run would take here, and stop.")
 @optgroup.option("--local_rank", type=int, help="Set by DeepSpeed's launcher; not for people.")
 @optgroup.group("Progress")
 @optgroup.option("--logging-steps", type=POSITIVE, default=10, help="Steps between log lines.")
@@ -225,6 +227,10 @@ def train(options: SimpleNamespace) -> Path:
             f"--tokens-per-batch {options.tokens_per_batch}: a row has {longest} tokens; allow as many, or "
             "cut rows by --max-length"
         )
+    if options.plan:
+        for line in plan(options, tokenizer, train_rows, this_machine(WORLD_SIZE)):
+            say(line)
+        return run_dir
     this_run = describe(options, deepspeed_config, train_rows, test_rows, WORLD_SIZE)
     if record:
         check_same_run(run_dir, this_run, record, options.resume_anyway)
@@ -266,10 +272,9 @@ def train(options: SimpleNamespace) -> Path:
         )
         if options.lora_rank:
             torch.manual_seed(options.seed)  # of the adapter's first weights
-            known = set(load_base_tokenizer(options.input_model).get_vocab().values())
             model = add_adapter(
                 model,
-                sorted(set(tokenizer.get_vocab().values()) - known),
+                new_tokens(options.input_model, tokenizer),
                 rank=options.lora_rank,
                 alpha=options.lora_alpha or 2 * options.lora_rank,
                 dropout=options.lora_dropout,
