@@ -222,6 +222,33 @@ def test_an_adapter_under_zero_3(any_base: str, tmp_path: Path) -> None:
     assert all(torch.equal(again[name], weight) for name, weight in other.items())
 
 
+def test_an_adapter_learns_what_a_tuned_model_does_not_know(base: str, tmp_path: Path) -> None:
+    """Half of the sample data is in the weights, which stay as they are; the other half is learnt by it."""
+    rows = SINGLE_TURN.read_text("utf-8").splitlines(keepends=True)
+    for name, half in (("known", rows[::2]), ("new", rows[1::2])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(half), encoding="utf-8")
+    shared = [
+        "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--test-size", "0",
+        "--lr-scheduler", "linear", "--warmup-steps", "5", "--logging-steps", "1", "--no-bf16",
+        "--no-gradient-checkpointing",
+    ]  # fmt: skip
+    known = ["--data-path", str(tmp_path / "known.jsonl"), "--input-model", base, "--run-name", "tuned"]
+    known += ["--epochs", "12", "--lr", "1e-2"]
+    trainer.main.main([*shared, *known], standalone_mode=False)
+    assert values(tmp_path / "tuned", "loss")[-1] < 0.5
+    tuned = {path.name: path.read_bytes() for path in (tmp_path / "tuned").glob("*.safetensors")}
+
+    launched = launch(
+        2, *shared, "--data-path", str(tmp_path / "new.jsonl"), "--input-model", str(tmp_path / "tuned"),
+        "--run-name", "adapter", "--deepspeed", ZERO2, "--lora-rank", "16", "--epochs", "30", "--lr", "5e-3",
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    losses = values(tmp_path / "adapter", "loss")
+    last_epoch = losses[-len(losses) // 30 :]
+    assert sum(last_epoch) / len(last_epoch) < losses[0] / 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tuned").glob("*.safetensors")} == tuned
+
+
 def test_an_adapter_on_weights_of_4_bits_under_zero_2(base: str, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "learnt.jsonl", LEARNT)
     trained = launch(
