@@ -65,6 +65,10 @@ def test_the_original_command_parses() -> None:
         "resume": False,
         "resume_anyway": False,
         "save_only_model": False,
+        "lora_dropout": 0.0,
+        "lora_target": "auto",
+        "load_in_4bit": False,
+        "plan": False,
     }
 
 

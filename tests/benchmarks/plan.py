@@ -9,7 +9,6 @@ measured by the same run of a Bloom that is hardly there.
 
 import contextlib
 import multiprocessing
-import os
 import subprocess
 import sys
 import tempfile
@@ -37,9 +36,11 @@ SIZES = {
 }
 # The trainer, without the products by which it measures the machine: they may be larger than a model here.
 RUN = """
+import resource
 from training import throughput, trainer
 throughput.LARGEST_PRODUCT = throughput.SMALLEST_PRODUCT
-trainer.main()
+trainer.main(standalone_mode=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 KINDS = {"all weights": "", "LoRA 16": "--lora-rank 16"}
@@ -58,6 +59,7 @@ def main(batch_size: int, gradient_checkpointing: bool, stages: tuple[int], size
     with tempfile.TemporaryDirectory() as directory:
         for name in SIZES:  # elsewhere: a process starts with the peak of the one that it comes from
             spawn(build, name, Path(directory))
+        peak("hardly there", shared, Path(directory))  # encodes the rows, once for all
         for kind, adapter in KINDS.items():
             for (stage, offload), config in CONFIGS.items():
                 if stage not in stages:
@@ -103,10 +105,8 @@ def peak(size: str, how: str, directory: Path) -> int:
     """Bytes that the process of a run had in memory at most."""
     run_name = f"run-{len(list(directory.iterdir()))}"
     command = [sys.executable, "-c", RUN, *arguments(size, how, directory, run_name)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return usage.ru_maxrss * 1024
+    finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    return int(finished.stdout.split()[-1]) * 1024
 
 
 def planned_bytes(size: str, how: str, stage: int, offload: bool, directory: Path) -> int:
