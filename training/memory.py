@@ -20,6 +20,9 @@ OPTIMIZER_BYTES = 12
 # on a CPU took (tests/benchmarks/plan.py).
 HOST_BUFFERS = 1.3
 
+# Weights that ZeRO-3 leaves together for their next use, unless told otherwise (stage3_max_live_parameters).
+MAX_LIVE = 1_000_000_000
+
 # A weight in 4 bits, and its share of the float32 that each 64 weights have in common
 # (https://arxiv.org/abs/2305.14314, section 3, without double quantization).
 BYTES_IN_4_BITS = 1 / 2 + 4 / 64
@@ -216,9 +219,10 @@ def model_states(
     share = trained // ranks
     weights = width * trained + frozen_bytes
     loading = ranks * weights
-    if stage == 3:  # rank 0 reads them and hands out shares; a matrix and its gradient are put together
+    if stage == 3:  # rank 0 reads them and hands out shares; those in use, and a gradient, are put together
         loading = weights
-        weights = weights // ranks + 2 * width * largest
+        in_use = max(width * largest, min(weights, width * MAX_LIVE))
+        weights = weights // ranks + in_use + width * largest
     if offload:
         # As for one rank: for more, the estimator has each load float32.
         offloaded, _ = estimate_zero2_model_states_mem_needs(trained, additional_buffer_factor=HOST_BUFFERS)
