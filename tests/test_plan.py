@@ -201,12 +201,17 @@ def test_the_trainer_plans_and_stops(outcome, base: str, tmp_path: Path) -> None
     assert not out_dir.exists()
 
 
-def test_a_model_that_is_not_there_is_one_line(outcome, tmp_path: Path) -> None:
-    status, _, err = outcome(plan.main, f"--input-model {tmp_path} --num-gpus 1 --gpu-memory 8")
+def test_what_is_no_model_is_one_line(outcome, tmp_path: Path) -> None:
+    command = f"--input-model {tmp_path} --num-gpus 1 --gpu-memory 8"
+    status, _, err = outcome(plan.main, command)
     assert (status, err) == (
         2,
         f"error: {tmp_path}: a directory without config.json: there is no model in it\n",
     )
+    (tmp_path / "adapter_config.json").write_text("{}")
+    status, _, err = outcome(plan.main, command)
+    assert status == 2
+    assert err.startswith(f"error: {tmp_path}: an adapter; merge it into its base first")
 
 
 def test_each_way_has_its_configuration() -> None:

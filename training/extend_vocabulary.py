@@ -26,7 +26,7 @@ from training.findings import LINES_KEPT, reason_of
 from training.model import average_rows, fit_vocabulary, is_bloom, load_base_model
 from training.reporting import Progress, quiet_libraries
 from training.rows import NotRead, parse, read_raw_rows
-from training.tokenizer import is_adapter, load_base_tokenizer
+from training.tokenizer import check_base_model, load_base_tokenizer
 
 # Every so-manieth document is held out.
 HELD_OUT_EVERY = 10
@@ -64,8 +64,7 @@ def main(input_model: str, paths: tuple[str, ...], num_tokens: int, output_dir: 
     quiet_libraries()
     if output_dir.exists() and os.listdir(output_dir):
         raise UserError(f"{output_dir}: holds something already; give another --output-dir")
-    if is_adapter(input_model):
-        raise UserError(f"{input_model}: an adapter; make it a model first by training.merge_adapter")
+    check_base_model(input_model)
     tokenizer = load_base_tokenizer(input_model)
     is_bloom(input_model)  # a directory without a model is found out before the work
     corpus = read_corpus(paths)

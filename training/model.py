@@ -9,6 +9,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -62,9 +63,14 @@ def load_base_model(path: str, *, dtype: torch.dtype | str = "auto", **loading: 
 
 def is_bloom(path: str) -> bool:
     """Whether the model at `path` is a Bloom. Raises UserError where there is no model."""
+    return read_config(path).model_type == "bloom"
+
+
+def read_config(path: str) -> PretrainedConfig:
+    """The configuration of the model at `path`. Raises UserError where there is none."""
     check_model_path(path)
     try:
-        return AutoConfig.from_pretrained(path).model_type == "bloom"
+        return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise _no_model(path, error) from None
 

@@ -15,7 +15,7 @@ from training import trainer
 from training.errors import run_command
 from training.planning import TFLOPS, UTILIZATION, Machine, plan
 from training.reporting import quiet_libraries
-from training.tokenizer import check_model_path, load_tokenizer
+from training.tokenizer import check_base_model, load_tokenizer
 
 # In the trainer's command only.
 NOT_HERE = ("plan",)
@@ -50,7 +50,7 @@ def main(num_gpus: int, gpu_memory: float, gpu_tflops: float, utilization: float
     """Say what a run takes of cards, host, disk and time, and which configuration to use."""
     quiet_libraries()
     chosen = SimpleNamespace(**options)
-    check_model_path(chosen.input_model)
+    check_base_model(chosen.input_model)
     tokenizer = load_tokenizer(chosen.input_model)
     rows = trainer.build_datasets(chosen, tokenizer)[0] if chosen.data_path else None
     machine = Machine(num_gpus, int(gpu_memory * 1e9), gpu_tflops, utilization)

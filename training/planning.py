@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import psutil
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from training.checkpointing import DEEPSPEED_ADAM_BYTES
 from training.dataset import Rows
 from training.memory import Adapter, Memory, MicroBatch, Shapes, empty_model, memory_of, shapes_of
-from training.model import fitted_rows
+from training.model import fitted_rows, read_config
 from training.reporting import bytes_text, duration
 from training.sampling import MicroBatches
 from training.throughput import Tokens
@@ -122,7 +122,7 @@ def _table(ways: list[Way], machine: Machine) -> Iterator[str]:
 
 def fitted_config(path: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
     """A model's configuration with a row for every token."""
-    config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     config.vocab_size = fitted_rows(config.vocab_size, tokenizer)
     return config
 

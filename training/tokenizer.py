@@ -111,6 +111,15 @@ def check_model_path(path: str) -> None:
         check_on_hub(path, "model")
 
 
+def check_base_model(path: str) -> None:
+    """The same, and raise UserError for an adapter, which is for a model that is elsewhere."""
+    check_model_path(path)
+    if is_adapter(path):
+        raise UserError(
+            f"{path}: an adapter; merge it into its base first (python -m training.merge_adapter)"
+        )
+
+
 def _leave_spaces(tokenizer: PreTrainedTokenizerFast) -> None:
     """Add no space to a text, and take none off.
 

@@ -58,7 +58,7 @@ from training.run_report import opening, write_report
 from training.sft_trainer import SCHEDULES, SFTTrainer
 from training.split import Source, parse_source, parse_test_size, split
 from training.stopping import StopRequest, command_line, command_to_continue
-from training.tokenizer import check_model_path, is_adapter, load_tokenizer, new_tokens
+from training.tokenizer import check_base_model, is_adapter, load_tokenizer, new_tokens
 
 
 class Parsed(click.ParamType):
@@ -324,12 +324,7 @@ def check_options(options: SimpleNamespace) -> dict[str, Any] | None:
         raise UserError(f"--run-name {options.run_name}: not a plain name; --local-output-dir says where")
     if options.resume and not options.run_name:
         raise UserError("--resume: which run? Give its --run-name")
-    check_model_path(options.input_model)
-    if is_adapter(options.input_model):
-        raise UserError(
-            f"{options.input_model}: an adapter; merge it into its base first "
-            "(python -m training.merge_adapter)"
-        )
+    check_base_model(options.input_model)
     if options.load_in_4bit and not options.lora_rank:
         raise UserError("--load-in-4bit: weights in 4 bits cannot be trained; give a --lora-rank as well")
     if options.load_in_4bit and (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3:
