@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from training.adapters import add_adapter
 from training.batching import collate, collate_padded
 from training.throughput import Throughput, Tokens, matrix_products, product_flops_per_second, tokens_of
 
@@ -39,11 +40,40 @@ def test_the_formula_counts_what_torch_counts(base: str, architecture: str) -> N
     model.set_attn_implementation("eager")
     model.train()
     length = 23
+    computed = matrix_products(model).flops(Tokens(total=length, learnt=length, pairs=length * length))
+    assert computed == pytest.approx(flops_of_step(model, length), rel=0.01)
+
+
+def flops_of_step(model: torch.nn.Module, length: int) -> int:
     ids = torch.arange(length)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids).loss.backward()
-    computed = matrix_products(model).flops(Tokens(total=length, learnt=length, pairs=length * length))
-    assert computed == pytest.approx(counter.get_total_flops(), rel=0.01)
+    return counter.get_total_flops()
+
+
+def test_frozen_weights_have_no_gradient_to_be_computed(base: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").train()
+    model = add_adapter(model, [1, 2], rank=4, alpha=8, dropout=0.0, target="auto")
+    products = matrix_products(model)
+    assert products.frozen_head == products.head
+    assert 0 < products.frozen < products.weights
+    length = 23
+    computed = products.flops(Tokens(total=length, learnt=length, pairs=length * length))
+    # In the library's model peft computes the gradient of the whole head; ours does not.
+    of_head = 2 * products.head * length
+    assert computed + of_head == pytest.approx(flops_of_step(model, length), rel=0.01)
+
+
+def test_checkpointing_costs_one_more_pass_through_the_blocks(base: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").train()
+    length = 23
+    once = flops_of_step(model, length)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    computed = matrix_products(model).flops_of_checkpointing(
+        Tokens(total=length, learnt=length, pairs=length * length)
+    )
+    last = sum(2 * block.mlp.dense_4h_to_h.weight.numel() * length for block in model.transformer.h)
+    assert computed - last == pytest.approx(flops_of_step(model, length) - once, rel=0.01)
 
 
 def test_the_formula_on_a_batch_of_documents(base: str) -> None:

@@ -90,8 +90,9 @@ def fit_vocabulary(
     """
     vocabulary = set(tokenizer.get_vocab().values())
     rows = model.config.vocab_size
-    if fitted_rows(rows, tokenizer) > rows:
-        model.resize_token_embeddings(fitted_rows(rows, tokenizer), mean_resizing=False)
+    fitted = fitted_rows(rows, tokenizer)
+    if fitted > rows:
+        model.resize_token_embeddings(fitted, mean_resizing=False)
     new = sorted((vocabulary - known) | set(range(rows, model.config.vocab_size)))
     if new:
         trained = torch.tensor(sorted(token_id for token_id in known if token_id < rows))

@@ -63,7 +63,10 @@ class MatrixProducts(NamedTuple):
         return every - not_needed + 12 * self.attention * tokens.pairs
 
     def flops_of_checkpointing(self, tokens: Tokens) -> int:
-        """Of the forward pass through the blocks that activation checkpointing makes once more."""
+        """Of the forward pass through the blocks that activation checkpointing makes once more, at most.
+
+        torch leaves out what comes after the last tensor that is kept: a block's last product.
+        """
         return 2 * self.weights * tokens.total + 4 * self.attention * tokens.pairs
 
 
