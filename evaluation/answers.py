@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evaluation.ratings import Item
-from training.errors import UserError
-from training.rows import read_rows
+from training.common.errors import UserError
+from training.data.reader import read_rows
 
 
 class Question(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 
-from training.errors import UserError, first_line
+from training.common.errors import UserError, first_line
 
 # How often a request is tried again that the server was too busy for, or that got lost.
 RETRIES = 5

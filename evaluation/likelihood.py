@@ -8,8 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.batch import left_padded
-from training.conversation import Conversation, Turn
-from training.encoding import encode, encode_prompt
+from training.text.conversation import Conversation, Turn
+from training.text.encoding import encode, encode_prompt
 
 
 def answer_ids(

@@ -39,10 +39,10 @@ from evaluation.reading import chosen, is_accepted
 from evaluation.tables import markdown
 from inference.batch import answer_batch, check_room
 from inference.generation import context_length, generation_config
-from inference.journal import Journal, held, record_of, refusals, say, work_through, write_rows, write_text
 from inference.options import load_chosen, model_options
-from training.encoding import encode_prompt
-from training.errors import UserError, run_command
+from inference.resumable import Journal, held, record_of, refusals, say, work_through, write_rows, write_text
+from training.common.errors import UserError, run_command
+from training.text.encoding import encode_prompt
 
 GENERATED, GUESSED, LETTER, OPTION, PER_TOKEN = WAYS = (
     "generated",

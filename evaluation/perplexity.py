@@ -21,15 +21,15 @@ from transformers import PreTrainedModel
 
 from evaluation.tables import markdown
 from inference.generation import context_length
-from inference.journal import held, refusals, write_text
 from inference.options import load_chosen, model_options
-from training.batching import collate, collate_padded
+from inference.resumable import held, refusals, write_text
+from training.common.errors import UserError, run_command
 from training.consts import NOT_LEARNT
-from training.conversation import Conversation, domain_of, from_row
-from training.encoding import encode
-from training.errors import UserError, run_command
-from training.modeling_bloom import BloomForCausalLM
-from training.rows import read_rows
+from training.data.collate import collate, collate_padded
+from training.data.reader import read_rows
+from training.model.bloom import BloomForCausalLM
+from training.text.conversation import Conversation, domain_of, from_row
+from training.text.encoding import encode
 
 # The row of all domains together, and that of rows whose instruction has no prefix.
 ALL, NO_DOMAIN = "all", "none"

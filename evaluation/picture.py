@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-from training.errors import UserError
+from training.common.errors import UserError
 
 Painter = Callable[[Axes, dict[str, Any]], None]
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from training.conversation import Conversation, Turn
-from training.errors import UserError, first_line
-from training.hub import check_on_hub
-from training.rows import read_rows
+from training.common.errors import UserError, first_line
+from training.common.hub import check_on_hub
+from training.data.reader import read_rows
+from training.text.conversation import Conversation, Turn
 
 LETTERS = string.ascii_uppercase
 

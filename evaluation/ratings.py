@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from inference.journal import write_text
-from training.errors import UserError, first_line
+from inference.resumable import write_text
+from training.common.errors import UserError, first_line
 
 LOWEST, HIGHEST = 1, 5
 

@@ -14,8 +14,8 @@ from evaluation import objective, perplexity, subjective
 from evaluation.picture import draw
 from evaluation.published import inconsistencies, read_published
 from evaluation.tables import MODEL, RANK, markdown, mean, rank, scores
-from inference.journal import say, write_text
-from training.errors import UserError, first_line, run_command
+from inference.resumable import say, write_text
+from training.common.errors import UserError, first_line, run_command
 
 SOURCE, PUBLISHED = "来源", "原作者发布"
 

@@ -27,12 +27,12 @@ from evaluation.ratings import KEY, read_sheets, write_sheets
 from evaluation.tables import score_table
 from inference.batch import answering, check_room
 from inference.generation import context_length
-from inference.journal import Journal, held, record_of, refusals, say, work_through, write_rows, write_text
 from inference.options import load_chosen, model_options, sampling_options
-from training.conversation import Conversation, Turn
-from training.encoding import encode_prompt
-from training.errors import UserError, run_command
-from training.rows import fingerprint
+from inference.resumable import Journal, held, record_of, refusals, say, work_through, write_rows, write_text
+from training.common.errors import UserError, run_command
+from training.data.reader import fingerprint
+from training.text.conversation import Conversation, Turn
+from training.text.encoding import encode_prompt
 
 # Options that may change before asking is continued.
 FREE_OPTIONS = ("questions", "output", "device", "batch_size")

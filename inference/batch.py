@@ -25,13 +25,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.generation import context_length, generation_config, spoken
-from inference.journal import Journal, held, record_of, say, work_through, write_rows
 from inference.options import load_chosen, model_options, sampling_of, sampling_options
+from inference.resumable import Journal, held, record_of, say, work_through, write_rows
+from training.common.errors import UserError, run_command
 from training.consts import END
-from training.conversation import FORMAT_KEYS, Conversation, Turn, from_row
-from training.encoding import encode_prompt
-from training.errors import UserError, run_command
-from training.rows import fingerprint, read_rows
+from training.data.reader import fingerprint, read_rows
+from training.text.conversation import FORMAT_KEYS, Conversation, Turn, from_row
+from training.text.encoding import encode_prompt
 
 # What is added to a row.
 ANSWER, ENDED = "answer", "ended"

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.dialogue import Dialogue, load_dialogue
 from inference.generation import Answer, context_length, room_for_prompt, stream
-from inference.memory import Memory
+from inference.kv_cache import Memory
 from inference.options import load_chosen, model_options, sampling_of, sampling_options
 from inference.terminal import on_ctrl_c, typed
+from training.common.errors import UserError, run_command
 from training.consts import INTRO
-from training.conversation import Turn
-from training.errors import UserError, run_command
+from training.text.conversation import Turn
 
 HUMAN_LABEL = "Human: "
 YAYI_LABEL = "YaYi: "

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from training.conversation import Conversation, Turn, from_row
-from training.encoding import encode_prompt
-from training.errors import UserError
-from training.rows import read_rows
+from training.common.errors import UserError
+from training.data.reader import read_rows
+from training.text.conversation import Conversation, Turn, from_row
+from training.text.encoding import encode_prompt
 
 # Of the room for a prompt, what is used when oldest turns have left: so the next turns fit as well, and the
 # model need not read all that is left again for each of them.

@@ -21,8 +21,8 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer
 
-from inference.memory import Memory
-from training.adapters import load_any, quantized
+from inference.kv_cache import Memory
+from training.common.errors import UserError, first_line
 from training.consts import (
     CONTEXT,
     CONTROL_TOKENS,
@@ -32,10 +32,10 @@ from training.consts import (
     TEMPERATURE,
     TOP_P,
 )
-from training.conversation import Conversation
-from training.encoding import answer_header, chat_template, encode_prompt, special_tokens
-from training.errors import UserError, first_line
-from training.tokenizer import load_base_tokenizer, teach_to_chat
+from training.model.lora import load_any, quantized
+from training.text.conversation import Conversation
+from training.text.encoding import answer_header, chat_template, encode_prompt, special_tokens
+from training.text.tokenizer import load_base_tokenizer, teach_to_chat
 
 # What stands around an answer in the text of a conversation.
 OPENING = "\n"

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from inference.generation import load
+from training.common.errors import UserError
 from training.consts import MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
-from training.errors import UserError
 
 MODEL_OPTIONS = (
     click.option("--model", required=True, help="Model that answers: a directory, or a name on the hub."),

@@ -22,10 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.dialogue import Dialogue
 from inference.generation import room_for_prompt, stream
-from inference.memory import Memory
+from inference.kv_cache import Memory
 from inference.options import load_chosen, model_options, sampling_of, sampling_options
-from training.conversation import from_row
-from training.errors import UserError, first_line, run_command
+from training.common.errors import UserError, first_line, run_command
+from training.text.conversation import from_row
 
 try:
     import gradio as gr

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from training import tiny_bloom, trainer
-from training.checkpointing import save_model
-from training.errors import run_command
-from training.tokenizer import load_tokenizer
+from training.common.errors import run_command
+from training.run.checkpoints import save_model
+from training.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 SINGLE_TURN = ROOT / "data" / "yayi_train_example.json"

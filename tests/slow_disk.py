@@ -5,18 +5,19 @@ deepspeed --num_gpus=2 --module tests.slow_disk ...
 
 import time
 
-from training import checkpointing, trainer
-from training.errors import run_command
+from training import trainer
+from training.common.errors import run_command
+from training.run import checkpoints
 
 SECONDS = 0.5
 
 
-def slow_flush_all(directory, flush_all=checkpointing.flush_all) -> None:
+def slow_flush_all(directory, flush_all=checkpoints.flush_all) -> None:
     time.sleep(SECONDS)
     flush_all(directory)
     time.sleep(SECONDS)
 
 
 if __name__ == "__main__":
-    checkpointing.flush_all = slow_flush_all
+    checkpoints.flush_all = slow_flush_all
     run_command(trainer.main)

@@ -11,8 +11,8 @@ import deepspeed
 import torch
 
 from training import trainer
-from training.errors import run_command
-from training.model import load_model
+from training.common.errors import run_command
+from training.model.load import load_model
 
 # Weights gathered at a time.
 whole_at_once: list[int] = []

@@ -10,12 +10,12 @@ from typing import Any
 import click
 import numpy as np
 
+from training.common.errors import UserError, run_command
 from training.consts import NOT_LEARNT
-from training.dataset import encode_chunks, new_findings
-from training.encoding import show
-from training.errors import UserError, run_command
-from training.findings import NOTES
-from training.tokenizer import load_tokenizer
+from training.data.audit import NOTES
+from training.data.encoded import encode_chunks, new_findings
+from training.text.encoding import show
+from training.text.tokenizer import load_tokenizer
 
 EXAMPLES_SHOWN = 2
 NAMES_SHOWN = 12

@@ -15,10 +15,10 @@ from typing import Any, TextIO
 
 import click
 
-from training.conversation import Conversation, from_row, other_keys
-from training.errors import UserError, run_command
-from training.findings import LINES_KEPT, reason_of
-from training.rows import NotRead, parse, read_raw_rows
+from training.common.errors import UserError, run_command
+from training.data.audit import LINES_KEPT, reason_of
+from training.data.reader import NotRead, parse, read_raw_rows
+from training.text.conversation import Conversation, from_row, other_keys
 
 
 def to_instruction(conversation: Conversation) -> dict[str, Any]:

@@ -19,14 +19,14 @@ import sentencepiece
 from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from training.checkpointing import save_model
-from training.conversation import from_row
-from training.errors import UserError, run_command
-from training.findings import LINES_KEPT, reason_of
-from training.model import average_rows, fit_vocabulary, is_bloom, load_base_model
-from training.reporting import Progress, quiet_libraries
-from training.rows import NotRead, parse, read_raw_rows
-from training.tokenizer import check_base_model, load_base_tokenizer
+from training.common.console import Progress, quiet_libraries
+from training.common.errors import UserError, run_command
+from training.data.audit import LINES_KEPT, reason_of
+from training.data.reader import NotRead, parse, read_raw_rows
+from training.model.load import average_rows, fit_vocabulary, is_bloom, load_base_model
+from training.run.checkpoints import save_model
+from training.text.conversation import from_row
+from training.text.tokenizer import check_base_model, load_base_tokenizer
 
 # Every so-manieth document is held out.
 HELD_OUT_EVERY = 10

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from training.adapters import base_of, load_any
-from training.checkpointing import save_model
-from training.errors import UserError, run_command
-from training.reporting import quiet_libraries
-from training.tokenizer import check_model_path, is_adapter, load_tokenizer
+from training.common.console import quiet_libraries
+from training.common.errors import UserError, run_command
+from training.model.lora import base_of, load_any
+from training.run.checkpoints import save_model
+from training.text.tokenizer import check_model_path, is_adapter, load_tokenizer
 
 
 @click.command()

@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from training import trainer
-from training.errors import run_command
-from training.planning import TFLOPS, UTILIZATION, Machine, plan
-from training.reporting import quiet_libraries
-from training.tokenizer import check_base_model, load_tokenizer
+from training.common.console import quiet_libraries
+from training.common.errors import run_command
+from training.cost.ways import TFLOPS, UTILIZATION, Machine, plan
+from training.text.tokenizer import check_base_model, load_tokenizer
 
 # In the trainer's command only.
 NOT_HERE = ("plan",)

@@ -11,10 +11,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
-from training.checkpointing import save_model
+from training.common.errors import UserError, run_command
 from training.consts import INTRO
-from training.dataset import read_conversations
-from training.errors import UserError, run_command
+from training.data.encoded import read_conversations
+from training.run.checkpoints import save_model
 
 # BLOOM's special tokens in the order of their ids, and the words that its tokenizer never splits across.
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]

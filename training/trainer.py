@@ -22,26 +22,28 @@ from click.core import ParameterSource
 from click_option_group import optgroup
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from training.adapters import add_adapter, quantized_loading
-from training.batching import collate, collate_padded
-from training.cache import default_cache_dir
 from training.check import ON_BAD_ROW, refuse_unusable, short_form
-from training.checkpointing import check_room, export_model, step_of
+from training.common.console import quiet_libraries, say
+from training.common.errors import UserError, run_command
 from training.consts import CONTEXT
-from training.dataset import Rows, load_encoded
-from training.errors import UserError, run_command
-from training.machine import (
+from training.cost.ways import plan, this_machine
+from training.data.cache import default_cache_dir
+from training.data.collate import collate, collate_padded
+from training.data.encoded import Rows, load_encoded
+from training.data.split import Source, parse_source, parse_test_size, split
+from training.model.bloom import BloomForCausalLM
+from training.model.load import is_bloom, load_model
+from training.model.lora import add_adapter, quantized_loading
+from training.run.checkpoints import check_room, export_model, step_of
+from training.run.launch import (
     check_bf16,
     check_learning_rate,
     read_deepspeed_config,
     share_cores,
     start_deepspeed,
 )
-from training.model import is_bloom, load_model
-from training.modeling_bloom import BloomForCausalLM
-from training.planning import plan, this_machine
-from training.reporting import quiet_libraries, say
-from training.run_dir import (
+from training.run.report import opening, write_report
+from training.run.resume import (
     as_universal,
     check_new,
     check_same_run,
@@ -54,11 +56,9 @@ from training.run_dir import (
     read_record,
     write_record,
 )
-from training.run_report import opening, write_report
-from training.sft_trainer import SCHEDULES, SFTTrainer
-from training.split import Source, parse_source, parse_test_size, split
-from training.stopping import StopRequest, command_line, command_to_continue
-from training.tokenizer import check_base_model, is_adapter, load_tokenizer, new_tokens
+from training.run.sft_trainer import SCHEDULES, SFTTrainer
+from training.run.stopping import StopRequest, command_line, command_to_continue
+from training.text.tokenizer import check_base_model, is_adapter, load_tokenizer, new_tokens
 
 
 class Parsed(click.ParamType):

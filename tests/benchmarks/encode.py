@@ -17,10 +17,10 @@ import click
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from training.common.errors import UserError, run_command
 from training.consts import END, HUMAN, INTRO, NOT_LEARNT, SYSTEM, YAYI
-from training.dataset import encode_chunks
-from training.errors import UserError, run_command
-from training.tokenizer import load_tokenizer
+from training.data.encoded import encode_chunks
+from training.text.tokenizer import load_tokenizer
 
 # So many turns of each way, so that a neighbour's load falls on both.
 TURNS = 8

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import click
 
-from training.conversation import Conversation, Turn
+from training.common.errors import run_command
 from training.convert import to_multi_round
-from training.dataset import load_encoded, read_conversations
-from training.errors import run_command
-from training.tokenizer import load_tokenizer
+from training.data.encoded import load_encoded, read_conversations
+from training.text.conversation import Conversation, Turn
+from training.text.tokenizer import load_tokenizer
 
 SIZES = (1_000, 125_000, 250_000, 500_000, 1_000_000)
 MAX_LENGTH = 2048

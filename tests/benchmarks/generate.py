@@ -25,12 +25,12 @@ from transformers.generation import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from inference.generation import quantized, stream
-from inference.memory import Memory
-from training.conversation import Conversation, Turn
-from training.errors import run_command
-from training.modeling_bloom import BloomForCausalLM
+from inference.kv_cache import Memory
+from training.common.errors import run_command
+from training.model.bloom import BloomForCausalLM
+from training.text.conversation import Conversation, Turn
+from training.text.tokenizer import teach_to_chat
 from training.tiny_bloom import texts_of, train_tokenizer
-from training.tokenizer import teach_to_chat
 
 HIDDEN, LAYERS, HEADS, VOCABULARY = 1024, 24, 16, 250_880
 WAYS = ("plain", "ours", "8 bits", "4 bits")

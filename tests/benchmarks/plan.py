@@ -23,9 +23,9 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from tests.conftest import ROOT, SINGLE_TURN
 from training import tiny_bloom, trainer
-from training.checkpointing import save_model
-from training.planning import CONFIGS, fitted_config, ways_of, work_of
-from training.tokenizer import load_tokenizer, new_tokens
+from training.cost.ways import CONFIGS, fitted_config, ways_of, work_of
+from training.run.checkpoints import save_model
+from training.text.tokenizer import load_tokenizer, new_tokens
 
 # vocabulary, hidden size, layers, heads
 SIZES = {
@@ -37,7 +37,8 @@ SIZES = {
 # The trainer, without the products by which it measures the machine: they may be larger than a model here.
 RUN = """
 import resource
-from training import throughput, trainer
+from training import trainer
+from training.run import speed
 throughput.LARGEST_PRODUCT = throughput.SMALLEST_PRODUCT
 trainer.main(standalone_mode=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -14,8 +14,8 @@ import click
 import torch
 
 from tests.benchmarks.train_step import DTYPES, VOCABULARY, Rows, measure, model_of, needed_flops, step_of
+from training.common.errors import run_command
 from training.consts import NOT_LEARNT
-from training.errors import run_command
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
 ROW_COUNTS = (4, 16, 64)

@@ -23,14 +23,14 @@ import torch
 from transformers import BloomConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import BloomForCausalLM as LibraryBloom
 
-from training.batching import collate, collate_padded
+from training.common.errors import UserError, run_command
 from training.consts import NOT_LEARNT
-from training.dataset import read_conversations
-from training.encoding import encode
-from training.errors import UserError, run_command
-from training.modeling_bloom import BloomForCausalLM
-from training.throughput import matrix_products, product_flops_per_second, tokens_of
-from training.tokenizer import load_tokenizer
+from training.data.collate import collate, collate_padded
+from training.data.encoded import read_conversations
+from training.model.bloom import BloomForCausalLM
+from training.run.speed import matrix_products, product_flops_per_second, tokens_of
+from training.text.encoding import encode
+from training.text.tokenizer import load_tokenizer
 
 HIDDEN, LAYERS, HEADS, VOCABULARY = 1024, 6, 16, 250_880
 WAYS = ("trl", "plain", "ours")

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from training import extend_vocabulary
-from training.batching import collate
-from training.conversation import Conversation, from_row
-from training.encoding import encode
-from training.errors import run_command
+from training.common.errors import run_command
+from training.data.collate import collate
+from training.data.reader import parse, read_raw_rows
 from training.extend_vocabulary import HELD_OUT_EVERY
-from training.model import load_model
-from training.rows import parse, read_raw_rows
-from training.tokenizer import load_tokenizer
+from training.model.load import load_model
+from training.text.conversation import Conversation, from_row
+from training.text.encoding import encode
+from training.text.tokenizer import load_tokenizer
 
 
 def read_usable(path: str) -> tuple[list[dict], list[Conversation]]:

@@ -1,0 +1,248 @@
+"""A file made of the sample data, with faults planted among its rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+
+from tests.conftest import MULTI_TURN, SINGLE_TURN, write_rows
+from training import check
+from training.check import full_form, short_form
+from training.data.audit import ERRORS_KEPT, Findings
+from training.data.duplicates import row_hashes
+from training.text.conversation import Conversation, Turn
+from training.text.encoding import encode
+
+GOOD = [line.encode() for path in (SINGLE_TURN, MULTI_TURN) for line in path.read_text("utf-8").splitlines()]
+REPEATED = json.loads(GOOD[0])
+LONG_TURN = [{"from": "human", "value": "问"}, {"from": "yayi", "value": "答" * 450}]
+
+
+def dialogue(*messages: tuple[str, Any], **more: Any) -> dict:
+    return {"conversations": [{"from": who, "value": text} for who, text in messages], **more}
+
+
+# What is wrong with the line, and what is said of it: rows that cannot be used.
+UNUSABLE = {
+    "cut short": (GOOD[3].decode()[:-9].encode(), "not JSON (Invalid control character at column"),
+    "another encoding": ('{"instruction": "问", "output": "答"}'.encode("gbk"), "not UTF-8 (byte 0xce)"),
+    "a byte order mark inside the file": (b"\xef\xbb\xbf" + GOOD[3], "BOM"),
+    "a raw NUL": (b'{"instruction": "a\0b", "output": "c"}', "not JSON (Invalid control character"),
+    "two rows on one line": (GOOD[3] + GOOD[4], "not JSON (Extra data"),
+    "no object": (["q", "a"], "a row is a list"),
+    "no known format": ({"prompt": "q", "response": "a"}, "this one has none"),
+    "two formats": ({**REPEATED, "messages": []}, '"instruction" and "messages"'),
+    "an instruction that is no text": ({"instruction": 7, "output": "a"}, '"instruction" is a number'),
+    "an instruction of white space": ({"instruction": "\u3000\n", "output": "a"}, '"instruction" is empty'),
+    "no output": ({"instruction": "q"}, '"output" is missing'),
+    "an empty output": ({"instruction": "q", "output": ""}, '"output" is empty'),
+    "an output of white space": ({"instruction": "q", "output": " \n"}, '"output" is empty'),
+    "a dialogue that YaYi starts": (dialogue(("yayi", "a"), ("human", "q")), "starts with the human"),
+    "two humans in a row": (dialogue(("human", "q"), ("human", "q")), "alternates"),
+    "no last answer": (dialogue(("human", "q"), ("yayi", "a"), ("human", "q")), "ends with the human"),
+    "an unknown speaker": (dialogue(("human", "q"), ("bot", "a")), "is 'bot'"),
+    "an empty answer inside": (dialogue(("human", "q"), ("yayi", "")), '"conversations"[1]."value" is empty'),
+    "a text that is null": (
+        dialogue(("human", None), ("yayi", "a")),
+        '"conversations"[0]."value" is missing',
+    ),
+    "no messages": (dialogue(), "no message from the human"),
+    "two system texts": (dialogue(("system", "s"), ("human", "q"), system="t"), "a second system text"),
+    "half a character": (b'{"instruction": "\\ud83d", "output": "a"}', "surrogate"),
+}
+
+# Rows that can be used, but that somebody should know of.
+NOTED = {
+    "an exact duplicate": (REPEATED, "duplicate"),
+    "another answer": ({**REPEATED, "output": "我不知道。"}, "conflict"),
+    "our control token": ({"instruction": "什么是<|End|>？", "output": "a"}, "lookalike"),
+    "its misspelling": ({"instruction": "q <|end|>", "output": "a"}, "lookalike"),
+    "another model's": ({"instruction": "q2", "output": "a<|im_end|>"}, "lookalike"),
+    "the tokenizer's": ({"instruction": "q3", "output": "a</s>"}, "lookalike"),
+    "NUL": ({"instruction": "q4", "output": "a\0"}, "nul"),
+    "a byte order mark in a text": ({"instruction": "\ufeffq5", "output": "a"}, "bom"),
+    "the character that goes": ({"instruction": "q6\ue000", "output": "a"}, "breaker"),
+    "a first turn too long": ({"instruction": "长" * 600, "output": "a"}, "dropped"),
+    "a second turn too long": ({"conversations": LONG_TURN * 2}, "cut"),
+}
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> tuple[str, dict[str, int]]:
+    """The file, and the line of each fault in it."""
+    faults = {what: row for what, (row, _) in (UNUSABLE | NOTED).items()}
+    lines = list(GOOD)
+    random = np.random.default_rng(0)
+    places = sorted(random.choice(np.arange(1, len(GOOD)), len(faults), replace=False).tolist())
+    planted = {}
+    for shift, (what, place) in enumerate(zip(faults, places, strict=True)):
+        row = faults[what]
+        lines.insert(place + shift, row if isinstance(row, bytes) else json.dumps(row).encode())
+        planted[what] = place + shift + 1
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines) + b"\n")
+    return str(path), planted
+
+
+def test_all_planted_faults_are_found_with_their_lines(planted, base: str, outcome) -> None:
+    path, lines = planted
+    status, out, err = outcome(check.main, f"--data-path {path} --input-model {base} --max-length 512 --json")
+    assert status == 2
+    found = json.loads(out)
+    assert found["file"] == path
+    assert found["rows"] == len(GOOD) + len(UNUSABLE) + len(NOTED)
+
+    assert [line for line, _ in found["errors"]] == [lines[what] for what in UNUSABLE]
+    for (line, problem), (_, said) in zip(found["errors"], UNUSABLE.values(), strict=True):
+        assert said in problem, line
+        assert f"error: {path}:{line}: {problem}\n" in err
+    assert sum(noted["count"] for noted in found["unusable"].values()) == len(UNUSABLE)
+    assert err.splitlines()[-1] == (
+        f"error: {len(UNUSABLE)} of {found['rows']} rows cannot be used; mend them, or pass --on-bad-row drop"
+    )
+
+    expected: dict[str, list[list[int]]] = {"bom": [[1]]}
+    for what, (_, kind) in NOTED.items():
+        original = [1] if kind in ("duplicate", "conflict") else []
+        expected.setdefault(kind, []).append([*original, lines[what]])
+    assert {kind: noted["lines"][:1] for kind, noted in found["notes"].items()} == {
+        kind: places[:1] for kind, places in expected.items() if kind != "conflict"
+    } | {"conflict": [[1, lines["another answer"], lines["an exact duplicate"]]]}
+    assert found["notes"]["lookalike"]["lines"] == expected["lookalike"][:3]
+    counts = {kind: len(places) for kind, places in expected.items()} | {"conflict": 3}
+    assert {kind: noted["count"] for kind, noted in found["notes"].items()} == counts
+
+
+def test_the_text_form_names_every_reason_with_its_first_places(planted, base: str, outcome) -> None:
+    path, lines = planted
+    status, out, err = outcome(check.main, f"--data-path {path} --input-model {base} --on-bad-row drop")
+    assert (status, err) == (0, "")
+    assert f"cannot be used: {len(UNUSABLE)} rows" in out
+    assert (
+        f'"output" is empty: 2 rows ({path}:{lines["an empty output"]}, '
+        f"{path}:{lines['an output of white space']})"
+    ) in out
+    assert f"the same as an earlier row: 1 row ({path}:1 = {lines['an exact duplicate']})" in out
+    assert "a text that looks like a control token (it stays text): 4 rows (" in out
+    assert ", ...)" in out
+    assert out.count("an example, what is learnt between ⟦ and ⟧:") == 2
+    assert "你是谁\n\n<|YaYi|>⟦:\n我是雅意" in out
+
+
+def test_the_sample_data_has_no_fault(base: str, outcome) -> None:
+    arguments = f"--data-path {SINGLE_TURN} --data-path {MULTI_TURN} --input-model {base} --json"
+    status, out, err = outcome(check.main, arguments)
+    assert (status, err) == (0, "")
+    single, multi = map(json.loads, out.splitlines())
+    assert (single["rows"], multi["rows"]) == (132, 28)
+    for found in (single, multi):
+        assert (found["errors"], found["unusable"], found["notes"], found["ends_at"]) == ([], {}, {}, None)
+    assert single["formats"] == {"instruction": 132}
+    assert multi["formats"] == {"YaYi multi-round": 28}
+    assert single["domains"]["金融风控领域任务"] == 20
+    assert sum(single["domains"].values()) == 132
+    assert multi["turns"] == {"2": 7, "3": 7, "4": 7, "5": 7}
+
+
+def test_the_numbers_are_those_of_the_encoded_rows(base: str, tokenizer, outcome, tmp_path: Path) -> None:
+    conversations = [Conversation((Turn("q" * i, "a" * (i * i)),) * 2) for i in range(1, 12)]
+    encoded = [encode(conversation, tokenizer) for conversation in conversations]
+    lengths = [len(example["input_ids"]) for example in encoded]
+    learnt = sum(label != -100 for example in encoded for label in example["labels"])
+    rows = [
+        {"messages": [{"role": role, "content": text} for turn in conversation.turns
+                      for role, text in (("user", turn.human), ("assistant", turn.yayi))]}
+        for conversation in conversations
+    ]  # fmt: skip
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    status, out, _ = outcome(check.main, f"--data-path {path} --input-model {base} --max-length 200 --json")
+    found = json.loads(out)
+    assert status == 0
+    assert (found["tokens"], found["learnt"]) == (sum(lengths), learnt)
+    assert found["quantiles"]["0"] == min(lengths)
+    assert found["quantiles"]["50"] == sorted(lengths)[5]
+    assert found["quantiles"]["100"] == max(lengths)
+    assert found["histogram"] == {
+        str(top): sum(top // 2 < length <= top for length in lengths) for top in (64, 128, 256, 512)
+    }
+    assert found["formats"] == {"messages": 11}
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "drop"])
+def test_an_array_that_cannot_be_read_on_is_an_error_whatever_is_to_be_dropped(
+    base: str, outcome, tmp_path: Path, on_bad_row: str
+) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(f'[{json.dumps(REPEATED)},\n{{"instruction": }},\n{json.dumps(REPEATED)}]')
+    status, out, err = outcome(
+        check.main, f"--data-path {path} --input-model {base} --on-bad-row {on_bad_row}"
+    )
+    assert status == 2
+    assert "2 rows, 1 of them can be used" in out
+    assert f"error: {path}:2: not JSON (" in err
+    assert "the array was not read from here on" in err
+    assert "--on-bad-row" not in err  # dropping cannot help
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows"),
+        ([{}, {}], "none of the rows can be used"),
+        ([{}, REPEATED], "every row is longer than --max-length 9"),
+    ],
+)
+def test_nothing_to_learn_is_an_error(base: str, outcome, tmp_path: Path, rows: list, message: str) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    options = "--on-bad-row drop --max-length 9"
+    status, _, err = outcome(check.main, f"--data-path {path} --input-model {base} {options}")
+    assert (status, err) == (2, f"error: {path}: {message}\n")
+
+
+def test_errors_beyond_the_limit_are_counted(base: str, outcome, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{}] * (ERRORS_KEPT + 150))
+    status, _, err = outcome(check.main, f"--data-path {path} --input-model {base}")
+    assert (status, err.count("\n")) == (2, ERRORS_KEPT + 1)
+    assert err.splitlines()[-1].startswith(
+        f"error: 250 of 250 rows cannot be used, {ERRORS_KEPT} of them named above"
+    )
+
+
+def test_findings_of_stretches_add_up_to_those_of_the_file() -> None:
+    def findings_of(rows: range) -> Findings:
+        findings = Findings(100, [])
+        for i in rows:
+            conversation = Conversation((Turn(f"q{i % 7}", f"a{i % 5}"), Turn("<|x|>" * (i % 3) + "y", "\0")))
+            if i % 4:
+                answers = [(10, 20), (30, 60 + 7 * i)]
+                kept = 60 + 7 * i if 60 + 7 * i <= 100 else 20
+                findings.add_usable(i, f"f{i % 2}", conversation, row_hashes(conversation), answers, kept)
+            else:
+                findings.add_unusable(i, f"reason {i % 8}")
+        return findings
+
+    whole = findings_of(range(300)).summary()
+    for cut in (0, 1, 150, 299, 300):
+        added = findings_of(range(cut))
+        added += findings_of(range(cut, 300))
+        assert added.summary() == whole
+    assert json.loads(json.dumps(whole)) == whole
+
+
+def test_the_two_forms_say_what_is_kept() -> None:
+    findings = Findings(100, [])
+    conversation = Conversation((Turn("q", "a"),))
+    findings.add_usable(1, "instruction", conversation, row_hashes(conversation), [(10, 25)], 25)
+    assert short_form("f", findings.summary()) == ["f: 1 rows of 25 tokens, 15 of them learnt"]
+    assert full_form("f", findings.summary())[-1].endswith("sees 1 rows of 25 tokens, 15 of them learnt")
+
+
+def test_what_is_learnt_is_coloured_for_a_terminal(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    echoed: list[str] = []
+    monkeypatch.setattr(click, "echo", echoed.append)
+    check.main.main(f"--data-path {SINGLE_TURN} --input-model {base}".split(), standalone_mode=False)
+    assert "<|YaYi|>\x1b[32m⟦:\n我是雅意" in echoed[0]
+    assert "<|End|>⟧\x1b[0m" in echoed[0]

@@ -1,0 +1,147 @@
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from training.common import hub
+from training.common.errors import UserError
+from training.data import reader
+from training.data.reader import fingerprint, has_bom, read_rows
+
+ROWS = [{"a": 1}, {"a": "两\u2028行"}, {"a": [{}]}]
+
+
+def read(path: Path, data: str | bytes) -> list:
+    path.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8"))
+    return list(read_rows(str(path)))
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n \r\n"])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n\n", "\r\n"])
+def test_json_lines(tmp_path: Path, start: str, end: str) -> None:
+    path = tmp_path / "rows.json"
+    text = start + "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + end
+    first = 1 + start.count("\n")
+    assert read(path, text) == [(f"{path}:{first + i}", row) for i, row in enumerate(ROWS)]
+
+
+def test_places_count_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert read(path, '{"a": 1}\n\n  \n{"a": 2}') == [(f"{path}:1", {"a": 1}), (f"{path}:4", {"a": 2})]
+
+
+@pytest.mark.parametrize(("indent", "lines"), [(None, [1, 1, 1]), (2, [2, 5, 8])])
+def test_a_json_array_gives_the_line_where_each_row_starts(tmp_path: Path, indent: int, lines: list) -> None:
+    path = tmp_path / "rows.json"
+    read_back = read(path, json.dumps(ROWS, ensure_ascii=False, indent=indent))
+    assert read_back == [(f"{path}:{line}", row) for line, row in zip(lines, ROWS, strict=True)]
+
+
+def test_an_empty_file_and_an_empty_array_have_no_rows(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.json", "") == []
+    assert read(tmp_path / "b.json", " [ ] \n") == []
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        ('{"a": 1}\n{"a": }\n', ":2: not JSON"),
+        ('{\n "a": 1\n}', ":1: not JSON"),
+        ("[" * 100_000, ": not JSON"),
+        ('{"a": ' + "9" * 5000 + "}", ":1: not JSON"),
+        ('[{"a": 1},\n{"a": }]', ":2: not JSON"),
+        ('[{"a": 1}\n{"a": 2}]', ":2: not JSON: expected ','"),
+        ('[{"a": 1},\n', ":2: not JSON"),
+        ('[{"a": 1}]\n\nx', ":3: not JSON: text after the end"),
+        ('[{"a": 1},]', ":1: not JSON"),
+        (b'{"a": 1}\n{"a": "\xff"}\n', ":2: not UTF-8"),
+        (b'[{"a": 1},\n\n{"a": "\xff"}]', ":3: not UTF-8"),
+    ],
+)
+def test_what_is_not_json_in_utf8_is_an_error_with_its_place(tmp_path: Path, data: str, place: str) -> None:
+    path = tmp_path / "rows.json"
+    with pytest.raises(UserError) as error:
+        read(path, data)
+    assert str(error.value).startswith(str(path))
+    assert place in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["nope.jsonl", "data/nope.json", "./nope", "a/b/c"])
+def test_a_missing_file_is_an_error(name: str) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_rows(name)
+
+
+@pytest.mark.parametrize("read", [lambda path: list(read_rows(path)), fingerprint, has_bom])
+def test_a_file_that_the_system_refuses_is_an_error(tmp_path: Path, monkeypatch, read) -> None:
+    def refuse(path: str, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "rows.json").write_text("{}")
+    monkeypatch.setattr(reader, "open", refuse, raising=False)
+    with pytest.raises(UserError, match=r"rows\.json: Permission denied"):
+        read(str(tmp_path / "rows.json"))
+
+
+def test_a_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a directory"):
+        read_rows(str(tmp_path))
+
+
+def test_a_name_is_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = datasets.Dataset.from_list([{"instruction": "q", "output": "a"}, {"instruction": "q2"}])
+    asked = []
+    monkeypatch.setattr(
+        hub.huggingface_hub, "repo_exists", lambda name, repo_type: asked.append(name) or True
+    )
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, split: {("org/set", "train"): data}[name, split]
+    )
+    assert list(read_rows("org/set")) == [
+        ("org/set:1", {"instruction": "q", "output": "a"}),
+        ("org/set:2", {"instruction": "q2", "output": None}),
+    ]
+    assert asked == ["org/set"]
+
+
+def test_a_fingerprint_is_that_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(data: bytes, name: str) -> str:
+        (tmp_path / name).write_bytes(data)
+        return fingerprint(str(tmp_path / name))
+
+    assert of(b"a" * 3_000_000, "a") == of(b"a" * 3_000_000, "b") != of(b"a" * 2_999_999 + b"b", "b")
+    with pytest.raises(UserError, match="no such file"):
+        fingerprint(str(tmp_path / "no.json"))
+
+    monkeypatch.setattr(hub.huggingface_hub, "repo_exists", lambda name, repo_type: True)
+
+    def of_hub(rows: list[dict], name: str) -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache"))
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split: data)
+        return fingerprint("org/set")
+
+    assert of_hub([{"a": "1"}], "c") == of_hub([{"a": "1"}], "d") != of_hub([{"a": "2"}], "d")
+
+
+def test_a_byte_order_mark_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "with").write_bytes(b"\xef\xbb\xbf{}")
+    (tmp_path / "without").write_bytes(b"{}")
+    assert has_bom(str(tmp_path / "with"))
+    assert not has_bom(str(tmp_path / "without"))
+    assert not has_bom("org/set")
+
+
+def test_a_name_that_the_hub_does_not_have_or_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub.huggingface_hub, "repo_exists", lambda name, repo_type: False)
+    with pytest.raises(UserError, match="neither a local path nor a dataset"):
+        list(read_rows("org/set"))
+
+    def unreachable(name: str, repo_type: str) -> bool:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(hub.huggingface_hub, "repo_exists", unreachable)
+    with pytest.raises(UserError, match=r"cannot be asked for it \(no route\).*HF_ENDPOINT"):
+        list(read_rows("org/set"))

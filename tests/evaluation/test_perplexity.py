@@ -1,0 +1,107 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from evaluation import perplexity
+from tests.conftest import LEARNT, write_rows
+from training.run.checkpoints import save_model
+from training.text.conversation import from_row
+from training.text.encoding import encode
+from training.text.tokenizer import load_tokenizer
+
+ROWS = [
+    *LEARNT,
+    {"instruction": "【金融风控领域任务】什么是洗钱？", "output": "洗钱是……"},
+    {"instruction": "【金融风控领域任务】你是谁", "output": "我是雅意。😀"},
+]
+
+
+@pytest.fixture(scope="module")
+def llama(base: str, tmp_path_factory) -> str:
+    tokenizer = load_tokenizer(base)
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size))
+    directory = tmp_path_factory.mktemp("llama") / "model"
+    save_model(model, tokenizer, directory)
+    return str(directory)
+
+
+def plain_losses(model_path: str, rows: list[dict]) -> tuple[float, int]:
+    """The summed loss and the learnt tokens, a row at a time by transformers alone."""
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32),
+        load_tokenizer(model_path),
+    )
+    loss, learnt = 0.0, 0
+    for row in rows:
+        encoded = encode(from_row(row), tokenizer)
+        count = sum(label != -100 for label in encoded["labels"])
+        with torch.no_grad():
+            batch = {name: torch.tensor([ids]) for name, ids in encoded.items()}
+            loss += model(**batch).loss.item() * count
+        learnt += count
+    return loss, learnt
+
+
+@pytest.mark.parametrize("which", ["tuned", "llama"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_losses_by_domain_are_those_of_plain_transformers(
+    outcome, request, which: str, batch_size: int, tmp_path: Path
+) -> None:
+    model = request.getfixturevalue(which)
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
+    status, out, _ = outcome(
+        perplexity.main,
+        f"--model {model} --device cpu --dtype float32 --data-path {rows} --output {tmp_path / 'out'} "
+        f"--batch-size {batch_size}",
+    )
+    assert status == 0
+    domains = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["domains"]
+    assert list(domains) == ["all", "none", "金融风控领域任务"]
+    for domain, part in (("all", ROWS), ("none", ROWS[:4]), ("金融风控领域任务", ROWS[4:])):
+        loss, learnt = plain_losses(model, part)
+        answers = [turn.yayi for row in part for turn in from_row(row).turns]
+        figures = domains[domain]
+        assert (figures["rows"], figures["tokens"]) == (len(part), learnt)
+        assert figures["loss"] == pytest.approx(loss / learnt, rel=1e-4, abs=1e-5)
+        assert figures["perplexity"] == pytest.approx(math.exp(loss / learnt), rel=1e-3)
+        assert figures["loss_per_character"] == pytest.approx(
+            loss / sum(map(len, answers)), rel=1e-4, abs=1e-5
+        )
+        assert f"| {domain} | {model} | {len(part)} | {learnt} | {figures['loss']:.4f} |" in out
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instruction": "a"}, ':2: "output" is missing'),
+        ({"instruction": "a", "output": "长" * 9000}, ":2: its "),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(outcome, tuned: str, tmp_path: Path, row, message: str) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [LEARNT[0], row])
+    arguments = f"--model {tuned} --device cpu --data-path {rows} --output {tmp_path / 'out'}"
+    status, _, err = outcome(perplexity.main, arguments)
+    assert status == 2
+    assert f"error: {rows}{message}" in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_loss_that_is_no_number_is_no_result(outcome, tuned: str, tmp_path: Path, monkeypatch) -> None:
+    def broken(options, untaught):
+        model, tokenizer = load_chosen(options, untaught=untaught)
+        model.transformer.ln_f.weight.data.fill_(float("nan"))
+        return model, tokenizer
+
+    load_chosen = perplexity.load_chosen
+    monkeypatch.setattr(perplexity, "load_chosen", broken)
+    rows = write_rows(tmp_path / "rows.jsonl", LEARNT)
+    arguments = f"--model {tuned} --device cpu --data-path {rows} --output {tmp_path / 'out'}"
+    status, _, err = outcome(perplexity.main, arguments)
+    assert status == 2
+    assert "the loss is no number" in err

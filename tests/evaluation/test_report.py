@@ -1,0 +1,222 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from matplotlib import font_manager
+
+from evaluation import objective, picture, ranking, report
+from evaluation.published import inconsistencies, read_published, sizes_of
+from evaluation.ratings import Item, Ratings
+from tests.conftest import ROOT
+from training.common.errors import UserError
+
+
+def printed() -> dict[str, list[list[str]]]:
+    """The tables of the original authors, as README_zh.md has them."""
+    page = (ROOT / "README_zh.md").read_text("utf-8")
+    page = page[page.index("## 原作者的评测结果") : page.index("</details>")]
+    return tables_in(re.sub(r"^\*\*(.*)\*\*$", r"# \1", page, flags=re.MULTILINE))
+
+
+def tables_in(document: str) -> dict[str, list[list[str]]]:
+    """The cells of the tables of report.md, by the heading above them."""
+    tables: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in document.splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("|") and not line.startswith("| ---"):
+            tables.setdefault(heading, []).append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return tables
+
+
+def without_source(table: list[list[str]]) -> list[list[str]]:
+    assert {row[-1] for row in table} == {"来源", "原作者发布"}
+    return [row[:-1] for row in table]
+
+
+@pytest.fixture
+def has_chinese_font() -> None:
+    names = ("CJK", "Hei", "Song", "Noto Sans SC")
+    if not any(name in font.name for font in font_manager.fontManager.ttflist for name in names):
+        pytest.skip("there is no font with Chinese characters (Debian: apt-get install fonts-wqy-microhei)")
+
+
+def test_the_published_tables_come_out_as_they_were_printed(
+    outcome, tmp_path: Path, has_chinese_font
+) -> None:
+    status, _, err = outcome(report.main, str(tmp_path))
+    assert status == 0
+    assert "0 results beside the published ones" in err
+    tables = tables_in((tmp_path / "report.md").read_text("utf-8"))
+    assert {title: without_source(table) for title, table in tables.items()} == printed()
+    assert list(tables) == list(printed())
+
+
+def test_both_pages_have_the_published_numbers() -> None:
+    """The English page has other names, in the same places."""
+    page = (ROOT / "README.md").read_text("utf-8")
+    page = page[page.index("## What the original authors measured") : page.index("</details>")]
+    rows = [row for row in re.findall(r"^\| \S.* \| (\d \| .*) \|$", page, re.MULTILINE)]
+    assert rows == [" | ".join(row[1:]) for table in printed().values() for row in table[1:]]
+
+
+def test_where_the_published_tables_disagree_with_themselves(
+    outcome, tmp_path: Path, has_chinese_font
+) -> None:
+    """Ranks follow the means everywhere. One mean is not that of its categories."""
+    found = {table["title"]: list(inconsistencies(table)) for table in read_published()}
+    what = "YaYi-7B has the mean 3.48; the plain mean of its categories, as printed, is 3.4853"
+    assert {title: several for title, several in found.items() if several} == {"基础能力-主观题": [what]}
+    outcome(report.main, str(tmp_path))
+    assert f"- 基础能力-主观题: {what}\n" in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_the_objective_means_are_those_of_101_questions() -> None:
+    (table,) = (table for table in read_published() if table["kind"] == "objective")
+    assert sizes_of(table) == [57, 10, 25, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("title", "change", "message"),
+    [
+        ("金融领域", {"rank": 2}, "YaYi-7B has rank 2, and 0 models have a higher mean"),
+        ("金融领域", {"mean": 5.5}, "YaYi-7B has the score 5.50, outside of 1 to 5"),
+        (
+            "基础能力-客观题",
+            {"mean": 0.34},
+            "YaYi-7B has the mean 0.34; that of [57, 10, 25, 4, 5]",
+        ),
+    ],
+)
+def test_what_a_disagreement_would_look_like(title: str, change: dict, message: str) -> None:
+    (table,) = (table for table in read_published() if table["title"] == title)
+    (row,) = (row for row in table["rows"] if row["model"] == "YaYi-7B")
+    row |= change
+    assert any(what.startswith(message) for what in inconsistencies(table))
+
+
+def write_result(directory: Path, result: dict) -> None:
+    directory.mkdir(parents=True)
+    (directory / "result.json").write_text(json.dumps(result), "utf-8")
+
+
+def objective_result(model: str, categories: list[str]) -> dict:
+    judged = []
+    for number, category in enumerate(categories):
+        row = {"place": f"q:{number}", "category": category, "rotation": 0, "ended": True}
+        said = {
+            "answer": "7",
+            "chosen": {objective.GENERATED: "7"},
+            "is_right": {objective.GENERATED: number < 2},
+        }
+        said["chosen"][objective.GUESSED], said["is_right"][objective.GUESSED] = "7", number < 2
+        judged.append(row | said)
+    return {"kind": "objective", "model": model, "questions": "q.jsonl"} | objective.summary(judged)
+
+
+def ratings_result() -> dict:
+    questions = [("金融领域", "", f"{n}？") for n in range(4)] + [
+        ("基础能力-主观题", "翻译题", "a？"),
+        ("新领域", "", "b？"),
+    ]
+    items = [Item(*question, model, "") for question in questions for model in ("checkpoints/甲", "乙")]
+    scores = [[5 if item.model == "乙" else 2 for item in items] for _ in range(3)]
+    return {"kind": "subjective", "raters": 3, "alpha": 1.0, "tables": ranking.tables(Ratings(items, scores))}
+
+
+@pytest.mark.usefixtures("has_chinese_font")
+def test_new_scores_stand_beside_the_published_ones(outcome, tmp_path: Path) -> None:
+    write_result(
+        tmp_path / "one" / "objective", objective_result("checkpoints/甲", ["知识题", "知识题", "文学题"])
+    )
+    write_result(tmp_path / "other", objective_result("乙", ["历史", "语文"]))
+    write_result(tmp_path / "sheets", ratings_result())
+    figures = {
+        "rows": 2,
+        "tokens": 1234,
+        "characters": 3,
+        "loss": 1.5,
+        "perplexity": 4.4817,
+        "loss_per_character": 1,
+    }
+    domains = {"all": figures, "金融风控领域任务": figures}
+    write_result(
+        tmp_path / "loss", {"kind": "perplexity", "model": "甲", "data": "d.jsonl", "domains": domains}
+    )
+    status, _, err = outcome(report.main, str(tmp_path))
+    assert status == 0
+    assert "4 results beside the published ones" in err
+    document = (tmp_path / "report.md").read_text("utf-8")
+    beside = tables_in(document[document.index("## Beside the published results") :])
+    # Two of two and none of one; the interval is Wilson's of 2 of 3.
+    assert beside["基础能力-客观题"][-1] == [
+        "checkpoints/甲", "–", "0.67 [0.21, 0.94]", "1.00", "–", "0.00", "–", "–", "one/objective",
+    ]  # fmt: skip
+    assert beside["金融领域"][-2:] == [
+        ["乙", "–", "5.00 [5.00, 5.00]", "sheets"],
+        ["checkpoints/甲", "–", "2.00 [2.00, 2.00]", "sheets"],
+    ]
+    assert beside["基础能力-主观题"][-2][:4] == ["乙", "–", "5.00 [5.00, 5.00]", "5.00"]
+    assert set(beside["基础能力-主观题"][-2][4:-1]) == {"–"}
+    # What was published stays as it was.
+    assert {
+        title: [row[:-1] for row in beside[title][: len(table)]] for title, table in printed().items()
+    } == printed()
+    measured = tables_in(document[: document.index("## Beside")])
+    assert measured["新领域"][1:] == [
+        ["乙", "1", "5.00 [5.00, 5.00]"],
+        ["checkpoints/甲", "2", "2.00 [2.00, 2.00]"],
+    ]
+    assert "| 金融风控领域任务 | 甲 | 2 | 1,234 | 1.5000 | 4.4817 | 1.0000 |" in document
+
+
+def test_the_picture_has_a_panel_for_each_table_and_a_radar_for_categories(
+    tmp_path: Path, monkeypatch, has_chinese_font, recwarn
+) -> None:
+    """Also for a model of the same name as a published one, and with a category that was not asked."""
+    drawn = []
+    monkeypatch.setattr(
+        picture.Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.touch())
+    )
+    results = {"here": objective_result("ChatGPT", ["知识题", "文学题"]), "sheets": ratings_result()}
+    tables = report.beside_published(results)
+    picture.draw(tables, tmp_path / "report.png")
+    (figure,) = drawn
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert list(panels) == [*printed(), "新领域"]
+    assert sum(axes.name == "polar" for axes in figure.axes) == 2
+    bars = panels["基础能力-客观题"]
+    assert len(bars.patches) == 9
+    assert [label.get_text() for label in bars.get_yticklabels()].count("ChatGPT") == 2
+    figure.canvas.draw()
+    assert not [warning for warning in recwarn if "missing from font" in str(warning.message)]
+    assert (tmp_path / "report.png").exists()
+
+
+def test_without_a_font_for_it_the_report_is_there_and_a_line_says_why_the_picture_is_not(
+    outcome, tmp_path: Path, monkeypatch
+) -> None:
+    own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    status, _, err = outcome(report.main, str(tmp_path))
+    assert status == 2
+    assert err.startswith("error: no font on this machine has ")
+    assert "for the picture; install one (Debian: apt-get install fonts-noto-cjk)" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md"}
+    assert picture.chinese_fonts(["Latin only"]) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "other"}', '{"model": "m"}'])
+def test_a_file_that_is_no_result_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "result.json").write_text(content)
+    with pytest.raises(UserError, match=r"a/result\.json: no result of an evaluation \(.*\); take it away"):
+        report.read_results(tmp_path)
+
+
+def test_a_directory_that_is_not_there(outcome, tmp_path: Path) -> None:
+    status, _, err = outcome(report.main, str(tmp_path / "nope"))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "nope: no such directory" in err

@@ -1,0 +1,285 @@
+import builtins
+import itertools
+import re
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference import chat, generation
+from tests.conftest import write_rows
+from training.consts import INTRO
+from training.data.reader import read_rows
+from training.text.conversation import Conversation, from_row
+
+GREEDY = "--temperature 0 --repetition-penalty 1"
+
+
+def type_lines(monkeypatch: pytest.MonkeyPatch, lines: Iterable[str | type[BaseException]]) -> None:
+    """What a person types, line by line; an exception stands for the key that raises it. Then Ctrl-D."""
+    typed = iter([*lines, EOFError])
+
+    def typed_input(label: str) -> str:
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr(builtins, "input", typed_input)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The conversations that the model was asked to continue."""
+    conversations = []
+    stream = chat.stream
+
+    def recording(model, tokenizer, conversation, **sampling):
+        conversations.append(conversation)
+        return stream(model, tokenizer, conversation, **sampling)
+
+    monkeypatch.setattr(chat, "stream", recording)
+    return conversations
+
+
+def test_one_prompt_prints_the_answer_alone(outcome, tuned: str) -> None:
+    assert outcome(chat.main, f"--model {tuned} {GREEDY} --prompt 你是谁")[:2] == (0, "我是雅意。\n")
+
+
+def test_what_a_model_in_few_bits_takes_is_printed(outcome, tuned: str) -> None:
+    status, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} --prompt 你是谁 --load-in-8bit")
+    assert (status, out) == (0, "我是雅意。\n")
+    assert re.search(r"\[layers in 8 bits; the model takes \d\.\d MB\]", err)
+
+
+def test_an_answer_cut_by_the_limit_is_said_on_stderr(outcome, tuned: str) -> None:
+    _, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} --prompt 你是谁 --max-new-tokens 3")
+    assert "我是雅意。".startswith(out.strip())
+    assert "[cut off at --max-new-tokens 3]" in err
+
+
+def test_the_dialogue_is_remembered(outcome, tuned: str, monkeypatch, asked: list) -> None:
+    type_lines(monkeypatch, ["标题？", "  ", "再短一点。"])
+    status, out, _ = outcome(chat.main, f"--model {tuned} {GREEDY} --system 你是一名记者。")
+    assert status == 0
+    assert out == "YaYi: 大桥通车\nYaYi: 通车\n\n"
+    assert [(turn.human, turn.yayi) for turn in asked[1].turns] == [
+        ("标题？", "大桥通车"),
+        ("再短一点。", None),
+    ]
+    assert asked[1].system == "你是一名记者。"
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_the_dialogue(outcome, tuned, monkeypatch, asked: list) -> None:
+    class StoppedAfterOnePiece(generation.Answer):
+        def __iter__(self):
+            for piece in super().__iter__():
+                signal.raise_signal(signal.SIGINT)
+                yield piece
+
+    class Unhurried(generation._TokenQueue):
+        """Else the tiny model may have said all before its first piece is read."""
+
+        def put(self, value: torch.Tensor) -> None:
+            super().put(value)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(generation, "_TokenQueue", Unhurried)
+    answers = iter([StoppedAfterOnePiece, generation.Answer])
+    monkeypatch.setattr(generation, "Answer", lambda *args: next(answers)(*args))
+    type_lines(monkeypatch, ["你是谁", "标题？"])
+    status, out, err = outcome(chat.main, f"--model {tuned} {GREEDY}")
+    assert status == 0
+    assert "[stopped]" in err
+    partial = asked[1].turns[0].yayi
+    assert partial
+    assert "我是雅意。".startswith(partial)
+    assert len(asked[1].turns) == 2
+    assert out.startswith(f"YaYi: {partial}")
+
+
+def test_ctrl_c_at_the_prompt_only_drops_the_line(outcome, tuned: str, monkeypatch) -> None:
+    type_lines(monkeypatch, [KeyboardInterrupt, "你是谁"])
+    assert outcome(chat.main, f"--model {tuned} {GREEDY}")[:2] == (0, "YaYi: 我是雅意。\n\n")
+
+
+def test_a_line_in_another_encoding_is_not_sent(outcome, tuned: str, monkeypatch, asked: list) -> None:
+    type_lines(monkeypatch, ["\udcc4\udce3", "你是谁"])
+    status, out, err = outcome(chat.main, f"--model {tuned} {GREEDY}")
+    assert (status, out) == (0, "YaYi: 我是雅意。\n\n")
+    assert "[not UTF-8, not sent]" in err
+    assert len(asked) == 1
+
+
+TITLE = ["标题？", "再短一点。"]
+SYSTEM = "--system 你是一名记者。"
+
+
+def said(conversation: Conversation) -> list[tuple[str, str | None]]:
+    return [(turn.human, turn.yayi) for turn in conversation.turns]
+
+
+def test_undo_takes_the_last_turn_back(outcome, tuned: str, monkeypatch, asked: list) -> None:
+    type_lines(monkeypatch, ["/undo", *TITLE, "/undo", "再短一点。"])
+    status, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} {SYSTEM}")
+    assert (status, out) == (0, "YaYi: 大桥通车\nYaYi: 通车\nYaYi: 通车\n\n")
+    assert err.count("[nothing was said yet]") == 1
+    assert "[taken back: 再短一点。]" in err
+    assert said(asked[2]) == said(asked[1]) == [("标题？", "大桥通车"), ("再短一点。", None)]
+
+
+def test_retry_asks_again_and_keeps_the_answer_where_no_other_comes(
+    outcome, tuned: str, monkeypatch, asked: list
+) -> None:
+    class StoppedAtOnce(generation.Answer):
+        def __iter__(self):
+            self.stop()
+            return iter(())
+
+    answers = iter([generation.Answer, generation.Answer, StoppedAtOnce, generation.Answer])
+    monkeypatch.setattr(generation, "Answer", lambda *args: next(answers)(*args))
+    type_lines(monkeypatch, ["标题？", "/retry", "/retry", "再短一点。"])
+    _, out, _ = outcome(chat.main, f"--model {tuned} {GREEDY} {SYSTEM}")
+    assert out == "YaYi: 大桥通车\nYaYi: 大桥通车\nYaYi: \nYaYi: 通车\n\n"
+    assert said(asked[0]) == said(asked[1]) == said(asked[2]) == [("标题？", None)]
+    assert said(asked[3]) == [("标题？", "大桥通车"), ("再短一点。", None)]
+
+
+def test_reset_and_system(outcome, tuned: str, monkeypatch, asked: list) -> None:
+    type_lines(monkeypatch, ["/system", "/system 你是一名记者。", "标题？", "/reset", "标题？"])
+    _, out, _ = outcome(chat.main, f"--model {tuned} {GREEDY}")
+    assert out == f"{INTRO}\n你是一名记者。\nYaYi: 大桥通车\nYaYi: 大桥通车\n\n"
+    assert said(asked[1]) == [("标题？", None)]
+    assert asked[1].system == "你是一名记者。"
+
+
+def test_a_saved_dialogue_can_be_learnt_from_and_gone_on_with(
+    outcome, tuned: str, monkeypatch, asked: list, tmp_path: Path
+) -> None:
+    file = tmp_path / "dialogue.jsonl"
+    type_lines(monkeypatch, [f"/save {file}", "标题？", f"/save {file}", f"/save {file}", "/save"])
+    _, _, err = outcome(chat.main, f"--model {tuned} {GREEDY} {SYSTEM}")
+    assert err.splitlines() == [
+        "[nothing was said yet]",
+        f"[saved {file}]",
+        f"[{file}: is there already; name another file]",
+        "[name a file]",
+    ]
+    [(_, row)] = read_rows(str(file))
+    assert said(from_row(row, answered=True)) == [("标题？", "大桥通车")]
+    type_lines(monkeypatch, [f"/load {file}", "再短一点。"])
+    _, out, _ = outcome(chat.main, f"--model {tuned} {GREEDY}")
+    assert out == "Human: 标题？\nYaYi: 大桥通车\nYaYi: 通车\n\n"
+    assert asked[-1].system == "你是一名记者。"
+
+
+def test_a_loaded_prompt_is_answered(outcome, tuned: str, monkeypatch, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "prompt.jsonl", [{"instruction": "你是谁"}])
+    type_lines(monkeypatch, [f"/load {file}"])
+    _, out, _ = outcome(chat.main, f"--model {tuned} {GREEDY}")
+    assert out == "Human: 你是谁\nYaYi: 我是雅意。\n\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("[]", "0 rows"),
+        ('{"instruction": "a"}\n{"instruction": "b"}', "2 rows; a dialogue is a file with one"),
+        ('{"output": "a"}', ":1: a row needs one of"),
+        ("{", ":1: not JSON"),
+    ],
+)
+def test_what_cannot_be_loaded_leaves_the_dialogue_as_it_is(
+    outcome, tuned: str, monkeypatch, tmp_path: Path, content: str | None, message: str
+) -> None:
+    file = tmp_path / "file.json"
+    if content is not None:
+        file.write_text(content)
+    type_lines(monkeypatch, ["标题？", f"/load {file}", "再短一点。"])
+    status, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} {SYSTEM}")
+    assert (status, out) == (0, "YaYi: 大桥通车\nYaYi: 通车\n\n")
+    assert message in err
+
+
+def test_stats_and_help_and_exit(outcome, tuned: str, monkeypatch) -> None:
+    type_lines(monkeypatch, ["标题？", "/stats", "/help", "/exit", "你是谁"])
+    status, out, _ = outcome(chat.main, f"--model {tuned} {GREEDY} {SYSTEM}")
+    assert status == 0
+    assert "1 turn(s), 0 left out" in out
+    assert re.search(r"latest answer: \d+ tokens, the first after \d+\.\d\d s", out)
+    for command in (*chat.COMMANDS.keys() - {"help"}, "exit"):
+        assert f"\n/{command} " in out
+    assert "我是雅意" not in out
+
+
+def test_what_begins_with_a_slash_is_a_command_only_where_it_looks_like_one(
+    outcome, tuned: str, monkeypatch, asked: list
+) -> None:
+    type_lines(monkeypatch, ["/nope", "/etc/passwd 是什么", "//undo", "a /undo"])
+    _, _, err = outcome(chat.main, f"--model {tuned} {GREEDY} --max-new-tokens 2")
+    assert "[there is no /nope; /help shows what there is]" in err
+    assert [conversation.turns[-1].human for conversation in asked] == [
+        "/etc/passwd 是什么",
+        "/undo",
+        "a /undo",
+    ]
+
+
+def test_oldest_turns_leave_a_dialogue_that_outgrows_the_context(
+    outcome, tuned: str, monkeypatch, asked: list
+) -> None:
+    for module in (chat, generation):
+        monkeypatch.setattr(module, "context_length", lambda model: 130)
+    type_lines(monkeypatch, [*["你是谁"] * 8, "very long " * 100, "你是谁"])
+    _, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} --max-new-tokens 20 --system 短")
+    assert out.count("我是雅意。") == 9
+    assert re.search(r"\[the dialogue outgrew the context of 130 tokens: \d oldest turn\(s\) left out\]", err)
+    assert re.search(r"\[too long: [\d,]+ tokens, and there is room for 110; say it in parts\]", err)
+    lengths = [len(conversation.turns) for conversation in asked]
+    assert lengths[:3] == [1, 2, 3]
+    assert max(lengths) < 9
+    assert any(later < before for before, later in itertools.pairwise(lengths))
+    assert all(conversation.system == "短" for conversation in asked)
+
+
+def test_a_typed_control_token_stays_text(outcome, tuned: str, monkeypatch) -> None:
+    prompts = []
+    answer = generation.Answer
+
+    def recording(model, tokenizer, prompt_ids, *more):
+        prompts.append((tokenizer.convert_tokens_to_ids("<|End|>"), prompt_ids))
+        return answer(model, tokenizer, prompt_ids, *more)
+
+    monkeypatch.setattr(generation, "Answer", recording)
+    status, _, _ = outcome(chat.main, f"--model {tuned} {GREEDY} --max-new-tokens 2 --prompt a<|End|>b")
+    assert status == 0
+    end, prompt_ids = prompts[0]
+    assert end not in prompt_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--model ./nope", "./nope: no such model directory"),
+        ("--model {base}", "fine-tune it first"),
+        ("--model {tuned} --temperature -1", "'--temperature'"),
+        ("--model {tuned} --prompt=", "--prompt: empty"),
+        ("--model {tuned} --load-in-8bit --load-in-4bit", "contradict each other"),
+        ("--model {tuned} --prompt \udcff", "--prompt: not UTF-8"),
+    ],
+)
+def test_a_mistake_is_one_line(outcome, base: str, tuned: str, arguments: str, message: str) -> None:
+    status, out, err = outcome(chat.main, arguments.format(base=base, tuned=tuned))
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_defaults_are_the_originals() -> None:
+    params = chat.main.make_context("chat", ["--model", "x"]).params
+    assert (params["temperature"], params["repetition_penalty"]) == (0.3, 1.1)
+    assert (params["dtype"], params["device"]) == ("auto", "auto")

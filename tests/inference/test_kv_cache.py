@@ -1,0 +1,144 @@
+import os
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from inference.dialogue import Dialogue
+from inference.generation import generation_config, load, spoken, stream
+from inference.kv_cache import Memory
+from training.text.conversation import Conversation, Turn
+from training.text.encoding import encode_prompt
+
+GREEDY = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": 14}
+
+QUESTIONS = ["标题？", "再短一点。", "你是谁", "笑一个", "List two fruits.\nred, yellow"]
+DIALOGUES = int(os.environ.get("YAYI_TEST_DIALOGUES", "25"))
+
+
+@pytest.fixture(scope="module")
+def loaded(tuned: str):
+    return load(tuned, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def plain(tuned: str):
+    """transformers' own model."""
+    return AutoModelForCausalLM.from_pretrained(tuned, dtype=torch.float32).eval()
+
+
+def from_scratch(plain, tokenizer, conversation: Conversation) -> str:
+    prompt_ids = encode_prompt(conversation, tokenizer)
+    ids = plain.generate(torch.tensor([prompt_ids]), generation_config=generation_config(tokenizer, **GREEDY))
+    return "".join(spoken(tokenizer, ids[0, len(prompt_ids) :].tolist()))
+
+
+def cache_of(tokens: int) -> DynamicCache:
+    cache = DynamicCache()
+    cache.update(torch.zeros(1, 1, tokens, 4), torch.zeros(1, 1, tokens, 4), 0)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("kept", "prompt", "recalled"),
+    [
+        ([1, 2, 3, 4], [1, 2, 3, 4, 5], 4),
+        ([1, 2, 3, 4], [1, 2, 9, 4, 5], 2),
+        ([1, 2, 3, 4], [1, 2, 3, 4], 3),  # the last has to be read to go on from it
+        ([1, 2, 3, 4], [1, 2], 1),
+        ([1, 2, 3, 4], [9, 2, 3, 4], 0),
+    ],
+)
+def test_as_much_is_recalled_as_begins_the_same(kept: list[int], prompt: list[int], recalled: int) -> None:
+    memory = Memory()
+    memory.keep(cache_of(len(kept)), [*kept, 77])
+    assert len(memory) == len(kept)
+    assert memory.recall(prompt).get_seq_length() == recalled
+    assert len(memory) == 0  # until the answer is there
+
+
+def test_a_turn_reads_its_own_tokens_only(loaded) -> None:
+    model, tokenizer = loaded
+    memory, turns, read = Memory(), (), []
+    hook = model.transformer.h[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
+    for human in ("标题？", "再短一点。", "你是谁", "你是谁"):
+        read.clear()
+        with stream(model, tokenizer, Conversation((*turns, Turn(human))), memory=memory, **GREEDY) as answer:
+            text = "".join(answer)
+        assert read[0] == answer.prompt_tokens - answer.recalled
+        assert read[1:] == [1] * (answer.tokens - 1)
+        if turns:
+            # what stands around an answer, and the new turn
+            assert read[0] <= len(tokenizer(f"\n\n<|End|><|Human|>:\n{human}\n\n<|YaYi|>:").input_ids)
+        turns = (*turns, Turn(human, text))
+    hook.remove()
+
+
+def test_a_failure_half_way_leaves_nothing_behind(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = loaded
+    memory, conversation = Memory(), Conversation((Turn("你是谁"),))
+    with stream(model, tokenizer, conversation, memory=memory, **GREEDY) as answer:
+        expected = "".join(answer)
+    monkeypatch.setattr(model.transformer.ln_f, "forward", lambda _: 1 / 0)
+    with (
+        pytest.raises(ZeroDivisionError),
+        stream(model, tokenizer, conversation, memory=memory, **GREEDY) as answer,
+    ):
+        list(answer)
+    assert len(memory) == 0
+    monkeypatch.undo()
+    with stream(model, tokenizer, conversation, memory=memory, **GREEDY) as answer:
+        assert "".join(answer) == expected
+
+
+@pytest.mark.slow
+def test_answers_of_random_dialogues_are_those_that_read_everything_anew(loaded, plain) -> None:
+    """With turns taken back, asked again, and stopped; the same questions return, so that ways part late."""
+    model, tokenizer = loaded
+    for seed in range(DIALOGUES):
+        chance = random.Random(seed)
+        memory, dialogue = Memory(), Dialogue(chance.choice(["", "你是一名记者。"]))
+        for _ in range(6):
+            act = chance.choice(["ask", "ask", "stop", "undo", "retry"])
+            human = chance.choice(
+                ["标题？", "再短一点。", "你是谁", "笑一个", "List two fruits.\nred, yellow"]
+            )
+            if dialogue.turns and act in ("undo", "retry"):
+                last = dialogue.take_back()
+                if act == "undo":
+                    continue
+                human = last.human
+            prompt = dialogue.prompt(human, tokenizer, room=10_000)
+            pieces, most = [], chance.randrange(6) if act == "stop" else 1_000
+            with stream(model, tokenizer, prompt, memory=memory, **GREEDY) as answer:
+                for piece in answer:
+                    if len(pieces) >= most:
+                        break
+                    pieces.append(piece)
+            expected, said = from_scratch(plain, tokenizer, prompt), "".join(pieces)
+            assert said == expected if most > len(pieces) else expected.startswith(said), (seed, prompt)
+            if said:
+                dialogue.add(Turn(human, said))
+
+
+def test_other_architectures_remember_too(loaded) -> None:
+    _, tokenizer = loaded
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+        )
+    ).eval()
+    memory, turns = Memory(), ()
+    for human in ("你是谁", "标题？"):
+        prompt = Conversation((*turns, Turn(human)))
+        with stream(model, tokenizer, prompt, memory=memory, **GREEDY) as answer:
+            text = "".join(answer)
+        assert text == from_scratch(model, tokenizer, prompt)
+        turns = (*turns, Turn(human, text))
+    assert answer.recalled > 0.5 * answer.prompt_tokens

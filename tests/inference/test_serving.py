@@ -1,0 +1,253 @@
+"""A model that our trainer saved, in other people's tools: without our code they give our greedy answer."""
+
+import json
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import ctranslate2
+import openai
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TextGenerationPipeline,
+    pipeline,
+)
+
+from inference.generation import load, reply
+from tests.conftest import LEARNT
+from tests.launching import Running, free_port, kill, run
+from training.consts import END, HUMAN, SYSTEM, YAYI
+from training.text.conversation import Conversation, Turn, from_row
+from training.text.encoding import encode_prompt
+
+pytestmark = pytest.mark.slow
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast]
+Messages = list[dict[str, str]]
+
+GREEDY = {"do_sample": False, "repetition_penalty": 1.0}
+
+# So many tokens are asked for where an answer may not end: it goes on beyond what was learnt by heart.
+LONG = 60
+
+PROMPTS = [
+    Conversation((*known.turns[:asked], Turn(known.turns[asked].human)), known.system)
+    for known in map(from_row, LEARNT)
+    for asked in range(len(known.turns))
+]
+each_prompt = pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt.turns[-1].human)
+
+# All that looks like a control token here was typed by somebody.
+TYPED = Conversation(
+    (Turn("<|End|></s>", "<|YaYi|>:\n"), Turn("<|End|><|YaYi|>:\n好\n\n<|End|><|Human|>:")), "<|System|>"
+)
+
+
+def messages_of(conversation: Conversation) -> Messages:
+    messages = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    for turn in conversation.turns:
+        messages.append({"role": "user", "content": turn.human})
+        if turn.yayi is not None:
+            messages.append({"role": "assistant", "content": turn.yayi})
+    return messages
+
+
+@pytest.fixture(scope="module")
+def loaded(tuned: str) -> Loaded:
+    return load(tuned, device="cpu")
+
+
+def our_tokens(loaded: Loaded, prompt: Conversation, **limits: int) -> list[int]:
+    model, tokenizer = loaded
+    prompt_ids = encode_prompt(prompt, tokenizer)
+    return model.generate(torch.tensor([prompt_ids]), **GREEDY, **limits)[0, len(prompt_ids) :].tolist()
+
+
+def our_long_tokens(loaded: Loaded, prompt: Conversation) -> list[int]:
+    return our_tokens(loaded, prompt, min_new_tokens=LONG, max_new_tokens=LONG)
+
+
+def our_text(loaded: Loaded, prompt: Conversation) -> str:
+    """With the newline and the blank line around an answer, which only our code takes off."""
+    return f"\n{reply(*loaded, prompt, temperature=0, repetition_penalty=1.0)}\n\n"
+
+
+@pytest.fixture(scope="module")
+def plain(tuned: str) -> Loaded:
+    return AutoModelForCausalLM.from_pretrained(tuned), AutoTokenizer.from_pretrained(tuned)
+
+
+@each_prompt
+def test_plain_transformers_gives_our_tokens(plain: Loaded, loaded: Loaded, prompt: Conversation) -> None:
+    model, tokenizer = plain
+    assert type(model) is BloomForCausalLM
+    inputs = tokenizer.apply_chat_template(
+        messages_of(prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+
+    def their_tokens(**limits: int) -> list[int]:
+        return model.generate(**inputs, **GREEDY, **limits)[0, inputs.input_ids.shape[1] :].tolist()
+
+    assert their_tokens() == our_tokens(loaded, prompt)
+    assert tokenizer.decode(their_tokens()) == our_text(loaded, prompt) + END
+    assert their_tokens(min_new_tokens=LONG, max_new_tokens=LONG) == our_long_tokens(loaded, prompt)
+
+
+def test_the_saved_chat_template_takes_nothing_typed_for_a_control_token(
+    plain: Loaded, loaded: Loaded
+) -> None:
+    tokenizer = plain[1]
+    prompt_ids = tokenizer.apply_chat_template(messages_of(TYPED), add_generation_prompt=True).input_ids
+    assert prompt_ids == encode_prompt(TYPED, loaded[1])
+    added = tokenizer.get_added_vocab()
+    found = [token for token in tokenizer.convert_ids_to_tokens(prompt_ids) if token in added]
+    assert found == [SYSTEM, HUMAN, YAYI, END, HUMAN, YAYI]
+
+
+@pytest.fixture(scope="module")
+def generator(tuned: str) -> TextGenerationPipeline:
+    return pipeline("text-generation", model=tuned, device="cpu")
+
+
+@each_prompt
+def test_a_pipeline_gives_our_text(
+    generator: TextGenerationPipeline, loaded: Loaded, prompt: Conversation
+) -> None:
+    messages = messages_of(prompt)
+    answer = {"role": "assistant", "content": our_text(loaded, prompt)}
+    assert generator(messages, **GREEDY) == [{"generated_text": [*messages, answer]}]
+
+
+@pytest.fixture(scope="module")
+def server(tuned: str) -> Iterator[tuple[Running, str]]:
+    """`transformers serve`, and its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    running = Running(
+        "transformers", "serve", tuned, "--device=cpu", "--host=127.0.0.1", f"--port={port}",
+        HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    try:
+        assert running.wait_until(lambda: is_healthy(address), seconds=180), running.output
+        yield running, address
+    finally:
+        kill(running.family())
+        running.finish()
+
+
+def is_healthy(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=10) as answer:
+            return json.load(answer) == {"status": "ok"}
+    except OSError:
+        return False
+
+
+class Served(NamedTuple):
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    answer_tokens: int
+
+
+@pytest.fixture
+def ask(server: tuple[Running, str], tuned: str) -> Iterator[Callable[..., Served]]:
+    """Ask the server greedily, as OpenAI's client does."""
+    running, address = server
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60)
+    # The server samples as was saved unless told otherwise; its repetition penalty is 1 + frequency_penalty.
+    greedy = {"model": tuned, "temperature": 0, "frequency_penalty": 0}
+
+    def ask(messages: Messages, *, stream: bool = False, **options) -> Served:
+        answer = client.chat.completions.create(messages=messages, stream=stream, **greedy, **options)
+        if stream:
+            *pieces, last = answer
+            text = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+        else:
+            last = answer
+            text = answer.choices[0].message.content
+        usage = last.usage
+        return Served(text, last.choices[0].finish_reason, usage.prompt_tokens, usage.completion_tokens)
+
+    with client:
+        yield ask
+    print(running.output)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@each_prompt
+def test_the_server_gives_our_text_and_stops(
+    ask: Callable[..., Served], loaded: Loaded, prompt: Conversation, stream: bool
+) -> None:
+    assert ask(messages_of(prompt), stream=stream) == Served(
+        text=our_text(loaded, prompt),
+        finish_reason="stop",
+        prompt_tokens=len(encode_prompt(prompt, loaded[1])),
+        answer_tokens=len(our_tokens(loaded, prompt)),
+    )
+
+
+@each_prompt
+def test_the_server_goes_on_as_we_do_where_nothing_was_learnt(
+    ask: Callable[..., Served], loaded: Loaded, prompt: Conversation
+) -> None:
+    tokenizer = loaded[1]
+    # The least that OpenAI allows; a float, because transformers 5.23 answers 500 to an integer.
+    never = {tokenizer.convert_tokens_to_ids(END): -100.0}
+    answer = ask(messages_of(prompt), logit_bias=never, max_tokens=LONG)
+    tokens = our_long_tokens(loaded, prompt)
+    assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
+    assert (answer.finish_reason, answer.answer_tokens) == ("length", LONG)
+
+
+def test_an_answer_sent_back_as_it_was_served_leads_to_our_second_turn(
+    ask: Callable[..., Served], loaded: Loaded
+) -> None:
+    first, second = PROMPTS[-2:]
+    messages = messages_of(first)
+    messages.append({"role": "assistant", "content": ask(messages).text})
+    messages.append({"role": "user", "content": second.turns[-1].human})
+    answer = ask(messages)
+    assert answer.text == our_text(loaded, second) != our_text(loaded, first)
+    assert answer.prompt_tokens == len(encode_prompt(second, loaded[1]))
+
+
+def test_the_server_takes_nothing_typed_for_a_control_token(
+    ask: Callable[..., Served], loaded: Loaded
+) -> None:
+    answer = ask(messages_of(TYPED), max_tokens=1)
+    assert answer.prompt_tokens == len(encode_prompt(TYPED, loaded[1]))
+
+
+@pytest.fixture(scope="module")
+def converted(tuned: str, tmp_path_factory: pytest.TempPathFactory) -> ctranslate2.Generator:
+    directory = str(tmp_path_factory.mktemp("converted") / "ctranslate2")
+    done = run(
+        "ct2-transformers-converter", "--model", tuned, "--output_dir", directory, "--quantization", "float32"
+    )
+    assert done.returncode == 0, done.stderr
+    return ctranslate2.Generator(directory, device="cpu", compute_type="float32", intra_threads=1)
+
+
+@each_prompt
+def test_ctranslate2_gives_our_tokens(
+    converted: ctranslate2.Generator, plain: Loaded, loaded: Loaded, prompt: Conversation
+) -> None:
+    tokenizer = plain[1]
+    inputs = tokenizer.apply_chat_template(messages_of(prompt), add_generation_prompt=True)
+    prompt_tokens = tokenizer.convert_ids_to_tokens(inputs.input_ids)
+
+    def their_tokens(**limits: int) -> list[int]:
+        [answer] = converted.generate_batch(
+            [prompt_tokens], end_token=END, return_end_token=True, include_prompt_in_result=False, **limits
+        )
+        return answer.sequences_ids[0]
+
+    assert their_tokens() == our_tokens(loaded, prompt)
+    assert their_tokens(min_length=LONG, max_length=LONG) == our_long_tokens(loaded, prompt)

@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from training.common.errors import UserError
+from training.consts import CONTROL_TOKENS, END
+from training.model.load import ROW_MULTIPLE, fit_vocabulary, load_model
+from training.run.checkpoints import save_model
+from training.text.tokenizer import load_base_tokenizer
+from training.tiny_bloom import SPARE_ROWS, random_bloom
+
+
+def control_ids(tokenizer) -> list[int]:
+    return tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS))
+
+
+def assert_new_rows(before: torch.Tensor, after: torch.Tensor, known: list[int], new: list[int]) -> None:
+    """Known rows untouched; each new row near the mean of the known ones, and no two alike."""
+    assert torch.equal(after[known], before[known])
+    spread = before[known].std()
+    for row in after[new]:
+        assert (row - before[known].mean(dim=0)).abs().max() < 0.1 * spread
+    assert len({tuple(row.tolist()) for row in after[new]}) == len(new)
+
+
+def test_with_spare_rows_the_embedding_keeps_its_size(base: str, tokenizer, tmp_path: Path) -> None:
+    base_tokenizer = load_base_tokenizer(base)
+    untrained = AutoModelForCausalLM.from_pretrained(base)
+    untrained.get_input_embeddings().weight.data[len(base_tokenizer) :] = 100.0  # what no mean may include
+    save_model(untrained, base_tokenizer, tmp_path)
+    before = AutoModelForCausalLM.from_pretrained(tmp_path).get_input_embeddings().weight
+    model = load_model(str(tmp_path), tokenizer)
+    after = model.get_input_embeddings().weight
+    known = sorted(base_tokenizer.get_vocab().values())
+    assert after.shape == before.shape == (len(known) + SPARE_ROWS, model.config.hidden_size)
+    assert_new_rows(before, after, known, control_ids(tokenizer))
+    spare = list(range(len(tokenizer), after.shape[0]))
+    assert torch.equal(after[spare], before[spare])
+    assert model.get_output_embeddings().weight is after
+
+
+def test_missing_rows_are_added_up_to_a_multiple(base: str, tokenizer, tmp_path: Path) -> None:
+    base_tokenizer = load_base_tokenizer(base)
+    known = sorted(base_tokenizer.get_vocab().values())
+    save_model(random_bloom(len(known)), base_tokenizer, tmp_path)
+    before = AutoModelForCausalLM.from_pretrained(tmp_path).get_input_embeddings().weight
+    model = load_model(str(tmp_path), tokenizer)
+    after = model.get_input_embeddings().weight
+    assert len(known) < after.shape[0] == model.config.vocab_size < len(tokenizer) + ROW_MULTIPLE
+    assert after.shape[0] % ROW_MULTIPLE == 0
+    assert_new_rows(before, after, known, list(range(len(known), after.shape[0])))
+
+
+def test_a_head_of_its_own_gets_its_new_rows_too(base: str, tokenizer) -> None:
+    known = set(load_base_tokenizer(base).get_vocab().values())
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(known),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=False,
+        )
+    )
+    before = [matrix.weight.clone() for matrix in (model.model.embed_tokens, model.lm_head)]
+    fit_vocabulary(model, tokenizer, known, seed=0)
+    after = [matrix.weight for matrix in (model.model.embed_tokens, model.lm_head)]
+    for old, new in zip(before, after, strict=True):
+        assert_new_rows(old, new, sorted(known), list(range(len(known), new.shape[0])))
+
+
+def test_a_model_that_knows_the_control_tokens_loads_unchanged(tokenizer, tmp_path: Path) -> None:
+    saved = random_bloom(len(tokenizer))  # as many rows as tokens, as yayi-7b has
+    save_model(saved, tokenizer, tmp_path)
+    loaded = load_model(str(tmp_path), tokenizer)
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_new_rows_are_seeded(base: str, tokenizer) -> None:
+    def rows(seed: int) -> torch.Tensor:
+        return load_model(base, tokenizer, seed=seed).get_input_embeddings().weight[control_ids(tokenizer)]
+
+    assert torch.equal(rows(1), rows(1))
+    assert not torch.equal(rows(1), rows(2))
+
+
+def test_the_dtype_is_the_one_asked_for(base: str, tokenizer) -> None:
+    assert load_model(base, tokenizer).dtype == torch.float32
+    assert load_model(base, tokenizer, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_generation_ends_at_the_end_token(base: str, tokenizer) -> None:
+    config = load_model(base, tokenizer).generation_config
+    assert config.eos_token_id == config.pad_token_id == tokenizer.convert_tokens_to_ids(END)
+    assert (config.do_sample, config.temperature, config.repetition_penalty) == (True, 0.3, 1.1)
+
+
+@pytest.mark.parametrize("weights", [None, b"not weights"])
+def test_a_directory_without_usable_weights_is_an_error(
+    base: str, tokenizer, tmp_path: Path, weights: bytes | None
+) -> None:
+    load_base_tokenizer(base).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
+    if weights:
+        (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="no causal language model that can be loaded"):
+        load_model(str(tmp_path), tokenizer)

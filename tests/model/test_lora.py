@@ -1,0 +1,209 @@
+"""LoRA: held to peft on transformers' own Bloom, and to the base model that it must not touch."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GenerationConfig
+
+from inference.generation import load, reply
+from tests.conftest import LEARNT, SINGLE_TURN, write_rows
+from training import merge_adapter, trainer
+from training.consts import END
+from training.data.collate import collate, collate_padded
+from training.model.load import load_model
+from training.model.lora import add_adapter
+from training.text.conversation import Conversation, Turn, from_row
+from training.text.encoding import encode, encode_prompt
+from training.text.tokenizer import load_base_tokenizer, load_tokenizer
+
+SHORT = "--test-size 0 --warmup-steps 0 --no-gradient-checkpointing --logging-steps 1"
+
+
+def options(base: str, rows: str, directory: Path, run_name: str, more: str) -> list[str]:
+    return (
+        f"--data-path {rows} --input-model {base} --local-output-dir {directory} --run-name {run_name} "
+        f"--cache-dir {directory / 'cache'} --per-device-train-batch-size 2 {SHORT} {more}"
+    ).split()
+
+
+@pytest.fixture(scope="module")
+def trained(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of an adapter that learnt LEARNT on the random base."""
+    directory = tmp_path_factory.mktemp("adapter")
+    rows = write_rows(directory / "rows.jsonl", LEARNT)
+    more = "--lora-rank 8 --max-steps 120 --lr 2e-2 --lr-scheduler linear --no-bf16"
+    trainer.main.main(options(base, rows, directory, "run", more), standalone_mode=False)
+    return directory / "run"
+
+
+def new_tokens(base: str) -> list[int]:
+    known = set(load_base_tokenizer(base).get_vocab().values())
+    return sorted(set(load_tokenizer(base).get_vocab().values()) - known)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_loss_and_gradients_are_those_of_peft_on_the_librarys_bloom(base: str, checkpointing: bool) -> None:
+    """peft copies the whole vocabulary to train a few rows of it; ours replaces their logits alone."""
+    tokenizer = load_tokenizer(base)
+    torch.manual_seed(0)
+    how = {"rank": 4, "alpha": 8, "dropout": 0.0, "target": "auto"}
+    ours = add_adapter(load_model(base, tokenizer), new_tokens(base), **how)
+    library = AutoModelForCausalLM.from_pretrained(base)
+    library.load_state_dict(load_model(base, tokenizer).state_dict())
+    rows = {"word_embeddings": new_tokens(base)}
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", trainable_token_indices=rows
+    )
+    theirs = get_peft_model(library, config)
+    state = {name: torch.randn_like(value) * 0.1 for name, value in get_peft_model_state_dict(ours).items()}
+    for model in (ours, theirs):
+        set_peft_model_state_dict(model, state)
+        model.train()
+    if checkpointing:
+        ours.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    examples = [encode(from_row(row), tokenizer) for row in LEARNT]
+    loss = ours(**collate(examples)).loss
+    expected = theirs(**collate_padded(examples)).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    expected.backward()
+    found = {name: weight.grad for name, weight in ours.named_parameters() if weight.requires_grad}
+    truth = {name: weight.grad for name, weight in theirs.named_parameters() if weight.requires_grad}
+    assert found.keys() == truth.keys()
+    assert sum("trainable_tokens_delta" in name for name in found) == 1
+    for name, grad in truth.items():
+        assert (found[name] - grad).norm() <= 1e-4 * grad.norm(), name
+    assert all(weight.grad is None for weight in ours.parameters() if not weight.requires_grad)
+
+
+def test_an_adapter_holds_itself_and_the_new_rows_alone(trained: Path, base: str) -> None:
+    weights = load_file(trained / "adapter_model.safetensors")
+    rows = {name: value for name, value in weights.items() if "trainable_tokens_delta" in name}
+    assert [value.shape[0] for value in rows.values()] == [len(new_tokens(base))]
+    assert all(name in rows or "lora_" in name for name in weights)
+    assert not (trained / "config.json").exists()
+    assert not (trained / "model.safetensors").exists()
+    assert (trained / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
+    assert json.loads((trained / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+
+
+def test_an_adapter_of_rank_16_is_under_5_percent_of_a_bloom_of_560_m() -> None:
+    """Computed from shapes: hidden 1024, 24 layers, 250,880 tokens, four new ones."""
+    with torch.device("meta"):
+        model = BloomForCausalLM(BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16))
+        whole = sum(weight.numel() for weight in model.parameters())
+        adapted = add_adapter(model, [1, 2, 3, 4], rank=16, alpha=32, dropout=0.0, target="auto")
+    adapter = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+    assert whole == 559_214_592
+    assert 0.005 < adapter / whole < 0.05
+
+
+def greedy(model: torch.nn.Module, tokenizer, prompt: Conversation) -> list[int]:
+    """The ids of an answer of at most 24 tokens."""
+    end = tokenizer.convert_tokens_to_ids(END)
+    config = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=end, pad_token_id=end)
+    ids = torch.tensor([encode_prompt(prompt, tokenizer)])
+    return model.generate(input_ids=ids, generation_config=config)[0, ids.shape[1] :].tolist()
+
+
+def test_merged_and_unmerged_answers_are_the_same_and_the_base_is_not_touched(
+    trained: Path, base: str, tmp_path: Path, outcome
+) -> None:
+    before = {name: (Path(base) / name).read_bytes() for name in os.listdir(base)}
+    status, out, _ = outcome(merge_adapter.main, f"--adapter {trained} --output-dir {tmp_path / 'merged'}")
+    assert status == 0
+    assert "talk to it" in out
+    rows = [json.loads(line) for line in SINGLE_TURN.read_text("utf-8").splitlines()]
+    prompts = [Conversation((Turn(row["instruction"]),)) for row in (LEARNT[:2] + rows)[:20]]
+    # Plain transformers and peft, the adapter beside the weights.
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    unmerged = PeftModel.from_pretrained(plain, str(trained)).eval()
+    expected = [greedy(unmerged, load_tokenizer(str(trained)), prompt) for prompt in prompts]
+    for path in (str(trained), str(tmp_path / "merged")):
+        model, tokenizer = load(path, device="cpu")
+        assert [greedy(model, tokenizer, prompt) for prompt in prompts] == expected, path
+    assert reply(model, tokenizer, prompts[0], temperature=0, max_new_tokens=24) == "我是雅意。"
+
+    # The merged model is a plain one, and differs from the base in nothing but what was adapted.
+    merged, original = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tmp_path / "merged", base)
+    )
+    assert merged.keys() == original.keys()
+    new = new_tokens(base)
+    old = [token for token in range(len(original["transformer.word_embeddings.weight"])) if token not in new]
+    for name, weight in original.items():
+        if "word_embeddings.weight" in name or "lm_head" in name:
+            assert torch.equal(merged[name][old], weight[old])
+            assert not torch.equal(merged[name][new], weight[new])
+        elif "layernorm" in name or "ln_f" in name or name.endswith("bias"):
+            assert torch.equal(merged[name], weight), name
+    assert {name: (Path(base) / name).read_bytes() for name in os.listdir(base)} == before
+
+
+def losses(run_dir: Path) -> list[float]:
+    states = sorted(run_dir.glob("checkpoint-*/trainer_state.json"), key=lambda path: len(path.read_text()))
+    return [entry["loss"] for entry in json.loads(states[-1].read_text())["log_history"] if "loss" in entry]
+
+
+def test_a_continued_adapter_gives_what_an_undisturbed_one_does(base: str, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", LEARNT)
+    more = "--lora-rank 4 --lr 1e-2 --no-bf16 --save-steps 3 --lora-dropout 0.1"
+    trainer.main.main(options(base, rows, tmp_path, "whole", f"{more} --max-steps 6"), standalone_mode=False)
+    trainer.main.main(options(base, rows, tmp_path, "parts", f"{more} --max-steps 3"), standalone_mode=False)
+    (tmp_path / "parts" / "adapter_config.json").unlink()
+    trainer.main.main(
+        options(base, rows, tmp_path, "parts", f"{more} --max-steps 6 --resume"), standalone_mode=False
+    )
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_frozen_weights_in_4_bits(base: str, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", LEARNT)
+    more = "--lora-rank 4 --lr 2e-2 --max-steps 12 --save-steps 12 --load-in-4bit"
+    trainer.main.main(options(base, rows, tmp_path, "run", more), standalone_mode=False)
+    found = losses(tmp_path / "run")
+    assert found[-1] < 0.7 * found[0]
+    model, tokenizer = load(str(tmp_path / "run"), device="cpu")
+    assert isinstance(reply(model, tokenizer, Conversation((Turn("你是谁"),)), max_new_tokens=2), str)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--lora-rank 4 --lora-target nope", "--lora-target nope: Target modules"),
+        ("--load-in-4bit", "--load-in-4bit: weights in 4 bits cannot be trained; give a --lora-rank as well"),
+        ("--lora-rank 0", "lora-rank"),
+    ],
+)
+def test_options_that_cannot_be(outcome, base: str, tmp_path: Path, more: str, message: str) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", LEARNT)
+    arguments = " ".join(options(base, rows, tmp_path, "run", f"--no-bf16 --max-steps 1 {more}"))
+    status, _, err = outcome(trainer.main, arguments)
+    assert status == 2
+    assert message in err
+
+
+def test_what_is_no_base_or_no_adapter(outcome, trained: Path, base: str, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", LEARNT)
+    arguments = " ".join(options(str(trained), rows, tmp_path, "run", "--lora-rank 4"))
+    status, _, err = outcome(trainer.main, arguments)
+    assert status == 2
+    assert f"error: {trained}: an adapter; merge it into its base first" in err
+    status, _, err = outcome(merge_adapter.main, f"--adapter {base} --output-dir {tmp_path / 'out'}")
+    assert (status, err) == (2, f"error: {base}: a whole model already, no adapter\n")
+    status, _, err = outcome(merge_adapter.main, f"--adapter {trained} --output-dir {trained}")
+    assert status == 2
+    assert "holds something already" in err
+    arguments = " ".join(options(base, rows, trained.parent, "run", "--lora-rank 4 --no-bf16 --resume"))
+    status, _, err = outcome(trainer.main, arguments)
+    assert status == 2
+    assert "LoRA of rank 8" in err
+    assert "LoRA of rank 4" in err

@@ -1,0 +1,110 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from training.common.errors import UserError
+from training.run.launch import (
+    SMALLEST_BF16_STEP,
+    BuildLock,
+    check_bf16,
+    check_learning_rate,
+    read_deepspeed_config,
+    share_cores,
+)
+
+CONFIGS = sorted((ROOT / "config").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_our_configurations_leave_to_the_trainer_what_it_knows(path: Path) -> None:
+    config = read_deepspeed_config(str(path))
+    assert config["bf16"]["enabled"] == "auto"
+    assert config["optimizer"]["type"] == "AdamW"
+    for name in ("lr", "betas", "eps", "weight_decay"):
+        assert config["optimizer"]["params"][name] == "auto"
+    for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        assert config[name] == "auto"
+    assert config["gradient_clipping"] == "auto"
+    assert config["zero_optimization"]["stage"] == (3 if "zero3" in path.name else 2)
+    assert ("offload_optimizer" in config["zero_optimization"]) == ("no_offload" not in path.name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        (json.dumps({"scheduler": {"type": "WarmupLR"}}), 'remove "scheduler"'),
+        (json.dumps({"zero_optimization": {"stage": 3}}), "cannot save the model"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_deepspeed_config(str(path))
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [("2", 2), ("3", 1), ("16", 1)])
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, ranks: str, expected: int) -> None:
+    threads = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(os, "environ", {"LOCAL_SIZE": ranks})
+    share_cores()
+    assert threads == [expected]
+    assert os.environ["OMP_NUM_THREADS"] == str(expected)
+
+
+def test_a_card_without_bf16_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(UserError, match="Tesla V100 has no bfloat16; pass --no-bf16"):
+        check_bf16()
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    check_bf16()
+
+
+def test_a_rate_that_bf16_rounds_off_is_refused_where_there_are_no_float32_weights() -> None:
+    without = {"bf16": {"enabled": "auto", "bf16_master_weights_and_grads": True}}
+    with pytest.raises(UserError, match="--lr 5e-07 changes no bf16 weight"):
+        check_learning_rate(without, 5e-7)
+    check_learning_rate(without, 1e-4)
+    check_learning_rate({"bf16": {"enabled": "auto"}}, 5e-7)
+    check_learning_rate({}, 5e-7)
+
+
+def test_the_smallest_step_is_where_a_bf16_weight_begins_to_change() -> None:
+    weight = torch.tensor(2.0**-6, dtype=torch.bfloat16)
+    assert weight + 0.99 * SMALLEST_BF16_STEP == weight
+    assert weight + 1.01 * SMALLEST_BF16_STEP > weight
+
+
+def test_a_killed_process_leaves_no_build_locked(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    program = (
+        "import sys; from training.run.launch import BuildLock; lock = BuildLock(sys.argv[1])\n"
+        "print(lock.try_acquire(), flush=True); input()"
+    )
+    builder = subprocess.Popen(
+        [sys.executable, "-c", program, path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert builder.stdout.readline() == b"True\n"
+    lock = BuildLock(path)
+    assert not lock.try_acquire()
+    builder.kill()
+    lock.wait()
+    assert lock.try_acquire()
+    lock.release()
+    assert BuildLock(path).try_acquire()
+    builder.communicate()

@@ -1,0 +1,313 @@
+"""The real launcher with two CPU ranks."""
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils import cpp_extension
+from transformers import AutoConfig, AutoModelForCausalLM, BloomForCausalLM
+
+from inference.generation import load, reply
+from tests.conftest import LEARNT, ROOT, SINGLE_TURN, write_rows
+from tests.launching import ZERO2, ZERO3, history, launch, launcher, run, values
+from tests.tiny_models import make_llama
+from training import tiny_bloom, trainer
+from training.consts import CONTROL_TOKENS
+from training.model.load import ROW_MULTIPLE, load_model
+from training.model.lora import ADAPTER_WEIGHTS
+from training.text.conversation import Conversation, Turn
+from training.text.tokenizer import ADAPTER_CONFIG, load_base_tokenizer
+
+pytestmark = pytest.mark.slow
+
+HEAD_WIDTH = tiny_bloom.HIDDEN_SIZE // tiny_bloom.HEADS
+
+
+def weights(directory: str | Path) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return dict(model.named_parameters())
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The Euclidean distance of two models with equal names and shapes."""
+    assert {name: tensor.shape for name, tensor in one.items()} == {
+        name: tensor.shape for name, tensor in other.items()
+    }
+    return math.sqrt(sum(float((one[name] - other[name]).detach().square().sum()) for name in one))
+
+
+def check_sharded_training(base: str, zero2: Path, zero3: Path) -> None:
+    """Tensors of the files: each whole, and after ZeRO-3 what it is after ZeRO-2, within bf16's error.
+
+    A bf16 number is within 2**-9 of what it stands for, so that two for one value are within 2**-8 of each
+    other; here twice that, because the gradients behind them are rounded too. What changed is far more.
+    """
+    start, two, three = (load_file(Path(path, "model.safetensors")) for path in (base, zero2, zero3))
+    assert start.keys() == two.keys() == three.keys()
+    known, rows = len(load_base_tokenizer(base)), AutoConfig.from_pretrained(base).vocab_size
+    needed = known + len(CONTROL_TOKENS)
+    grown = rows if needed <= rows else -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
+    for name, before in start.items():
+        shape = (grown if len(before) == rows else len(before), *before.shape[1:])
+        assert two[name].shape == three[name].shape == shape, name
+        assert three[name].dtype == torch.bfloat16
+        one, other = two[name].float(), three[name].float()
+        if name.endswith("query_key_value.bias"):  # of the keys' there is no gradient, only its rounding
+            one, other = (bias.view(-1, 3, HEAD_WIDTH)[:, ::2] for bias in (one, other))
+        assert (other - one).norm() <= 2**-7 * one.norm(), name
+        if before.dim() == 2:
+            moved = (one[:known] - before[:known]).norm()
+            assert (other - one)[:known].norm() < 0.1 * moved, name
+
+
+@pytest.fixture
+def killed_build() -> Iterator[None]:
+    """What torch's own lock would be after a kill in the middle of building an operation of DeepSpeed's."""
+    left = Path(cpp_extension._get_build_directory("deepspeed_shm_comm", verbose=False)) / "lock"
+    left.touch()
+    yield
+    left.unlink()
+
+
+def test_the_launcher_trains_and_saves_and_chat_answers(
+    base: str, tmp_path: Path, killed_build: None
+) -> None:
+    rows = write_rows(tmp_path / "learnt.jsonl", LEARNT)
+    trained = launch(
+        2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base,
+        "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--run-name", "run",
+        "--test-size", "0", "--max-steps", "120", "--lr", "1e-2", "--lr-scheduler", "linear",
+        "--warmup-steps", "5", "--per-device-train-batch-size", "2", "--logging-steps", "40",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.count("saved ") == 1
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert model.dtype == torch.bfloat16
+    answered = run(
+        sys.executable, "-m", "inference.chat", "--model", str(tmp_path / "run"),
+        "--temperature", "0", "--prompt", "你是谁",
+    )  # fmt: skip
+    assert (answered.returncode, answered.stdout) == (0, "我是雅意。\n")
+    assert "cut off" not in answered.stderr
+
+
+def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Path) -> None:
+    """Under no DeepSpeed, ZeRO-2 and ZeRO-3; with rows that two ranks cannot share evenly.
+
+    61 to learn make 31 micro-batches of 2, so that the last one of the second rank is empty.
+    """
+    shared = [
+        "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),
+        "--cache-dir", str(tmp_path / "cache"), "--test-size", "71", "--max-steps", "8",
+        "--eval-steps", "4", "--lr", "1e-3", "--warmup-steps", "4", "--lr-scheduler", "linear",
+        "--logging-steps", "1", "--per-device-eval-batch-size", "5",
+    ]  # fmt: skip
+    one = [*shared, "--per-device-train-batch-size", "8"]
+    two = [*shared, "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2"]
+    trainer = [sys.executable, "-m", "training.trainer"]
+    runs = {
+        "plain": run(*trainer, *one, "--run-name", "plain", "--no-bf16"),
+        "one": run(*trainer, *one, "--run-name", "one", "--deepspeed", ZERO2),
+        "two": launch(2, *two, "--run-name", "two", "--deepspeed", ZERO2),
+        "three": launch(2, *two, "--run-name", "three", "--deepspeed", ZERO3),
+        "ranks": launch(2, *two, "--run-name", "ranks", "--no-bf16"),
+    }
+    for name, finished in runs.items():
+        assert finished.returncode == 0, f"{name}: {finished.stderr}"
+
+    assert "61 rows to train on, 71 held out" in runs["plain"].stdout
+    exact = values(tmp_path / "plain", "loss")
+    assert len(exact) == 8
+    assert history(tmp_path / "two")[-1]["epoch"] == 1
+    assert exact[0] - exact[-1] > 0.05  # something is learnt, so that a step not taken shows
+    exact_eval = values(tmp_path / "plain", "eval_loss")
+    assert len(exact_eval) == 2
+    rates = [1e-3 * f for f in (0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25)]
+    for name in runs:
+        tolerance = 1e-4 if name == "ranks" else 5e-3  # float32, or bf16 with its 8 bits
+        assert values(tmp_path / name, "loss") == pytest.approx(exact, rel=tolerance), name
+        assert values(tmp_path / name, "eval_loss") == pytest.approx(exact_eval, rel=tolerance), name
+        assert values(tmp_path / name, "learning_rate") == pytest.approx(rates), name
+
+    # Weight by weight Adam turns rounding into whole steps where there is no gradient (the keys' biases), so
+    # the models are compared as wholes: far from where they started, and close to each other.
+    start, two_ranks, sharded = (
+        weights(directory) for directory in (base, tmp_path / "two", tmp_path / "three")
+    )
+    moved = distance(start, two_ranks)
+    assert distance(two_ranks, sharded) < 0.1 * moved
+    assert distance(start, sharded) == pytest.approx(moved, rel=0.05)
+    check_sharded_training(base, tmp_path / "two", tmp_path / "three")
+
+
+def test_zero_3_loads_shares_of_a_llama_and_saves_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head is a matrix of its own, and its vocabulary grows."""
+    base = make_llama(tmp_path / "tiny-llama")
+    monkeypatch.setenv("WATCHED_LOADING", str(tmp_path))
+    shared = [
+        "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),
+        "--cache-dir", str(tmp_path / "cache"), "--test-size", "0", "--max-steps", "8", "--lr", "1e-3",
+        "--warmup-steps", "4", "--per-device-train-batch-size", "4", "--save-steps", "8",
+    ]  # fmt: skip
+    two = launch(2, *shared, "--run-name", "two", "--deepspeed", ZERO2)
+    assert two.returncode == 0, two.stderr
+    three = run(
+        *launcher(2, *shared, "--run-name", "three", "--deepspeed", ZERO3, module="tests.watched_loading")
+    )
+    assert three.returncode == 0, three.stderr
+
+    check_sharded_training(base, tmp_path / "two", tmp_path / "three")
+
+    config, grown = (AutoConfig.from_pretrained(path) for path in (base, tmp_path / "three"))
+    assert grown.vocab_size > config.vocab_size
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert seen["most at once"] == config.vocab_size * config.hidden_size
+        for name, held in seen["held"].items():
+            if held["shape"][0] != grown.vocab_size:  # what has grown is divided when training begins
+                assert (held["whole"], held["share"]) == (0, math.prod(held["shape"]) // 2), name
+
+
+@pytest.fixture(params=["bloom", "llama"])
+def any_base(request: pytest.FixtureRequest, base: str, tmp_path: Path) -> str:
+    return base if request.param == "bloom" else make_llama(tmp_path / "tiny-llama")
+
+
+def test_an_adapter_under_zero_3(any_base: str, tmp_path: Path) -> None:
+    """Against one process in float32. All weights are divided, also those so small that ZeRO-3 would not."""
+    config = json.loads((ROOT / ZERO3).read_text())
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (tmp_path / "divided.json").write_text(json.dumps(config))
+    shared = [
+        "--data-path", str(SINGLE_TURN), "--input-model", any_base, "--local-output-dir", str(tmp_path),
+        "--cache-dir", str(tmp_path / "cache"), "--test-size", "12", "--eval-steps", "3", "--max-steps", "6",
+        "--save-steps", "3", "--lr", "1e-2", "--warmup-steps", "1", "--logging-steps", "1",
+        "--lora-rank", "4",
+    ]  # fmt: skip
+    alone = ["--run-name", "alone", "--no-bf16", "--per-device-train-batch-size", "4"]
+    divided = ["--run-name", "divided", "--deepspeed", str(tmp_path / "divided.json")]
+    divided += ["--per-device-train-batch-size", "2"]
+    trainer.main.main([*shared, *alone], standalone_mode=False)
+    launched = launch(2, *shared, *divided)
+    assert launched.returncode == 0, launched.stderr
+    for name in ("loss", "eval_loss"):
+        expected = values(tmp_path / "alone", name)
+        assert values(tmp_path / "divided", name) == pytest.approx(expected, rel=5e-3)
+    one, other = (load_file(tmp_path / name / ADAPTER_WEIGHTS) for name in ("alone", "divided"))
+    assert {name: weight.shape for name, weight in one.items()} == {
+        name: weight.shape for name, weight in other.items()
+    }
+    # B begins at 0, so that what it is was trained; where there is little gradient Adam makes steps of bf16's
+    # rounding, which came to 11 % here.
+    trained = [name for name in one if "lora_B" in name]
+    assert sum((other[name] - one[name]).norm() for name in trained) < 0.25 * sum(
+        one[name].norm() for name in trained
+    )
+    model, tokenizer = load(str(tmp_path / "divided"), device="cpu")
+    assert isinstance(reply(model, tokenizer, Conversation((Turn("你是谁"),)), max_new_tokens=2), str)
+
+    shutil.rmtree(tmp_path / "divided" / "checkpoint-6")
+    (tmp_path / "divided" / ADAPTER_CONFIG).unlink()
+    resumed = launch(2, *shared, *divided, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint-3" in resumed.stdout
+    again = load_file(tmp_path / "divided" / ADAPTER_WEIGHTS)
+    assert all(torch.equal(again[name], weight) for name, weight in other.items())
+
+
+def test_an_adapter_learns_what_a_tuned_model_does_not_know(base: str, tmp_path: Path) -> None:
+    """Half of the sample data is in the weights, which stay as they are; the other half is learnt by it."""
+    rows = SINGLE_TURN.read_text("utf-8").splitlines(keepends=True)
+    for name, half in (("known", rows[::2]), ("new", rows[1::2])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(half), encoding="utf-8")
+    shared = [
+        "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--test-size", "0",
+        "--lr-scheduler", "linear", "--warmup-steps", "5", "--logging-steps", "1", "--no-bf16",
+        "--no-gradient-checkpointing",
+    ]  # fmt: skip
+    known = ["--data-path", str(tmp_path / "known.jsonl"), "--input-model", base, "--run-name", "tuned"]
+    known += ["--epochs", "12", "--lr", "1e-2"]
+    trainer.main.main([*shared, *known], standalone_mode=False)
+    assert values(tmp_path / "tuned", "loss")[-1] < 0.5
+    tuned = {path.name: path.read_bytes() for path in (tmp_path / "tuned").glob("*.safetensors")}
+
+    launched = launch(
+        2, *shared, "--data-path", str(tmp_path / "new.jsonl"), "--input-model", str(tmp_path / "tuned"),
+        "--run-name", "adapter", "--deepspeed", ZERO2, "--lora-rank", "16", "--epochs", "30", "--lr", "5e-3",
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    losses = values(tmp_path / "adapter", "loss")
+    last_epoch = losses[-len(losses) // 30 :]
+    assert sum(last_epoch) / len(last_epoch) < losses[0] / 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tuned").glob("*.safetensors")} == tuned
+
+
+def test_an_adapter_on_weights_of_4_bits_under_zero_2(base: str, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "learnt.jsonl", LEARNT)
+    trained = launch(
+        2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base,
+        "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--run-name", "run",
+        "--test-size", "0", "--max-steps", "12", "--save-steps", "12", "--lr", "2e-2", "--warmup-steps", "0",
+        "--per-device-train-batch-size", "2", "--logging-steps", "1", "--lora-rank", "4", "--load-in-4bit",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    losses = values(tmp_path / "run", "loss")
+    assert losses[-1] < 0.7 * losses[0]
+    model, tokenizer = load(str(tmp_path / "run"), device="cpu")
+    assert isinstance(reply(model, tokenizer, Conversation((Turn("你是谁"),)), max_new_tokens=2), str)
+
+
+def test_50_steps_under_zero_2_are_those_of_the_padded_library_model_in_float32(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [
+        "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),
+        "--cache-dir", str(tmp_path / "cache"), "--test-size", "20", "--max-steps", "50",
+        "--eval-steps", "25", "--lr", "3e-3", "--warmup-steps", "5", "--lr-scheduler", "cosine",
+        "--logging-steps", "1", "--save-steps", "50",
+    ]  # fmt: skip
+    launched = launch(
+        2, *arguments, "--run-name", "ours", "--deepspeed", ZERO2, "--per-device-train-batch-size", "4"
+    )
+    assert launched.returncode == 0, launched.stderr
+    assert "Bloom: no padding" in launched.stdout
+
+    def library_model(path: str, tokenizer, **kwargs) -> BloomForCausalLM:
+        ours = load_model(path, tokenizer, **kwargs)
+        library = BloomForCausalLM(ours.config)
+        library.load_state_dict(ours.state_dict())
+        return library
+
+    monkeypatch.setattr(trainer, "load_model", library_model)
+    trainer.main.main([*arguments, "--run-name", "library", "--no-bf16"], standalone_mode=False)
+    expected = values(tmp_path / "library", "loss")
+    assert len(expected) == 50
+    assert expected[0] - expected[-1] > 2  # a curve, not a line
+    assert values(tmp_path / "ours", "loss") == pytest.approx(expected, rel=0.02)
+    assert values(tmp_path / "ours", "eval_loss") == pytest.approx(
+        values(tmp_path / "library", "eval_loss"), rel=0.02
+    )
+
+
+def test_a_mistake_under_the_launcher_is_one_line_and_status_2(base: str, tmp_path: Path) -> None:
+    rows = write_rows(
+        tmp_path / "rows.jsonl", [{"instruction": "q", "output": "a"}] * 2 + [{"instruction": "q"}]
+    )
+    out = tmp_path / "out"
+    failed = launch(
+        2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base, "--local-output-dir", str(out),
+        "--cache-dir", str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert failed.returncode == 2
+    errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [f'error: {rows}:3: "output" is missing; mend the row, or pass --on-bad-row drop']
+    assert "Traceback" not in failed.stderr + failed.stdout
+    assert not out.exists()

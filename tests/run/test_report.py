@@ -1,0 +1,59 @@
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from training.common.console import bytes_text, log_line
+from training.run import report
+from training.run.report import git_commit
+
+ENTRY = {
+    "loss": 2.34567, "grad_norm": 0.5, "learning_rate": 1e-5, "tokens_per_second": 1234.5,
+    "learnt_tokens_per_second": 600.0, "padding_share": 0.25, "matrix_product_share": 0.71, "epoch": 0.5,
+    "seconds_left": 3725.0,
+}  # fmt: skip
+
+
+def test_a_log_line_says_it_all() -> None:
+    assert log_line(ENTRY) == (
+        "loss 2.3457  gradient norm 0.5  rate 1e-05  1,234 tokens/s, 600 learnt, 25% padding  "
+        "71% of the GEMM bound  epoch 0.50, 1:02:05 left"
+    )
+    assert log_line({"train_runtime": 61.0}) == "trained for 0:01:01"
+    evaluation = {"eval_loss": 1.5, "eval_tokens": 1200, "eval_ended_share": 0.75, "eval_length_share": 1.1,
+                  "eval_repeated_share": 0.05}  # fmt: skip
+    assert log_line(evaluation) == (
+        "evaluation loss 1.5000 on 1,200 tokens; answers: 75% ended, 1.10 times as long as the data's, "
+        "5% repeated"
+    )
+    assert (bytes_text(14.14e9), bytes_text(2.5e6)) == ("14.1 GB", "2.5 MB")
+
+
+def test_the_report_of_a_run(tuned: str) -> None:
+    report = json.loads((Path(tuned) / "report.json").read_text())
+    assert report["command"].startswith("python -m training.trainer")
+    assert report["model"] == tuned
+    assert report["git_commit"] == git_commit()
+    assert report["steps"] == 120
+    assert [entry["step"] for entry in report["history"] if "loss" in entry] == [40, 80, 120]
+    assert report["last_loss"] == report["history"][-2]["loss"] < report["first_loss"]
+    assert report["best_evaluation"] is None
+    [(path, found)] = report["data"].items()
+    assert path.endswith("learnt.jsonl")
+    assert found["kept"]["rows"] == 4
+    assert report["run"]["seed"] == 515
+    page = (Path(tuned) / "report.md").read_text()
+    assert f"{report['last_loss']:.4f}" in page
+    assert "4 rows of" in page
+    assert (Path(tuned) / "loss.png").exists()
+
+
+def test_the_commit_is_gits_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert git_commit().rstrip("+") == expected
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "run_report.py"))
+    assert git_commit() is None

@@ -1,0 +1,242 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.conftest import SINGLE_TURN, write_rows
+from tests.run.test_checkpoints import one_rank, write
+from training import trainer
+from training.common.errors import UserError
+from training.run.checkpoints import write_checkpoint
+from training.run.resume import (
+    RECORD,
+    check_new,
+    check_same_run,
+    hold,
+    is_begun,
+    keep_global_batch,
+    newest_checkpoint,
+    read_record,
+)
+
+
+def test_a_run_directory_that_holds_anything_is_refused(tmp_path: Path) -> None:
+    check_new(tmp_path)
+    check_new(tmp_path / "new" / "deep")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"holds something already.*--run-name"):
+        check_new(tmp_path)
+
+
+def test_a_run_directory_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError, match="cannot be written"):
+        check_new(tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_run_directory_is_held_by_one_process(tmp_path: Path) -> None:
+    with hold(tmp_path / "run"), pytest.raises(UserError, match="another process works in it"):
+        hold(tmp_path / "run")
+    with hold(tmp_path / "run"):
+        pass
+    check_new(tmp_path / "run")  # the lock's file is nothing that a run left
+    assert not is_begun(tmp_path / "run")
+
+
+def test_the_newest_complete_checkpoint_is_continued_and_others_are_named(tmp_path: Path, capsys) -> None:
+    def whole(directory: Path) -> None:
+        write(directory)
+        (directory / "optimizer.pt").write_bytes(b"1")
+
+    assert newest_checkpoint(tmp_path) is None
+    assert "no complete checkpoint; starting at step 0" in capsys.readouterr().out
+    for step in (9, 10):
+        write_checkpoint(tmp_path, step, whole, one_rank())
+    (tmp_path / "checkpoint-11").mkdir()
+    (tmp_path / ".incomplete-12").mkdir()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    out = capsys.readouterr().out
+    assert "checkpoint-11: incomplete, passed over" in out
+    assert ".incomplete-12: incomplete, passed over" in out
+
+
+def test_a_checkpoint_without_an_optimizer_is_not_continued(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 9, write, one_rank())
+    with pytest.raises(UserError, match="saved with --save-only-model"):
+        newest_checkpoint(tmp_path)
+
+
+RUN = {
+    "data": "d",
+    "model": "m",
+    "seed": 1,
+    "global batch": {"rows": 8},
+    "optimizer": "ZeRO stage 2, bf16",
+    "ranks": 2,
+    "options": {"lr": "0.1"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [({"data": "e"}, "data"), ({"model": "n"}, "model"), ({"seed": 2}, "seed"),
+     ({"global batch": {"rows": 16}}, "global batch")],
+)  # fmt: skip
+def test_another_run_is_refused_unless_anyway(tmp_path: Path, capsys, changed: dict, name: str) -> None:
+    with pytest.raises(UserError, match=f"not the same {name} as this run's; pass --resume-anyway"):
+        check_same_run(tmp_path, RUN | changed, RUN, anyway=False)
+    check_same_run(tmp_path, RUN | changed, RUN, anyway=True)
+    assert f"WARNING: {tmp_path}: not the same {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("anyway", [False, True])
+def test_another_optimizer_cannot_be_read(tmp_path: Path, anyway: bool) -> None:
+    other = RUN | {"optimizer": "no DeepSpeed, bf16"}
+    with pytest.raises(
+        UserError, match="began with ZeRO stage 2, bf16, and its optimizer is not one of no DeepS"
+    ):
+        check_same_run(tmp_path, other, RUN, anyway)
+
+
+def test_another_option_is_said(tmp_path: Path, capsys) -> None:
+    check_same_run(tmp_path, RUN | {"options": {"lr": "0.2"}}, RUN, anyway=False)
+    assert capsys.readouterr().out == "--lr is 0.2, and was 0.1\n"
+
+
+@pytest.mark.parametrize(
+    ("batch", "world_size", "rows", "expected"),
+    [
+        ({"rows": 8}, 2, 2, 1),  # as many ranks: what the user says stands
+        ({"rows": 8}, 1, 4, 2),
+        ({"rows": 8}, 4, 2, 1),
+        ({"rows": 8}, 3, 2, 1),  # does not divide
+        ({"micro-batches": 4, "tokens": 512}, 1, 8, 4),
+    ],
+)
+def test_accumulation_keeps_the_global_batch(batch: dict, world_size: int, rows: int, expected: int) -> None:
+    options = SimpleNamespace(gradient_accumulation_steps=1, per_device_train_batch_size=rows)
+    keep_global_batch(options, RUN | {"global batch": batch}, world_size)
+    assert options.gradient_accumulation_steps == expected
+
+
+def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert is_begun(tmp_path)
+    with pytest.raises(UserError, match="there is no run to continue"):
+        read_record(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def command(base: str, tmp_path_factory: pytest.TempPathFactory):
+    """Runs the trainer in this process, in a directory of its own."""
+    cache = tmp_path_factory.mktemp("cache")
+    shared = (
+        f"--data-path {SINGLE_TURN} --input-model {base} --cache-dir {cache} --run-name run --no-bf16 "
+        "--lr 3e-3 --test-size 4 --warmup-steps 2 --logging-steps 1 --eval-steps 20 --save-steps 4 "
+        "--no-gradient-checkpointing --lr-scheduler cosine "
+    )
+
+    def run(directory: Path, more: str) -> None:
+        batch = "" if "batch" in more else "--per-device-train-batch-size 6"
+        arguments = f"{shared} --local-output-dir {directory} {batch} {more}"
+        trainer.main.main(arguments.split(), standalone_mode=False)
+
+    return run
+
+
+def losses(directory: Path, step: int) -> list[tuple[int, float]]:
+    state = json.loads((directory / "run" / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]
+
+
+# 128 rows in micro-batches of 6 are 22 steps an epoch.
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        pytest.param("--tokens-per-batch 700", marks=pytest.mark.slow),
+        pytest.param("--gradient-accumulation-steps 2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_continued_run_gives_the_losses_of_one_that_was_not_interrupted(
+    command, tmp_path: Path, capsys, more: str
+) -> None:
+    command(tmp_path / "whole", f"--max-steps 30 {more}")
+    command(tmp_path / "parts", f"--max-steps 30 {more} --resume")
+    assert "no run yet; starting at step 0" in capsys.readouterr().out
+    expected = losses(tmp_path / "whole", 30)
+    assert len(expected) == 30
+    assert losses(tmp_path / "parts", 30) == expected
+    # as if it had been killed in a later save: at step 24, of the second epoch
+    for name in ("checkpoint-28", "checkpoint-30"):
+        (tmp_path / "parts" / "run" / name / "COMPLETE.json").unlink()
+    (tmp_path / "parts" / "run" / "config.json").unlink()
+    command(tmp_path / "parts", f"--max-steps 30 {more} --resume")
+    out = capsys.readouterr().out
+    assert "checkpoint-30: incomplete, passed over" in out
+    assert f"continuing from {tmp_path / 'parts' / 'run' / 'checkpoint-24'}" in out
+    assert losses(tmp_path / "parts", 30) == expected
+    model, other = (tmp_path / name / "run" / "model.safetensors" for name in ("whole", "parts"))
+    assert model.read_bytes() == other.read_bytes()
+
+
+def test_a_run_that_is_finished_is_only_exported_or_left_or_goes_on(command, tmp_path: Path, capsys) -> None:
+    command(tmp_path, "--max-steps 6")
+    model = (tmp_path / "run" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    command(tmp_path, "--max-steps 6 --resume")
+    assert "finished already" in capsys.readouterr().out
+
+    for name in ("config.json", "model.safetensors"):  # killed in the export
+        (tmp_path / "run" / name).unlink()
+    command(tmp_path, "--max-steps 6 --resume")
+    out = capsys.readouterr().out
+    assert "step 6/6  trained" in out
+    assert "loss" not in out
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == model
+
+    command(tmp_path, "--max-steps 9 --resume")
+    assert "--max-steps is 9, and was 6" in capsys.readouterr().out
+    assert [step for step, _ in losses(tmp_path, 9)] == list(range(1, 10))
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != model
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--seed 1", "not the same data, seed as"),
+        ("--per-device-train-batch-size 7", "not the same global batch as"),
+        ("--test-size 5", "not the same data as"),
+        ("--bf16", "began with no DeepSpeed, float32, and its optimizer is not one of no DeepSpeed, bf16"),
+    ],
+)
+def test_a_run_that_would_be_another_is_refused(command, tmp_path: Path, more: str, message: str) -> None:
+    command(tmp_path, "--max-steps 4")
+    record = (tmp_path / "run" / RECORD).read_text()
+    with pytest.raises(UserError, match=message):
+        command(tmp_path, f"--max-steps 8 --resume {more}")
+    assert (tmp_path / "run" / RECORD).read_text() == record
+
+
+def test_other_data_are_refused(command, base: str, tmp_path: Path) -> None:
+    rows = [{"instruction": f"question {i}", "output": "answer"} for i in range(20)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    arguments = (
+        f"--data-path {path} --input-model {base} --cache-dir {tmp_path} --run-name run --no-bf16 "
+        f"--local-output-dir {tmp_path} --max-steps 2 --save-steps 2"
+    ).split()
+    trainer.main.main(arguments, standalone_mode=False)
+    rows[7]["output"] = "Answer"
+    write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match="not the same data as"):
+        trainer.main.main([*arguments, "--resume"], standalone_mode=False)
+
+
+def test_resume_needs_a_name(outcome, base: str, tmp_path: Path) -> None:
+    status, _, err = outcome(
+        trainer.main, f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path} --resume"
+    )
+    assert (status, err) == (2, "error: --resume: which run? Give its --run-name\n")

@@ -1,0 +1,117 @@
+import time
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from training.data.collate import collate, collate_padded
+from training.model.lora import add_adapter
+from training.run.speed import Throughput, Tokens, matrix_products, product_flops_per_second, tokens_of
+
+EXAMPLES = [
+    {"input_ids": [7, 8, 9], "labels": [-100, 8, 9]},
+    {"input_ids": [7, 8], "labels": [-100, 8]},
+]
+
+
+def test_tokens_are_those_of_the_examples_however_they_are_laid_out() -> None:
+    """
+    7 8 9      pairs   77 87 88 97 98 99      learnt   . 8 9
+    7 8 0              77 87 88                        . 8 .
+    """
+    assert tokens_of(collate(EXAMPLES)) == Tokens(total=5, learnt=3, padding=0, pairs=9)
+    assert tokens_of(collate_padded(EXAMPLES)) == Tokens(total=5, learnt=3, padding=1, pairs=9)
+    assert Tokens(1, 2, 3, 4) + Tokens(5, 6, 7, 8) == Tokens(6, 8, 10, 12)
+
+
+def small_llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+        )
+    )
+
+
+@pytest.mark.parametrize("architecture", ["bloom", "llama"])
+def test_the_formula_counts_what_torch_counts(base: str, architecture: str) -> None:
+    """Of a plain model, which computes every logit, and in attention every pair, causal or not."""
+    model = AutoModelForCausalLM.from_pretrained(base) if architecture == "bloom" else small_llama()
+    model.set_attn_implementation("eager")
+    model.train()
+    length = 23
+    computed = matrix_products(model).flops(Tokens(total=length, learnt=length, pairs=length * length))
+    assert computed == pytest.approx(flops_of_step(model, length), rel=0.01)
+
+
+def flops_of_step(model: torch.nn.Module, length: int) -> int:
+    ids = torch.arange(length)[None]
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    return counter.get_total_flops()
+
+
+def test_frozen_weights_have_no_gradient_to_be_computed(base: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").train()
+    model = add_adapter(model, [1, 2], rank=4, alpha=8, dropout=0.0, target="auto")
+    products = matrix_products(model)
+    assert products.frozen_head == products.head
+    assert 0 < products.frozen < products.weights
+    length = 23
+    computed = products.flops(Tokens(total=length, learnt=length, pairs=length * length))
+    # In the library's model peft computes the gradient of the whole head; ours does not.
+    of_head = 2 * products.head * length
+    assert computed + of_head == pytest.approx(flops_of_step(model, length), rel=0.01)
+
+
+def test_checkpointing_costs_one_more_pass_through_the_blocks(base: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").train()
+    length = 23
+    once = flops_of_step(model, length)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    computed = matrix_products(model).flops_of_checkpointing(
+        Tokens(total=length, learnt=length, pairs=length * length)
+    )
+    last = sum(2 * block.mlp.dense_4h_to_h.weight.numel() * length for block in model.transformer.h)
+    assert computed - last == pytest.approx(flops_of_step(model, length) - once, rel=0.01)
+
+
+def test_the_formula_on_a_batch_of_documents(base: str) -> None:
+    products = matrix_products(AutoModelForCausalLM.from_pretrained(base))
+    one, two = Tokens(total=10, learnt=4, pairs=55), Tokens(total=10, learnt=4, pairs=30)
+    assert products.flops(one) - products.flops(two) == 12 * products.attention * 25
+    assert products.flops(Tokens(learnt=1)) == 6 * products.head
+
+
+def test_matrix_products_are_measured() -> None:
+    a = torch.randn(512, 512)
+    a @ a
+    start = time.perf_counter()
+    for _ in range(20):
+        a @ a
+    here = 20 * 2 * 512**3 / (time.perf_counter() - start)
+    measured = product_flops_per_second(torch.float32, torch.device("cpu"), seconds=0.2)
+    assert here / 10 < measured < here * 10  # the right order; the machine may be busy
+
+
+def test_what_is_measured_is_the_fastest_layout() -> None:
+    """In bfloat16 a processor without its instructions differs by ten times between them."""
+    a = torch.randn(256, 256).bfloat16()
+    measured = product_flops_per_second(torch.bfloat16, torch.device("cpu"), seconds=0.2)
+    for left, right in ((a, a), (a, a.T), (a.T, a)):
+        left @ right
+        start = time.perf_counter()
+        left @ right
+        assert measured > 2 * 256**3 / (time.perf_counter() - start) / 3  # the machine may be busy
+
+
+def test_time_that_is_no_training_does_not_count() -> None:
+    throughput = Throughput()
+    throughput.tokens += Tokens(1, 1, 1, 1)
+    with throughput.paused():
+        time.sleep(0.3)
+    assert throughput.seconds < 0.2
+    time.sleep(0.1)
+    assert throughput.seconds >= 0.1
+    throughput.reset()
+    assert (throughput.tokens, throughput.seconds < 0.1) == (Tokens(), True)

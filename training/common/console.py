@@ -1,0 +1,100 @@
+"""What a run says, from rank 0 alone: lines on stdout, progress on stderr."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from tqdm import tqdm
+
+# Seconds between two lines about the same work.
+PROGRESS_EVERY_S = 10
+
+
+# The bar at the foot of a terminal, while there is one.
+_bar: tqdm | None = None
+
+
+def say(line: str, *, on_stderr: bool = False) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if _bar is not None:
+        _bar.write(line)
+    else:
+        print(line, file=sys.stderr if on_stderr else sys.stdout, flush=True)
+
+
+@contextmanager
+def bar() -> Iterator[tqdm]:
+    """A bar of a run's steps at the foot of a terminal; where stdout is no terminal, nothing is drawn."""
+    global _bar
+    is_shown = os.environ.get("RANK", "0") == "0" and sys.stdout.isatty()
+    with tqdm(unit="step", file=sys.stdout, disable=not is_shown, dynamic_ncols=True) as shown:
+        _bar = shown if is_shown else None
+        try:
+            yield shown
+        finally:
+            _bar = None
+
+
+def quiet_libraries() -> None:
+    """No bars and no news of libraries; their errors stay."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"torch\.distributed"
+    )  # DeepSpeed's doing
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity_error()
+
+
+class Progress:
+    """Says now and then how much of some work is done, and how fast; nothing where it is done soon."""
+
+    def __init__(self, work: str, unit: str) -> None:
+        self._work, self._unit = work, unit
+        self._done = 0
+        self._started = self._said = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._said >= PROGRESS_EVERY_S:
+            self._said = now
+            speed = self._done / (now - self._started)
+            say(f"{self._work}: {self._done:,} {self._unit}, {speed:,.0f} a second", on_stderr=True)
+
+
+def log_line(logs: dict[str, float]) -> str:
+    """What an entry of `run.sft_trainer` says, be it a training step's, an evaluation's, or the last."""
+    if "loss" in logs:
+        norm = f"gradient norm {logs['grad_norm']:.3g}  " if "grad_norm" in logs else ""
+        return (
+            f"loss {logs['loss']:.4f}  {norm}rate {logs['learning_rate']:.3g}  "
+            f"{logs['tokens_per_second']:,.0f} tokens/s, {logs['learnt_tokens_per_second']:,.0f} learnt, "
+            f"{logs['padding_share']:.0%} padding  {logs['matrix_product_share']:.0%} of the GEMM bound  "
+            f"epoch {logs['epoch']:.2f}, {duration(logs['seconds_left'])} left"
+        )
+    if "eval_loss" in logs:
+        return (
+            f"evaluation loss {logs['eval_loss']:.4f} on {logs['eval_tokens']:,} tokens; answers: "
+            f"{logs['eval_ended_share']:.0%} ended, {logs['eval_length_share']:.2f} times as long as the "
+            f"data's, {logs['eval_repeated_share']:.0%} repeated"
+        )
+    return f"trained for {duration(logs['train_runtime'])}"
+
+
+def duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def bytes_text(count: float) -> str:
+    """In GB, or in MB where that is less than one."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,221 @@
+"""The ways in which a run can be made: what each takes of a card, the host, the disk and time; which fit."""
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import psutil
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from training.common.console import bytes_text, duration
+from training.cost.memory import Adapter, Memory, MicroBatch, Shapes, empty_model, memory_of, shapes_of
+from training.data.encoded import Rows
+from training.data.micro_batches import MicroBatches
+from training.model.load import fitted_rows, read_config
+from training.run.checkpoints import DEEPSPEED_ADAM_BYTES
+from training.run.speed import Tokens
+from training.text.tokenizer import new_tokens
+
+# Of an A100 in bf16, without sparsity (NVIDIA's data sheet of the A100), and the share of it that is stated.
+TFLOPS, UTILIZATION = 312.0, 0.4
+
+# A card's memory that is nobody's: CUDA's own, and what the allocator cannot use. An allowance, not measured.
+SET_ASIDE = 1_000_000_000
+
+# `reduce_bucket_size` of the ZeRO-2 configurations; "auto" in those of ZeRO-3 is the hidden size's square.
+ZERO2_BUCKET = 200_000_000
+
+# Of the adapter's plans where no --lora-rank is given.
+LORA_RANK = 16
+
+# Tokens that time is computed for where there are no data.
+ASSUMED_TOKENS = 1_000_000
+
+# By stage and offload, the quickest first.
+CONFIGS = {
+    (2, False): "config/deepspeed_zero2_bf16_no_offload.json",
+    (3, False): "config/deepspeed_zero3_bf16_no_offload.json",
+    (2, True): "config/deepspeed_zero2_bf16.json",
+    (3, True): "config/deepspeed_zero3_bf16.json",
+}
+
+
+class Machine(NamedTuple):
+    """cards: those of a box, or the processes of one without. memory: bytes of each."""
+
+    cards: int
+    memory: int
+    tflops: float = TFLOPS
+    utilization: float = UTILIZATION
+
+
+def this_machine(ranks: int) -> Machine:
+    """The cards here, or the memory that each of `ranks` processes has of a machine without."""
+    if torch.cuda.is_available():
+        return Machine(ranks, torch.cuda.get_device_properties(0).total_memory)
+    return Machine(ranks, psutil.virtual_memory().total // ranks)
+
+
+class Work(NamedTuple):
+    """The longest micro-batch, and all that is learnt in the run."""
+
+    longest: MicroBatch
+    learnt: int  # tokens of the longest
+    whole: Tokens
+    assumed: str = ""
+
+
+class Way(NamedTuple):
+    """One way of making the run. checkpoint: bytes; flops: of the whole run."""
+
+    name: str
+    options: str
+    memory: Memory
+    checkpoint: int
+    flops: int
+
+
+def plan(
+    options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast, rows: Rows | None, machine: Machine
+) -> Iterator[str]:
+    """The plan as lines of text. options: the trainer's. rows: those to train on; None: rows of --max-length.
+
+    Raises UserError for an --lora-target that no layer has.
+    """
+    config = fitted_config(options.input_model, tokenizer)
+    work = work_of(options, rows, machine.cards, is_padded=config.model_type != "bloom")
+    ways = list(ways_of(options, config, new_tokens(options.input_model, tokenizer), work, machine.cards))
+    parameters = empty_model(config, torch.float32).num_parameters()
+    yield (
+        f"{options.input_model}: {parameters / 1e6:,.1f} M parameters, vocabulary {config.vocab_size:,}; "
+        f"{machine.cards} x {bytes_text(machine.memory)}"
+    )
+    yield f"longest micro-batch: {work.longest.tokens:,} tokens in {work.longest.rows:,} row(s){work.assumed}"
+    yield f"GB, computed; {bytes_text(SET_ASIDE)} of each card is set aside"
+    yield from _table(ways, machine)
+    yield "peak: weights, optimizer, and the larger of activations, head and exchanged, or gradients and step"
+
+    best = next((way for way in ways if does_fit(way, machine)), None)
+    if best is None:
+        yield "none fits: more cards, or a lower --per-device-train-batch-size or --max-length, would help"
+        return
+    yield f"take: {best.options} ({best.name}; {bytes_text(best.memory.host)} of host memory)"
+    seconds = best.flops / (machine.cards * machine.tflops * 1e12 * machine.utilization)
+    yield (
+        f"time: {duration(seconds)} for {work.whole.total:,} tokens, {best.flops:.2e} FLOPs, at "
+        f"{machine.utilization:.0%} of {machine.tflops:g} TFLOP/s a card"
+    )
+
+
+def _table(ways: list[Way], machine: Machine) -> Iterator[str]:
+    first = max(len(way.name) for way in ways)
+    columns = [name for name in Memory._fields if name not in ("offloaded", "loading")]
+    yield " ".join([" " * first, *(f"{name:>11}" for name in [*columns, "peak", "", "host", "checkpoint"])])
+    for way in ways:
+        of_card = [f"{getattr(way.memory, name) / 1e9:11.1f}" for name in [*columns, "peak"]]
+        fits = f"{'fits' if does_fit(way, machine) else '-':>11}"
+        rest = [f"{count / 1e9:11.1f}" for count in (way.memory.host, way.checkpoint)]
+        yield " ".join([f"{way.name:{first}}", *of_card, fits, *rest])
+
+
+def fitted_config(path: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
+    """A model's configuration with a row for every token."""
+    config = read_config(path)
+    config.vocab_size = fitted_rows(config.vocab_size, tokenizer)
+    return config
+
+
+def does_fit(way: Way, machine: Machine) -> bool:
+    return way.memory.peak + SET_ASIDE <= machine.memory
+
+
+def work_of(options: SimpleNamespace, rows: Rows | None, cards: int, is_padded: bool) -> Work:
+    """What the longest micro-batch of the run holds, and all micro-batches together."""
+    if rows is None:
+        count = options.per_device_train_batch_size
+        if options.tokens_per_batch:
+            count = max(1, options.tokens_per_batch // options.max_length)
+        longest = MicroBatch(count, options.max_length)
+        pairs = ASSUMED_TOKENS * (options.max_length + 1) // 2
+        whole = Tokens(ASSUMED_TOKENS, ASSUMED_TOKENS, 0, pairs)
+        return Work(longest, longest.tokens, whole, " of --max-length, all learnt: there is no --data-path")
+    how = (
+        {"tokens_per_batch": options.tokens_per_batch}
+        if options.tokens_per_batch
+        else {"batch_size": options.per_device_train_batch_size}
+    )
+    sampler = MicroBatches(rows.lengths, rank=0, world_size=cards, seed=options.seed, **how)
+    steps = -(-len(sampler) // options.gradient_accumulation_steps)
+    epochs = options.max_steps / steps if options.max_steps else options.epochs
+    longest = MicroBatch(1, 1)
+    for epoch in range(math.ceil(epochs)):
+        for batch in sampler.of_all_ranks(epoch, 0, len(sampler)):
+            lengths = rows.lengths[batch]
+            length = int(lengths.max() if is_padded else -(-lengths.sum() // len(batch)))
+            longest = max(longest, MicroBatch(len(batch), length), key=lambda batch: batch.tokens)
+    kept = [file.summary["kept"] for file in rows.dataset.datasets]
+    learnt_share = sum(file["learnt"] for file in kept) / sum(file["tokens"] for file in kept)
+    total = int(rows.lengths.sum() * epochs)
+    pairs = int((rows.lengths * (rows.lengths + 1) // 2).sum() * epochs)
+    learnt = longest.tokens if is_padded else int(longest.tokens * learnt_share)
+    return Work(longest, learnt, Tokens(total, int(total * learnt_share), 0, pairs))
+
+
+def ways_of(
+    options: SimpleNamespace, config: PretrainedConfig, new: list[int], work: Work, cards: int
+) -> Iterator[Way]:
+    """All weights first, unless the options ask for an adapter; with the quickest configuration first."""
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    rank = options.lora_rank or LORA_RANK
+    adapter = Adapter(rank, options.lora_alpha or 2 * rank, options.lora_dropout, options.lora_target)
+    of_adapter = shapes_of(config, work.longest, dtype, adapter, new)
+    if not options.lora_rank:
+        of_all = shapes_of(config, work.longest, dtype)
+        for stage, offload in CONFIGS:
+            yield _way("all weights", "", of_all, options, work, cards, stage, offload)
+    lora = f"--lora-rank {rank} "
+    if not options.load_in_4bit:
+        for stage, offload in CONFIGS:
+            yield _way(f"LoRA {rank}", lora, of_adapter, options, work, cards, stage, offload)
+    lora += "--load-in-4bit "
+    yield _way(f"LoRA {rank}, 4 bits", lora, of_adapter, options, work, cards, 2, False, in_4_bits=True)
+
+
+def _way(
+    name: str,
+    adapter: str,
+    shapes: Shapes,
+    options: SimpleNamespace,
+    work: Work,
+    cards: int,
+    stage: int,
+    offload: bool,
+    in_4_bits: bool = False,
+) -> Way:
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    memory = memory_of(
+        shapes,
+        stage=stage,
+        offload=offload,
+        ranks=cards,
+        dtype=dtype,
+        checkpointing=options.gradient_checkpointing,
+        learnt=work.learnt,
+        bucket=ZERO2_BUCKET if stage == 2 else shapes.hidden_size**2,
+        in_4_bits=in_4_bits,
+    )
+    flops = shapes.products.flops(work.whole)
+    if options.gradient_checkpointing:
+        flops += shapes.products.flops_of_checkpointing(work.whole)
+    weights = shapes.trained * dtype.itemsize
+    return Way(
+        name=f"{name}, ZeRO-{stage}{', offload' if offload else ''}",
+        options=f"{adapter}--deepspeed {CONFIGS[stage, offload]}",
+        memory=memory,
+        checkpoint=weights
+        if options.save_only_model
+        else 2 * weights + DEEPSPEED_ADAM_BYTES * shapes.trained,
+        flops=flops,
+    )

@@ -1,0 +1,74 @@
+"""Directories that are expensive to make: each is made once, and is complete or not there."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from training.common.console import say
+from training.common.errors import UserError
+from training.common.files import flush, flush_all
+
+POLL_S = 0.2
+
+
+def default_cache_dir() -> Path:
+    """`yayi` in the user's cache directory (XDG_CACHE_HOME, or ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yayi"
+
+
+def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
+    """`directory`; where it is not there, `make` fills one beside it, which then gets the name.
+
+    The first rank of each node makes it; the others wait until it is there, without a collective that could
+    time out. (If the first fails, the launcher ends them.) Runs that want the same directory take turns. What
+    a killed run left is thrown away by the next.
+
+    Raises UserError where the disk refuses.
+    """
+    if directory.is_dir():
+        return directory
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        _wait_for(directory)
+        return directory
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(directory):
+            if not directory.is_dir():
+                partial = directory.with_name(f"{directory.name}.partial")
+                if partial.exists():
+                    shutil.rmtree(partial)
+                partial.mkdir()
+                try:
+                    make(partial)
+                    flush_all(partial)
+                except BaseException:
+                    shutil.rmtree(partial)
+                    raise
+                partial.rename(directory)
+                flush(directory.parent)
+    except OSError as error:
+        raise UserError(f"{directory.parent}: {error.strerror}; --cache-dir says where else") from None
+    return directory
+
+
+def _lock(directory: Path) -> FileLock:
+    """The lock of whoever makes `directory`, taken; it goes when its process does."""
+    lock = FileLock(f"{directory}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting for another run that makes {directory}")
+        lock.acquire()
+    return lock
+
+
+def _wait_for(directory: Path) -> None:
+    launcher = os.getppid()
+    while not directory.is_dir():
+        if os.getppid() != launcher:
+            raise UserError(f"{directory}: the launcher ended before it was made")
+        time.sleep(POLL_S)

@@ -1,0 +1,241 @@
+"""Rows -> encoded examples, kept in a cache that depends on all that they depend on."""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+from torch.utils.data import ConcatDataset, Dataset, Subset
+from transformers import PreTrainedTokenizerFast
+
+from training.common.console import Progress
+from training.common.errors import UserError
+from training.consts import NOT_LEARNT
+from training.data.audit import Findings
+from training.data.cache import made_once
+from training.data.duplicates import row_hashes
+from training.data.reader import NotRead, RawRow, fingerprint, has_bom, parse, read_raw_rows, read_rows
+from training.text.conversation import Conversation, format_of, from_row
+from training.text.encoding import encode_turns, special_tokens
+from training.text.tokenizer import tokenizer_fingerprint
+
+# Rows that a thread takes at a time; with more of them their ids no longer stay in the processor's cache.
+ROWS_PER_CHUNK = 128
+
+# Tokenizing leaves Python's lock to the other threads, which is most of the time; more would wait for it.
+MOST_THREADS = 16
+
+# The rooms that decide what a row becomes. A change of any file in them makes the cache anew.
+ENCODING_ROOMS = ("text", "data")
+
+# Of a row that is kept: where its tokens end among those of all rows, its line, its first prompt's hash.
+ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("prompt", "<u8")])
+
+# input_ids and labels, two int32 arrays of one length.
+Example = dict[str, np.ndarray]
+
+
+class Chunk(NamedTuple):
+    """Some rows of a file: ids of those that are kept, end to end; which are learnt; and what was found."""
+
+    input_ids: np.ndarray
+    learnt: np.ndarray
+    rows: np.ndarray
+    findings: Findings
+
+
+class EncodedFile(Dataset):
+    """The examples of a data file, read from the cache's files as they are needed.
+
+    Raises UserError where those are not as they were written.
+    """
+
+    def __init__(self, directory: Path, data_path: str, data_fingerprint: str) -> None:
+        self.data_path, self.data_fingerprint = data_path, data_fingerprint
+        try:
+            self.summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+            kept = self.summary["kept"]
+            self._input_ids = _mapped(directory / "input_ids.bin", np.dtype("<i4"), kept["tokens"])
+            self._learnt = _mapped(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
+            self.rows = _mapped(directory / "rows.bin", ROW, kept["rows"])
+        except (OSError, ValueError) as error:
+            raise UserError(f"{directory}: damaged ({error}); remove it, and it is made again") from None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example."""
+        return np.diff(self.rows["end"], prepend=0)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        end = self.rows["end"][index]
+        start = self.rows["end"][index - 1] if index else 0
+        input_ids = np.array(self._input_ids[start:end])
+        return {"input_ids": input_ids, "labels": np.where(self._learnt[start:end], input_ids, NOT_LEARNT)}
+
+
+class Rows(Subset):
+    """Chosen examples of several files, by their numbers in the files one after the other."""
+
+    def __init__(self, files: Sequence[EncodedFile], chosen: Sequence[int]) -> None:
+        super().__init__(ConcatDataset(files), np.asarray(chosen, dtype=np.int64))
+        self.lengths = np.concatenate([file.lengths for file in files])[self.indices]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' content, of which rows these are, and of how long each is."""
+        content = hashlib.blake2b(digest_size=16)
+        for file in self.dataset.datasets:
+            content.update(file.data_fingerprint.encode())
+        content.update(self.indices.tobytes() + self.lengths.tobytes())
+        return content.hexdigest()
+
+    def place(self, index: int) -> str:
+        """`FILE:LINE` of an example."""
+        ends = self.dataset.cumulative_sizes
+        file = int(np.searchsorted(ends, self.indices[index], side="right"))
+        start = ends[file - 1] if file else 0
+        of_file = self.dataset.datasets[file]
+        return f"{of_file.data_path}:{of_file.rows['line'][self.indices[index] - start]}"
+
+
+def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    if path.stat().st_size != length * dtype.itemsize:
+        raise ValueError(f"{path.name} has another size")
+    return np.memmap(path, dtype, mode="r") if length else np.empty(0, dtype)
+
+
+def encoding_code() -> list[Path]:
+    """The files that decide what a row becomes."""
+    training = Path(__file__).parents[1]
+    files = [path for room in ENCODING_ROOMS for path in sorted((training / room).glob("*.py"))]
+    return [training / "consts.py", *files]
+
+
+def load_encoded(
+    data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int, cache_dir: Path
+) -> EncodedFile:
+    """The rows of `data_path` that can be used, each at most `max_length` tokens long; what else it holds is
+    in the summary.
+
+    A longer row is cut after its last turn that fits, or dropped if its first turn does not; never cut inside
+    an answer. Raises UserError for a file that cannot be read.
+    """
+    data = fingerprint(data_path)
+    depends_on = [
+        data,
+        tokenizer_fingerprint(tokenizer),
+        tokenizer.chat_template,
+        str(max_length),
+        tokenizers.__version__,
+        *(path.read_text(encoding="utf-8") for path in encoding_code()),
+    ]
+    key = hashlib.blake2b("\0".join(depends_on).encode(), digest_size=16).hexdigest()
+
+    def make(directory: Path) -> None:
+        _write_encoded(data_path, tokenizer, max_length, directory)
+        if fingerprint(data_path) != data:
+            raise UserError(f"{data_path}: changed while it was read; start again")
+
+    return EncodedFile(made_once(cache_dir / key, make), data_path, data)
+
+
+def _write_encoded(
+    data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int, directory: Path
+) -> None:
+    findings = new_findings(data_path, tokenizer, max_length)
+    tokens = 0
+    with (
+        open(directory / "input_ids.bin", "wb") as ids_file,
+        open(directory / "learnt.bin", "wb") as learnt_file,
+        open(directory / "rows.bin", "wb") as rows_file,
+    ):
+        for chunk in encode_chunks(data_path, tokenizer, max_length):
+            chunk.rows["end"] += tokens
+            tokens += len(chunk.input_ids)
+            ids_file.write(chunk.input_ids.astype("<i4").tobytes())
+            learnt_file.write(chunk.learnt.tobytes())
+            rows_file.write(chunk.rows.tobytes())
+            findings += chunk.findings
+    summary = json.dumps(findings.summary(), ensure_ascii=False)
+    (directory / "summary.json").write_text(summary, encoding="utf-8")
+
+
+def new_findings(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Findings:
+    """What is known of a data file before its rows, to be added to."""
+    findings = Findings(max_length, special_tokens(tokenizer))
+    if has_bom(data_path):
+        findings.add_bom()
+    return findings
+
+
+def encode_chunks(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Iterator[Chunk]:
+    """All rows in the file's order, on all cores, in memory that does not grow with the file.
+
+    Raises UserError for a file that cannot be read; a row that cannot be used is in its chunk's findings.
+    """
+    raw_rows = read_raw_rows(data_path)
+    progress = Progress(f"encoding {data_path}", "rows")
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of its own inside each of ours would be too many
+    with ThreadPoolExecutor(threads) as pool:
+        at_work: deque[Future[Chunk]] = deque()
+        while rows := list(islice(raw_rows, ROWS_PER_CHUNK)):
+            at_work.append(pool.submit(_encode_chunk, rows, tokenizer, max_length))
+            if len(at_work) > threads:
+                yield at_work.popleft().result()
+            progress.advance(len(rows))
+        while at_work:
+            yield at_work.popleft().result()
+
+
+def _encode_chunk(raw_rows: list[RawRow], tokenizer: PreTrainedTokenizerFast, max_length: int) -> Chunk:
+    findings = Findings(max_length, special_tokens(tokenizer))
+    usable: list[tuple[int, str, Conversation]] = []
+    for raw in raw_rows:
+        try:
+            row = parse(raw)
+            conversation = from_row(row, answered=True)
+        except ValueError as error:
+            findings.add_unusable(raw.number, str(error), ends_file=isinstance(raw.content, NotRead))
+        else:
+            usable.append((raw.number, format_of(row), conversation))
+
+    kept_ids: list[int] = []
+    kept_answers: list[tuple[int, int]] = []
+    rows: list[tuple[int, int, int]] = []
+    all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer)
+    for (line, row_format, conversation), encoded in zip(usable, all_encoded, strict=True):
+        length = max((end for _, end in encoded.answers if end <= max_length), default=0)
+        hashes = row_hashes(conversation)
+        findings.add_usable(line, row_format, conversation, hashes, encoded.answers, length)
+        if length:
+            start_of_row = len(kept_ids)
+            kept_ids += encoded.input_ids[:length]
+            kept_answers += [
+                (start_of_row + start, start_of_row + end) for start, end in encoded.answers if end <= length
+            ]
+            rows.append((len(kept_ids), line, hashes.prompts[0]))
+
+    learnt = np.zeros(len(kept_ids), dtype=bool)
+    for start, end in kept_answers:
+        learnt[start:end] = True
+    return Chunk(np.fromiter(kept_ids, np.int32, len(kept_ids)), learnt, np.array(rows, dtype=ROW), findings)
+
+
+def read_conversations(data_path: str) -> Iterator[tuple[str, Conversation]]:
+    """(place, conversation) of every row. Raises UserError, with place and field, at the first bad one."""
+    for place, row in read_rows(data_path):
+        try:
+            yield place, from_row(row, answered=True)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None

@@ -1,0 +1,1 @@
+"""A model's weights: loaded, fitted to the tokenizer, run, adapted, saved."""

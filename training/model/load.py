@@ -1,0 +1,158 @@
+"""Load a model's weights, and fit its vocabulary to the tokenizer."""
+
+import contextlib
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from training.common.errors import UserError, first_line
+from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
+from training.model.bloom import BloomForCausalLM
+from training.text.tokenizer import check_model_path, load_base_tokenizer
+
+# Rows are added up to the next multiple of this: a matrix product is faster on such widths.
+ROW_MULTIPLE = 64
+
+# The noise that tells new rows apart, in standard deviations of the trained rows.
+NEW_ROW_NOISE = 0.01
+
+
+def load_model(
+    path: str,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    dtype: torch.dtype | str = "auto",
+    known: set[int] | None = None,
+    seed: int = 0,
+    **loading: Any,
+) -> PreTrainedModel:
+    """The causal language model at `path`, with a row in and out for every token of `tokenizer`.
+
+    A Bloom comes as `training.model.bloom`'s, any other model as transformers' own.
+    dtype: of the weights in memory; "auto" is what was saved. known: ids of the tokenizer at `path`, for who
+    has read it already. seed: of the noise in new rows. loading: more that transformers' `from_pretrained`
+    takes. Raises UserError where there is no model.
+    """
+    model = load_base_model(path, dtype=dtype, **loading)
+    if known is None:
+        known = set(load_base_tokenizer(path).get_vocab().values())
+    fit_vocabulary(model, tokenizer, known, seed)
+    model.config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
+    model.generation_config = default_generation_config(tokenizer)
+    return model
+
+
+def load_base_model(path: str, *, dtype: torch.dtype | str = "auto", **loading: Any) -> PreTrainedModel:
+    """The causal language model as it is found at `path`. Raises UserError where there is none."""
+    model_class = BloomForCausalLM if is_bloom(path) else AutoModelForCausalLM
+    try:
+        return model_class.from_pretrained(path, dtype=dtype, **loading)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _no_model(path, error) from None
+
+
+def is_bloom(path: str) -> bool:
+    """Whether the model at `path` is a Bloom. Raises UserError where there is no model."""
+    return read_config(path).model_type == "bloom"
+
+
+def read_config(path: str) -> PretrainedConfig:
+    """The configuration of the model at `path`. Raises UserError where there is none."""
+    check_model_path(path)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _no_model(path, error) from None
+
+
+def _no_model(path: str, error: Exception) -> UserError:
+    return UserError(f"{path}: no causal language model that can be loaded ({first_line(error)})")
+
+
+def fit_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: set[int], seed: int
+) -> None:
+    """Give every token of `tokenizer` its rows in the embedding and the head; never take one away.
+
+    known: the ids that the model's own tokenizer had. Where rows are missing, the matrices grow to the next
+    multiple of ROW_MULTIPLE. Rows of tokens outside `known`, and rows added, become the mean of the known
+    rows plus a little noise; known rows are not touched.
+    """
+    vocabulary = set(tokenizer.get_vocab().values())
+    rows = model.config.vocab_size
+    fitted = fitted_rows(rows, tokenizer)
+    if fitted > rows:
+        model.resize_token_embeddings(fitted, mean_resizing=False)
+    new = sorted((vocabulary - known) | set(range(rows, model.config.vocab_size)))
+    if new:
+        trained = torch.tensor(sorted(token_id for token_id in known if token_id < rows))
+        for matrix in token_matrices(model):
+            _initialise_rows(matrix, torch.tensor(new), trained, seed)
+
+
+def fitted_rows(rows: int, tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many rows a vocabulary of `rows` has once there is one for every token."""
+    needed = max(tokenizer.get_vocab().values()) + 1
+    return rows if needed <= rows else -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def average_rows(model: PreTrainedModel, replaced: dict[int, list[int]]) -> None:
+    """Set each token's rows, in and out, to the mean of the rows of the tokens that it takes the place of."""
+    with torch.no_grad():
+        for matrix in token_matrices(model):
+            for token, tokens in replaced.items():
+                matrix[token] = matrix[tokens].mean(dim=0, dtype=torch.float32)
+
+
+def token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """The embedding, and the head's matrix and bias unless they are the embedding or missing."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    matrices = [embedding.weight]
+    if head is not None and head.weight is not embedding.weight:
+        matrices.append(head.weight)
+    if getattr(head, "bias", None) is not None:
+        matrices.append(head.bias)
+    return matrices
+
+
+def _initialise_rows(matrix: torch.nn.Parameter, new: torch.Tensor, trained: torch.Tensor, seed: int) -> None:
+    """Set the rows `new` of a matrix (rows, hidden), or bias (rows,), to the mean of its rows `trained`."""
+    with torch.no_grad(), whole(matrix):
+        values = matrix[trained.to(matrix.device)]
+        noise = torch.randn((len(new), *matrix.shape[1:]), generator=torch.Generator().manual_seed(seed))
+        mean = values.mean(dim=0, dtype=torch.float32)
+        rows = mean + NEW_ROW_NOISE * values.std() * noise.to(matrix.device)
+        matrix[new.to(matrix.device)] = rows.to(matrix.dtype)
+
+
+def whole(weights: torch.nn.Parameter | list[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
+    """Under ZeRO-3 each rank holds a part of every weight: gather it, and hand rank 0's changes to all."""
+    if not is_deepspeed_zero3_enabled():
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(weights, modifier_rank=0)
+
+
+def default_generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """The original release's sampling, ended and padded by `<|End|>`."""
+    end = tokenizer.convert_tokens_to_ids(END)
+    return GenerationConfig(
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        repetition_penalty=REPETITION_PENALTY,
+        max_new_tokens=MAX_NEW_TOKENS,
+        eos_token_id=end,
+        pad_token_id=end,
+    )

@@ -1,0 +1,145 @@
+"""LoRA adapters (https://arxiv.org/abs/2106.09685) through peft: put on a model, saved, loaded with it.
+
+peft is imported where it is needed: it takes its time, and most runs have no adapter.
+"""
+
+import functools
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+from training.common.errors import UserError, first_line
+from training.model.load import load_model, token_matrices, whole
+from training.text.tokenizer import ADAPTER_CONFIG, is_adapter
+
+# Weights in the format that cannot carry code.
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+INCOMPLETE_ADAPTER = ".incomplete-adapter"
+
+
+def has_adapter(model: torch.nn.Module) -> bool:
+    """Whether it is what `add_adapter` gave."""
+    return hasattr(model, "peft_config")
+
+
+def _peft() -> ModuleType:
+    # peft asks transformers by a name that is going out of use.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    import peft
+
+    return peft
+
+
+def quantized(bits: int) -> BitsAndBytesConfig:
+    """For 4 bits the kind that was made for normally distributed weights (https://arxiv.org/abs/2305.14314)."""
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+
+
+def quantized_loading(device: torch.device) -> dict[str, Any]:
+    """What `load_model` takes for a frozen model in 4 bits, all of it on one device."""
+    return {"quantization_config": quantized(4), "device_map": {"": str(device)}}
+
+
+def add_adapter(
+    model: PreTrainedModel, new_tokens: Sequence[int], *, rank: int, alpha: int, dropout: float, target: str
+) -> "PeftModel":
+    """`model` with its weights frozen, and an adapter that is trained.
+
+    new_tokens: ids whose rows in the embedding and the head are trained too; no other row is, so that the
+    adapter stays small. target: "auto" for every linear layer but the head, or names of layers with commas.
+    Raises UserError for a name that no layer has.
+    """
+    if os.path.isdir(model.name_or_path):  # saved with the adapter, which may be used from anywhere
+        model.name_or_path = os.path.abspath(model.name_or_path)
+    peft = _peft()
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear" if target == "auto" else target.split(","),
+        task_type="CAUSAL_LM",
+        trainable_token_indices={name: list(new_tokens) for name in token_layers(model)}
+        if new_tokens
+        else None,
+    )
+    # Of a divided matrix peft would copy rows itself, on a CUDA card alone; here it finds a whole one.
+    copies = mock.patch.object(
+        peft.tuners.trainable_tokens.layer, "check_deepspeed_zero3_enabled", return_value=False
+    )
+    try:
+        with whole(token_matrices(model)), copies:
+            adapted = peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"--lora-target {target}: {first_line(error)}") from None
+    # Where the vocabulary has grown peft would save the whole of its matrices, in each checkpoint.
+    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
+
+
+def token_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the embedding, and of the head unless it is the embedding."""
+    layers = [model.get_input_embeddings()]
+    if not model.config.get_text_config().tie_word_embeddings:
+        layers.append(model.get_output_embeddings())
+    names = {module: name for name, module in model.named_modules()}
+    return [names[layer] for layer in layers]
+
+
+def base_of(path: str) -> str:
+    """The model that an adapter is for: a directory, or a name on the hub."""
+    config = json.loads(Path(path, ADAPTER_CONFIG).read_text("utf-8"))
+    base = config["base_model_name_or_path"]
+    if os.path.isabs(base) and not os.path.isdir(base):
+        raise UserError(f"{path}: an adapter for {base}, which is not there; name it in {ADAPTER_CONFIG}")
+    return base
+
+
+def load_any(
+    path: str, tokenizer: PreTrainedTokenizerFast, *, known: set[int], **loading: Any
+) -> PreTrainedModel:
+    """As `load_model`; of an adapter, its base model with the adapter merged into the weights.
+
+    Weights that are in 8 or 4 bits cannot take it without loss; there it stays beside them. known: ids of the
+    tokenizer at `path`.
+    """
+    if not is_adapter(path):
+        return load_model(path, tokenizer, known=known, **loading)
+    if not Path(path, ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"{path}: an adapter without {ADAPTER_WEIGHTS}; save it in that format")
+    model = load_model(base_of(path), tokenizer, **loading)
+    adapted = _peft().PeftModel.from_pretrained(model, path)
+    is_quantized = getattr(model, "is_quantized", False)
+    return adapted.get_base_model() if is_quantized else adapted.merge_and_unload()
+
+
+def save_adapter(
+    model: "PeftModel", tokenizer: PreTrainedTokenizerFast, directory: Path, state_dict: dict | None = None
+) -> None:
+    """Write the adapter and the tokenizer; readers look for its configuration, which is put in place last."""
+    written = directory / INCOMPLETE_ADAPTER
+    shutil.rmtree(written, ignore_errors=True)
+    model.save_pretrained(written, state_dict=state_dict)
+    (written / "README.md").unlink()  # peft's card, to be filled in
+    tokenizer.save_pretrained(written)
+    (directory / ADAPTER_CONFIG).unlink(missing_ok=True)
+    for file in sorted(written.iterdir(), key=lambda file: file.name == ADAPTER_CONFIG):
+        file.chmod(0o644)
+        shutil.move(file, directory / file.name)
+    written.rmdir()

@@ -1,0 +1,1 @@
+"""A run in progress: training, checkpoints, resuming, stopping, and what it reports."""

@@ -1,0 +1,243 @@
+"""Checkpoints that are complete or not there, and the model at the end of a run."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
+
+from training.common.console import bytes_text, say
+from training.common.errors import UserError, first_line
+from training.common.files import flush, flush_all, free_bytes, is_write_failure, sizes
+from training.model.lora import has_adapter, save_adapter
+from training.run.speed import numel
+
+# What stands in a checkpoint when all of it is written: step, world size, and the size of every file.
+COMPLETE = "COMPLETE.json"
+
+# Where a checkpoint stands until then, and again while it is removed.
+INCOMPLETE = ".incomplete-"
+
+# The same for the model at the root of the run directory.
+INCOMPLETE_MODEL = ".incomplete-model"
+
+# How long a rank lives after DeepSpeed's launcher has forwarded a signal (deepspeed/launcher/launch.py).
+LAUNCHER_PATIENCE_S = 30
+
+# How long a disk of the network may take to show a new directory.
+DISK_PATIENCE_S = 60
+
+# Bytes a weight: of Adam's two moments in float32, and with the float32 copy that DeepSpeed keeps.
+ADAM_BYTES, DEEPSPEED_ADAM_BYTES = 8, 12
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def read_complete(checkpoint: Path) -> dict | None:
+    """What COMPLETE.json says, or None where it is missing or does not tell what is there."""
+    try:
+        said = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+        found = sizes(checkpoint)
+        return said if all(found.get(name) == size for name, size in said["files"].items()) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def find_checkpoints(run_dir: Path) -> tuple[list[Path], list[Path]]:
+    """(complete, incomplete) ones, each from the oldest step to the newest."""
+    found = [
+        path
+        for pattern in ("checkpoint-*", f"{INCOMPLETE}*")
+        for path in run_dir.glob(pattern)
+        if path.name.rsplit("-", 1)[1].isdigit()
+    ]
+    found.sort(key=step_of)
+    complete = [
+        path for path in found if not path.name.startswith(INCOMPLETE) and read_complete(path) is not None
+    ]
+    return complete, [path for path in found if path not in complete]
+
+
+def write_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], trainer: Trainer) -> Path:
+    """`checkpoint-<step>`, of which every rank writes its part by `write(directory)`. For all ranks.
+
+    Only when it is complete are older ones removed, down to `save_total_limit`. Raises UserError where the
+    disk refuses; what was complete before still is.
+    """
+    first, wait_for_all = trainer.is_world_process_zero(), trainer.accelerator.wait_for_everyone
+    directory, checkpoint = run_dir / f"{INCOMPLETE}{step}", run_dir / f"checkpoint-{step}"
+    start = time.monotonic()
+    try:
+        if first:
+            for path in find_checkpoints(run_dir)[1]:  # what saves that were cut short left
+                _remove(path)
+            directory.mkdir(parents=True)
+        wait_for_all()
+        check_is_seen(directory)
+        write(directory)
+        wait_for_all()
+        if trainer.is_local_process_zero():
+            flush_all(directory)
+        wait_for_all()
+        if first:
+            said = {
+                "step": step,
+                "world_size": trainer.args.world_size,
+                "seconds": time.monotonic() - start,
+                "files": sizes(directory),
+            }
+            (directory / COMPLETE).write_text(json.dumps(said, indent=1), encoding="utf-8")
+            flush(directory / COMPLETE)
+            flush(directory)
+            directory.rename(checkpoint)
+            flush(run_dir)
+            _rotate(run_dir, trainer.args.save_total_limit)
+        wait_for_all()
+    except Exception as error:
+        # A rank that failed first takes the directory away from the others; renamed, it is complete.
+        is_gone = not directory.exists() and not checkpoint.exists()
+        taken_away = isinstance(error, (OSError, RuntimeError)) and is_gone
+        if not is_write_failure(error) and not taken_away:
+            raise
+        shutil.rmtree(directory, ignore_errors=True)
+        complete = find_checkpoints(run_dir)[0]
+        left = f"{complete[-1].name} is complete" if complete else "there is none before it"
+        raise UserError(
+            f"{checkpoint}: cannot be written ({first_line(error)}); {left}; make room, "
+            "and continue by --resume"
+        ) from None
+    warn_of_slow_save(time.monotonic() - start)
+    return checkpoint
+
+
+def check_is_seen(directory: Path) -> None:
+    """Raise UserError where this rank does not see what rank 0 made; a network's disk may take its time."""
+    deadline = time.monotonic() + DISK_PATIENCE_S
+    while directory.name not in os.listdir(directory.parent):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{directory}: made by rank 0, and not to be seen here; --local-output-dir has to be on a "
+                "disk that all nodes share"
+            )
+        time.sleep(1)
+
+
+def warn_of_slow_save(seconds: float) -> None:
+    if seconds > LAUNCHER_PATIENCE_S and "LOCAL_RANK" in os.environ:
+        say(
+            f"WARNING: a checkpoint took {seconds:.0f} s, and DeepSpeed's launcher kills a rank "
+            f"{LAUNCHER_PATIENCE_S} s after a signal: the last one before --resume may then be an older one"
+        )
+
+
+def _rotate(run_dir: Path, limit: int) -> None:
+    for checkpoint in find_checkpoints(run_dir)[0][:-limit]:
+        _remove(checkpoint)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under another name first, so that what is half removed is never taken for a checkpoint."""
+    doomed = checkpoint.with_name(f"{INCOMPLETE}{step_of(checkpoint)}")
+    if doomed != checkpoint:
+        shutil.rmtree(doomed, ignore_errors=True)
+        checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def checkpoint_bytes(trainer: Trainer) -> int:
+    """Computed: what a checkpoint of this run takes on the disk, but for small files."""
+    model = model_bytes(trainer.model)
+    if trainer.args.save_only_model:
+        return model
+    count = sum(numel(weight) for weight in trained(trainer.model))
+    if trainer.is_deepspeed_enabled:
+        return 2 * model + DEEPSPEED_ADAM_BYTES * count  # it writes the weights a second time
+    return model + ADAM_BYTES * count
+
+
+def model_bytes(model: PreTrainedModel) -> int:
+    """Of what is saved: all weights, or an adapter alone."""
+    return sum(numel(weight) * weight.element_size() for weight in trained(model))
+
+
+def trained(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def check_room(trainer: Trainer, run_dir: Path) -> int:
+    """The bytes that the checkpoints of this run and its model take at most; UserError if there is less room.
+
+    While a checkpoint is written, there is one more than is kept.
+    """
+    saves, limit = math.ceil(trainer.total_steps / trainer.args.save_steps), trainer.args.save_total_limit
+    one = checkpoint_bytes(trainer)
+    complete, incomplete = find_checkpoints(run_dir)
+    there = sum(sum(sizes(checkpoint).values()) for checkpoint in (*complete, *incomplete))
+    needed = max(0, min(saves, limit + 1) * one + model_bytes(trainer.model) - there)
+    free = free_bytes(run_dir)
+    if needed > free:
+        raise UserError(
+            f"{run_dir}: {bytes_text(needed)} are needed for {min(saves, limit + 1)} checkpoints of "
+            f"{bytes_text(one)} and the model, and {bytes_text(free)} are free; make room, or pass another "
+            "--local-output-dir, a lower --save-total-limit or --save-only-model"
+        )
+    return needed
+
+
+def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: Path) -> None:
+    """Save the trained model at the root of its run directory, in bf16 after a bf16 run. For all ranks."""
+    zero3 = trainer.is_deepspeed_enabled and trainer.deepspeed.zero_optimization_partition_weights()
+    state_dict = trainer.accelerator.get_state_dict(trainer.deepspeed) if zero3 else None
+    is_adapter = has_adapter(trainer.model)  # small, and stays in float32
+    if trainer.args.bf16 and not trainer.is_deepspeed_enabled and not is_adapter:
+        trainer.model.to(torch.bfloat16)
+    if trainer.is_world_process_zero():
+        try:
+            save = save_adapter if is_adapter else save_model
+            save(trainer.model, tokenizer, run_dir, state_dict)
+        except Exception as error:
+            if not is_write_failure(error):
+                raise
+            raise UserError(
+                f"{run_dir}: the model cannot be written ({first_line(error)}); make room, and continue by "
+                "--resume"
+            ) from None
+    trainer.accelerator.wait_for_everyone()
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    directory: str | os.PathLike,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write what plain transformers loads: weights, configurations, tokenizer with chat template.
+
+    state_dict: the weights, where they are not those in `model` (ZeRO-3 gathers them). A tied head is written
+    once. Readers look for config.json, so it goes first and is put in place last; files have mode 0644.
+    """
+    directory = Path(directory)
+    written = directory / INCOMPLETE_MODEL
+    shutil.rmtree(written, ignore_errors=True)
+    model.config.use_cache = True
+    model.save_pretrained(written, state_dict=untied(model, state_dict or model.state_dict()))
+    tokenizer.save_pretrained(written)
+    (directory / "config.json").unlink(missing_ok=True)
+    for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
+        file.chmod(0o644)
+        shutil.move(file, directory / file.name)
+    written.rmdir()
+
+
+def untied(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each weight once, in memory of its own: ZeRO-2's are slices of one buffer."""
+    once = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    return {name: tensor.detach().cpu().clone() for name, tensor in state_dict.items() if name not in tied}

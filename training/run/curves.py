@@ -1,0 +1,51 @@
+"""loss.png: the losses and the learning rate of a run, drawn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+# Of the smoothed curve: how much of the mean so far stays at each point.
+SMOOTHING = 0.9
+
+
+def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
+    """Draw what `run.sft_trainer` logged, 1200 pixels wide; nothing before the first training loss."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    training = [entry for entry in log_history if "loss" in entry]
+    evaluation = [entry for entry in log_history if "eval_loss" in entry]
+    if not training:
+        return
+
+    def series(entries: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+        return [entry["step"] for entry in entries], [entry[name] for entry in entries]
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, rate_axes = figure.subplots(2, height_ratios=(3, 1), sharex=True)
+    steps, losses = series(training, "loss")
+    loss_axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="training")
+    loss_axes.plot(steps, smoothed(losses), color="tab:blue", label="training, smoothed")
+    if evaluation:
+        loss_axes.plot(*series(evaluation, "eval_loss"), color="tab:red", marker="o", label="evaluation")
+    loss_axes.set_ylabel("loss per token", fontsize=14)
+    loss_axes.legend(fontsize=13)
+    rate_axes.plot(*series(training, "learning_rate"), color="tab:green")
+    rate_axes.set_ylabel("learning rate", fontsize=14)
+    rate_axes.set_xlabel("optimizer step", fontsize=14)
+    for axes in (loss_axes, rate_axes):
+        axes.tick_params(labelsize=12)
+        axes.grid(alpha=0.3)
+    # Under another name first: whoever looks while it is drawn sees the one before.
+    new = path.with_name(f".{path.name}")
+    figure.savefig(new, format="png")
+    new.replace(path)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The exponential moving average without its bias to 0 (https://arxiv.org/abs/1412.6980, section 3)."""
+    means, mean = [], 0.0
+    for count, value in enumerate(values, start=1):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
+        means.append(mean / (1 - SMOOTHING**count))
+    return means

@@ -1,0 +1,128 @@
+"""What a run needs of the machine and of its launcher."""
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import distributed as dist
+
+from training.common.errors import UserError
+
+# Half of the distance between neighbours of bf16 around 2**-6.
+SMALLEST_BF16_STEP = 2.0**-14
+
+
+def read_deepspeed_config(path: str) -> dict[str, Any]:
+    """DeepSpeed's configuration.
+
+    Raises UserError for a missing file, for what is no JSON object, for a schedule (the trainer has it), and
+    for a ZeRO-3 that could not be saved.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; --deepspeed takes a file such as those in config/"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object")
+    if "scheduler" in config:
+        raise UserError(f'{path}: remove "scheduler"; the schedule is --lr-scheduler and --warmup-steps')
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        wanted = '"stage3_gather_16bit_weights_on_model_save": true'
+        raise UserError(f'{path}: ZeRO-3 cannot save the model without {wanted} in "zero_optimization"')
+    return config
+
+
+def check_learning_rate(config: Mapping[str, Any], rate: float) -> None:
+    """Raise UserError where bf16 weights without float32 masters would not change at that rate.
+
+    Adam's steps are about as large as the rate (https://arxiv.org/abs/1412.6980, section 2.1). A bf16 number
+    of a weight's usual size, 2**-6, has a neighbour 2**-13 away; a step below half of that is rounded off.
+    """
+    has_masters = not config.get("bf16", {}).get("bf16_master_weights_and_grads", False)
+    if not has_masters and rate < SMALLEST_BF16_STEP:
+        raise UserError(
+            f"--lr {rate:g} changes no bf16 weight, and this DeepSpeed configuration keeps no others; remove "
+            f'"bf16_master_weights_and_grads" there, or take at least {SMALLEST_BF16_STEP:.0e}'
+        )
+
+
+def check_bf16() -> None:
+    """Raise UserError for a card that has no bfloat16, such as a V100 or T4."""
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        card = torch.cuda.get_device_name()
+        raise UserError(f"{card} has no bfloat16; pass --no-bf16 for float32, which takes twice the memory")
+
+
+def share_cores() -> None:
+    """Without a card the ranks of a node share its cores, instead of each starting a thread on every core."""
+    ranks = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if ranks == 1 or torch.accelerator.is_available() or "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = max(1, torch.get_num_threads() // ranks)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would set its own number otherwise
+
+
+class BuildLock:
+    """What keeps processes from building one of DeepSpeed's operations at the same time.
+
+    In the place of torch's FileBaton, which is a file: a killed process leaves it behind, and everyone after
+    waits for it for ever. This lock goes with its process.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._lock = FileLock(f"{path}.held")
+
+    def try_acquire(self) -> bool:
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        return True
+
+    def wait(self) -> None:
+        with self._lock:
+            return
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def start_deepspeed(timeout: timedelta) -> None:
+    """Start the process group, of one process where there is no launcher.
+
+    timeout: how long a collective waits for a rank.
+
+    On a CPU transformers would start it without DeepSpeed's knowledge, and ZeRO-3 would see one rank only.
+    """
+    import deepspeed
+    from torch.utils import cpp_extension
+
+    cpp_extension.FileBaton = BuildLock
+    if "RANK" not in os.environ:
+        with socket.socket() as port:
+            port.bind(("127.0.0.1", 0))
+            free = port.getsockname()[1]
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free)
+        )
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
+
+
+def bound_collectives(timeout: timedelta) -> None:
+    """Give all process groups that timeout; DeepSpeed makes groups of its own without."""
+    if not dist.is_initialized():
+        return
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timeout, group)

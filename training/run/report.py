@@ -1,0 +1,153 @@
+"""What a run is, said at its start, and what it was, written at its end: report.json and report.md."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from training.common.console import bytes_text
+from training.cost.memory import model_states
+from training.model.lora import has_adapter
+from training.run.checkpoints import trained
+from training.run.curves import draw_curves
+from training.run.speed import numel, stored_bytes
+
+PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets")
+
+# Bytes a weight on a rank without DeepSpeed: the weight, its gradient and Adam's two moments, in float32.
+PLAIN_BYTES = 16
+
+
+def opening(trainer: Trainer, disk_bytes: int) -> list[str]:
+    """The block of lines that a run opens with."""
+    model, args = trainer.model, trainer.args
+    parameters = sum(numel(weight) for weight in model.parameters())
+    learnt = sum(numel(weight) for weight in trained(model))
+    kind = type(model.get_base_model() if has_adapter(model) else model).__name__
+    adapter = f", an adapter with {learnt / 1e6:,.2f} M of them is trained" if learnt < parameters else ""
+    rows, tokens = len(trainer.train_dataset), int(trainer.train_dataset.lengths.sum())
+    memory, host_memory = expected_memory(trainer)
+    return [
+        f"model     {kind}, {parameters / 1e6:,.1f} M parameters, vocabulary "
+        f"{model.config.vocab_size:,}{adapter}",
+        f"data      {rows:,} rows of {tokens:,} tokens an epoch",
+        f"run       {trainer.total_steps:,} steps on {args.world_size} process(es), "
+        f"{f'ZeRO stage {zero_stage(trainer)}' if trainer.is_deepspeed_enabled else 'no DeepSpeed'}, "
+        f"{'bf16' if args.bf16 else 'float32'}",
+        f"memory    {bytes_text(memory)} a process for weights, gradients and optimizer"
+        + (f", and {bytes_text(host_memory)} of the host for all" if host_memory else "")
+        + " (computed; activations come on top)",
+        f"disk      at most {bytes_text(disk_bytes)} for checkpoints and the model (computed), in "
+        f"{args.output_dir}",
+    ]
+
+
+def zero_stage(trainer: Trainer) -> int:
+    return trainer.args.hf_deepspeed_config.get_value("zero_optimization.stage", 0)
+
+
+def expected_memory(trainer: Trainer) -> tuple[int, int]:
+    """(bytes a rank, bytes of a host with offload); without DeepSpeed PLAIN_BYTES a weight."""
+    weights = list(trainer.model.parameters())
+    learnt = sum(numel(weight) for weight in trained(trainer.model))
+    frozen = sum(stored_bytes(weight) for weight in weights if not weight.requires_grad)
+    if not trainer.is_deepspeed_enabled:
+        return PLAIN_BYTES * learnt + frozen, 0
+    states = model_states(
+        learnt,
+        frozen,
+        max(numel(weight) for weight in weights),
+        stage=zero_stage(trainer),
+        offload=trainer.args.hf_deepspeed_config.is_offload(),
+        ranks=trainer.args.world_size,
+        width=trained(trainer.model)[0].element_size(),
+    )
+    return states.of_rank, states.offloaded
+
+
+def write_report(
+    trainer: Trainer, run_dir: Path, command: str, record: Mapping[str, Any], data: Mapping[str, Any]
+) -> None:
+    """report.json, report.md and loss.png in the run directory. data: the summary of each file."""
+    history = trainer.state.log_history
+    training = [entry for entry in history if "loss" in entry]
+    evaluation = [entry for entry in history if "eval_loss" in entry]
+    report = {
+        "command": command,
+        "model": str(run_dir),
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "run": dict(record),
+        "data": dict(data),
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "tokens_per_second": _mean(training, "tokens_per_second"),
+        "learnt_tokens_per_second": _mean(training, "learnt_tokens_per_second"),
+        "matrix_product_share": _mean(training, "matrix_product_share"),
+        "first_loss": training[0]["loss"] if training else None,
+        "last_loss": training[-1]["loss"] if training else None,
+        "best_evaluation": min(evaluation, key=lambda entry: entry["eval_loss"], default=None),
+        "last_evaluation": evaluation[-1] if evaluation else None,
+        "history": history,
+    }
+    text = json.dumps(report, ensure_ascii=False, indent=1)
+    (run_dir / "report.json").write_text(text, encoding="utf-8")
+    (run_dir / "report.md").write_text(_as_markdown(report), encoding="utf-8")
+    draw_curves(history, run_dir / "loss.png")
+
+
+def _mean(entries: list[dict[str, float]], name: str) -> float | None:
+    return sum(entry[name] for entry in entries) / len(entries) if entries else None
+
+
+def _as_markdown(report: Mapping[str, Any]) -> str:
+    def number(name: str, form: str) -> str:
+        return "-" if report[name] is None else format(report[name], form)
+
+    def evaluation(name: str) -> str:
+        entry = report[name]
+        return f"{entry['eval_loss']:.4f} at step {entry['step']}" if entry else "-"
+
+    speed = (
+        f"{number('tokens_per_second', ',.0f')}, {number('learnt_tokens_per_second', ',.0f')} of them learnt"
+    )
+    rows = {
+        "model": f"`{report['model']}`",
+        "steps, epochs": f"{report['steps']:,}, {report['epochs']:.2f}",
+        "training loss, first and last": f"{number('first_loss', '.4f')}, {number('last_loss', '.4f')}",
+        "best evaluation loss": evaluation("best_evaluation"),
+        "last evaluation loss": evaluation("last_evaluation"),
+        "tokens a second": speed,
+        "share of the GEMM bound": number("matrix_product_share", ".0%"),
+    }
+    for path, found in report["data"].items():
+        kept = found["kept"]
+        rows[f"`{path}`"] = f"{kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} learnt"
+    rows["git commit"] = report["git_commit"] or "-"
+    rows["versions"] = ", ".join(f"{name} {of}" for name, of in report["versions"].items())
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        f"# {Path(report['model']).name}\n\n```bash\n{report['command']}\n```\n\n"
+        f"| | |\n| --- | --- |\n{table}\n\n![losses](loss.png)\n"
+    )
+
+
+def git_commit() -> str | None:
+    """Of this code, with `+` where files are changed; None where it is no git checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return commit and commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,0 +1,323 @@
+"""transformers' Trainer with our batches, learning rate, evaluation loss and speed."""
+
+import math
+import time
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+from typing import Any, NoReturn
+
+import torch
+from torch import distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput
+
+from training.common.console import bar, log_line, say
+from training.common.errors import UserError, first_line
+from training.consts import NOT_LEARNT
+from training.data.encoded import Rows
+from training.data.micro_batches import MicroBatches
+from training.run.checkpoints import find_checkpoints, write_checkpoint
+from training.run.curves import draw_curves
+from training.run.eval_answers import sample
+from training.run.launch import bound_collectives
+from training.run.speed import Throughput, Tokens, matrix_products, product_flops_per_second, tokens_of
+from training.run.stopping import StopRequest
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+# In errors of torch's process group and of gloo, what says that the other end is gone.
+LOST_RANK = ("Connection closed by peer", "Connection reset", "Timed out", "Broken pipe", "recv timeout")
+
+# A loss so many times the mean of so many log lines before it is reported.
+SPIKE_FACTOR, SPIKE_WINDOW = 2, 10
+
+
+def rate_factor(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:
+    """What the learning rate of optimizer step `step` (0 is the first) is multiplied by.
+
+    It rises as (step + 1) / warmup_steps, so the first step learns something; then it stays at 1, or falls
+    to 0 at `total_steps` along a line or half a cosine.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    passed = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 1.0 - passed if schedule == "linear" else (1.0 + math.cos(math.pi * passed)) / 2
+
+
+def control_group(timeout_s: int) -> dist.ProcessGroup | None:
+    """For flags that ranks exchange without waiting for their cards; None where there is one rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+
+class Batches(DataLoader):
+    """A loader of micro-batches; transformers tells it the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
+class SFTTrainer(Trainer):
+    """Normalises the loss by the learnt tokens of the whole global batch, in training and in evaluation.
+
+    In training that is transformers' own doing (`num_items_in_batch`, summed over accumulation and ranks).
+
+    tokenizer: saved into each checkpoint, so that one can talk to it. tokens_per_batch: fill micro-batches by
+    tokens, instead of args.per_device_train_batch_size rows each. stop_request: looked at after each step;
+    where a rank has one, all save and stop there, and `stopped_by` says why.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_dataset: Rows,
+        eval_dataset: Rows | None,
+        tokenizer: PreTrainedTokenizerFast,
+        tokens_per_batch: int | None = None,
+        stop_request: StopRequest | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        # Not transformers' processing_class, for which it would set the model's padding and bos tokens.
+        self.tokenizer = tokenizer
+        self.remove_callback(PrinterCallback)
+        self.tokens_per_batch = tokens_per_batch
+        self.stop_request = stop_request or StopRequest()
+        self.stopped_by: str | None = None
+        self.throughput = Throughput()
+        self._matrix_products = matrix_products(self.model)
+
+    @cached_property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+
+    def get_batch_samples(self, *args: Any) -> tuple[list, torch.Tensor | None]:
+        """As transformers', which would take one more step where a run is continued that has taken all."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(*args)
+
+    def get_train_dataloader(self) -> DataLoader:
+        how = (
+            {"tokens_per_batch": self.tokens_per_batch}
+            if self.tokens_per_batch
+            else {"batch_size": self.args.per_device_train_batch_size}
+        )
+        return self._batches(self.train_dataset, seed=self.args.seed, **how)
+
+    def get_eval_dataloader(self, eval_dataset: Rows | None = None) -> DataLoader:
+        return self._batches(
+            self.eval_dataset if eval_dataset is None else eval_dataset,
+            batch_size=self.args.per_device_eval_batch_size,
+        )
+
+    def _batches(self, rows: Rows, **how: int) -> Batches:
+        sampler = MicroBatches(
+            rows.lengths, rank=self.args.process_index, world_size=self.args.world_size, **how
+        )
+        return Batches(rows, batch_sampler=sampler, collate_fn=self.data_collator)
+
+    def train(self, *args: Any, **kwargs: Any):
+        """As transformers', after a look at how fast the machine multiplies."""
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        self._product_flops_per_second = self._measured_products(dtype)
+        say(
+            f"{self.args.world_size} process(es) multiply {str(dtype).removeprefix('torch.')} matrices at "
+            f"{self._product_flops_per_second / 1e12:.3g} TFLOP/s together"
+        )
+        if self.args.bf16 and self.args.device.type == "cpu":
+            in_float32 = self._measured_products(torch.float32)
+            if in_float32 > 2 * self._product_flops_per_second:
+                say(
+                    f"WARNING: in float32 it is {in_float32 / 1e12:.3g}: this processor has no instructions "
+                    "for bfloat16; --no-bf16 takes twice the memory, and less time"
+                )
+        self.throughput.reset()
+        self._started = time.perf_counter()
+        self._control_group = control_group(self.args.ddp_timeout)
+        with bar() as self._bar:
+            try:
+                return super().train(*args, **kwargs)
+            except RuntimeError as error:
+                if not any(sign in str(error) for sign in LOST_RANK):
+                    raise
+                raise UserError(
+                    f"another rank ended, or did not answer within --ddp-timeout {self.args.ddp_timeout} "
+                    f"seconds ({first_line(error)}); look for its error, and continue by --resume"
+                ) from None
+
+    def _prepare_for_training(self, *args: Any) -> tuple[torch.nn.Module, DataLoader]:
+        prepared = super()._prepare_for_training(*args)
+        bound_collectives(timedelta(seconds=self.args.ddp_timeout))
+        return prepared
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None:
+            schedule, warmup_steps = self.args.lr_scheduler_type.value, int(self.args.warmup_steps)
+            if warmup_steps > num_training_steps:
+                reached = self.args.learning_rate * num_training_steps / warmup_steps
+                say(
+                    f"WARNING: the warm-up takes {warmup_steps} steps and the run only {num_training_steps}: "
+                    f"the learning rate ends at {reached:.3g} instead of {self.args.learning_rate:.3g}"
+                )
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: rate_factor(step, schedule, warmup_steps, num_training_steps),
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args) -> torch.Tensor:
+        self.throughput.tokens += tokens_of(inputs)
+        # Read before the step: DeepSpeed takes it, and moves the schedule on, inside its backward call.
+        self._applied_rate = self.optimizer.param_groups[0]["lr"]
+        return super().training_step(model, inputs, *args)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._speed()
+            before = [entry["loss"] for entry in self.state.log_history if "loss" in entry][-SPIKE_WINDOW:]
+            if len(before) == SPIKE_WINDOW and logs["loss"] > SPIKE_FACTOR * mean(before):
+                say(
+                    f"WARNING: step {self.state.global_step}: the loss is {logs['loss'] / mean(before):.1f} "
+                    f"times the mean of the {SPIKE_WINDOW} log lines before"
+                )
+        super().log(logs, start_time)
+        say(f"step {self.state.global_step}/{self.state.max_steps}  {log_line(logs)}")
+
+    def _speed(self) -> dict[str, float]:
+        """Of all ranks since the last log line; the time left is judged by the whole run so far."""
+        *counts, seconds = self._of_all_ranks(*self.throughput.tokens, self.throughput.seconds)
+        self.throughput.reset()
+        tokens, seconds = Tokens(*map(int, counts)), seconds / self.args.world_size
+        flops_per_second = self._matrix_products.flops(tokens) / seconds
+        steps_here = self.state.global_step - self._initial_global_step
+        seconds_a_step = (time.perf_counter() - self._started) / steps_here
+        return {
+            "learnt_tokens_per_second": tokens.learnt / seconds,
+            "tokens_per_second": tokens.total / seconds,
+            "padding_share": tokens.padding / (tokens.total + tokens.padding),
+            "matrix_product_share": flops_per_second / self._product_flops_per_second,
+            "seconds_left": seconds_a_step * (self.state.max_steps - self.state.global_step),
+        }
+
+    def _measured_products(self, dtype: torch.dtype) -> float:
+        self.accelerator.wait_for_everyone()  # ranks of one machine share it, so they measure at one time
+        return self._of_all_ranks(product_flops_per_second(dtype, self.args.device))[0]
+
+    def _of_all_ranks(self, *values: float) -> list[float]:
+        """Their sums over the ranks."""
+        sums = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        return self.accelerator.reduce(sums, reduction="sum").tolist()
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.throughput.paused():
+            metrics = super()._evaluate(*args, **kwargs)
+            if self.is_world_process_zero():
+                draw_curves(self.state.log_history, Path(self.args.output_dir) / "loss.png")
+            return metrics
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        """As transformers', but complete or not there."""
+        with self.throughput.paused():
+            self.store_flos()
+            write_checkpoint(Path(self.args.output_dir), self.state.global_step, self._write_checkpoint, self)
+
+    def _write_checkpoint(self, directory: Path) -> None:
+        self.save_model(str(directory), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(directory))
+            self._save_rng_state(str(directory))
+        if self.args.should_save:
+            self.state.save_to_json(str(directory / TRAINER_STATE_NAME))
+            self.tokenizer.save_pretrained(directory)
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any):
+        """Called after each step; before it counts for anything, all ranks look whether to go on."""
+        numbers = torch.tensor([float(tr_loss), float(grad_norm or 0)])
+        is_bad = not numbers.isfinite().all().item()
+        bad, stop = self._on_any_rank(is_bad, self.stop_request.reason is not None)
+        if bad:
+            self._refuse_step(numbers)
+        if stop and not self.stopped_by and self.state.global_step < self.state.max_steps:
+            self.stopped_by = self.stop_request.reason or "another rank's signal"
+            self.control.should_save = self.control.should_training_stop = True
+            self.control.should_evaluate = False  # whoever asked may not wait for that
+        self._bar.total, self._bar.n = self.state.max_steps, self.state.global_step
+        self._bar.refresh()
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _on_any_rank(self, *flags: bool) -> list[bool]:
+        together = torch.tensor(flags, dtype=torch.int32)
+        if self._control_group:
+            dist.all_reduce(together, dist.ReduceOp.MAX, group=self._control_group)
+        return together.bool().tolist()
+
+    def _refuse_step(self, numbers: torch.Tensor) -> NoReturn:
+        loss, norm = numbers.tolist()
+        step = self.state.global_step
+        newest = find_checkpoints(Path(self.args.output_dir))[0][-1:]
+        good = f"{newest[0].name} is the last good one" if newest else "there is no checkpoint yet"
+        raise UserError(
+            f"step {step}: the loss is {loss:g} and the gradient's norm {norm:g}, on the rows above; {good}; "
+            "look at the rows, or take a lower --lr",
+            details=[f"in the batch of step {step}: {place}" for place in self._rows_of_step(step)],
+        )
+
+    def _rows_of_step(self, step: int) -> list[str]:
+        """Places of all ranks' rows in optimizer step `step`, 1 being the first."""
+        accumulation = self.args.gradient_accumulation_steps
+        batches = self.callback_handler.train_dataloader.batch_sampler
+        steps_an_epoch = -(-len(batches) // accumulation)
+        epoch, in_epoch = divmod(step - 1, steps_an_epoch)
+        first = in_epoch * accumulation
+        rows = [row for batch in batches.of_all_ranks(epoch, first, first + accumulation) for row in batch]
+        return [self.train_dataset.place(row) for row in rows]
+
+    def _get_learning_rate(self) -> float:
+        """The rate of the latest step, which is what transformers logs."""
+        return self._applied_rate
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs
+    ) -> EvalLoopOutput:
+        """The summed loss of all held-out tokens over their number, the same for any number of ranks.
+
+        And what the model answers to a few of the prompts.
+        """
+        model = self.model_wrapped
+        model.eval()
+        loss_and_tokens = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            tokens = (batch["labels"] != NOT_LEARNT).sum()
+            with torch.no_grad(), self.compute_loss_context_manager():
+                of_batch = model(**batch).loss
+            # A rank without a share has no mean.
+            loss = torch.where(tokens > 0, of_batch.double() * tokens, 0.0)
+            loss_and_tokens += torch.stack([loss, tokens.double()])
+        loss, tokens = self.accelerator.reduce(loss_and_tokens, reduction="sum").tolist()
+        with self.compute_loss_context_manager():
+            samples = sample(self.accelerator.unwrap_model(model), self.tokenizer, self.eval_dataset)
+        say(f"for example: {samples.text}")
+        metrics = {
+            f"{metric_key_prefix}_loss": loss / tokens,
+            f"{metric_key_prefix}_tokens": int(tokens),
+            f"{metric_key_prefix}_ended_share": samples.ended,
+            f"{metric_key_prefix}_length_share": samples.length,
+            f"{metric_key_prefix}_repeated_share": samples.repeated,
+        }
+        return EvalLoopOutput(
+            predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset)
+        )

@@ -1,0 +1,161 @@
+"""Load a tokenizer, and give it the control tokens and the chat template."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from tokenizers import Tokenizer, models, normalizers
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
+
+from training.common.errors import UserError, first_line
+from training.common.hub import check_on_hub
+from training.consts import BREAKER, CONTROL_TOKENS, END
+from training.text.encoding import answer_header, chat_template, special_tokens
+
+# What makes a directory one of an adapter.
+ADAPTER_CONFIG = "adapter_config.json"
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model directory or hub name, with the four control tokens, each one id.
+
+    Raises UserError where there is no usable tokenizer.
+    """
+    return teach_to_chat(load_base_tokenizer(path))
+
+
+def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Give it the control tokens, and return it.
+
+    Tokens that are there keep their ids; missing control tokens get the next free ones. Saved, it renders and
+    tokenizes chats by itself as training does.
+    """
+    # Also those that are there have to be looked for before the normalizer runs, which removes the breakers.
+    found = tokenizer.added_tokens_decoder.values()
+    late = [str(token) for token in found if token.special and token.normalized]
+    special = [AddedToken(token, special=True, normalized=False) for token in (*late, *CONTROL_TOKENS)]
+    tokenizer.add_tokens(special, special_tokens=True)
+    tokenizer.eos_token = END
+    tokenizer.clean_up_tokenization_spaces = False
+    if tokenizer("").input_ids:  # a bos that the text of a conversation does not have
+        tokenizer.add_bos_token = tokenizer.add_eos_token = False
+    _leave_spaces(tokenizer)
+    _remove_breakers(tokenizer)
+    tokenizer.chat_template = chat_template(special_tokens(tokenizer), answer_header(tokenizer))
+    return tokenizer
+
+
+def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    """The tokenizer as it is found at `path`.
+
+    Of the library's general class: one of a class such as Qwen2Tokenizer, saved, would be loaded with that
+    class's normalizer and not with ours.
+    """
+    check_model_path(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: no tokenizer that can be loaded ({first_line(error)})") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(
+            f"{path}: its tokenizer has no fast version (tokenizer.json), which this recipe needs"
+        )
+    if type(tokenizer) is PreTrainedTokenizerFast:
+        return tokenizer
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        name_or_path=tokenizer.name_or_path,
+        chat_template=tokenizer.chat_template,
+        model_max_length=tokenizer.model_max_length,
+        extra_special_tokens=tokenizer.extra_special_tokens,
+        **tokenizer.special_tokens_map,
+    )
+
+
+def new_tokens(path: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of `tokenizer` that the tokenizer at `path` does not have."""
+    known = set(load_base_tokenizer(path).get_vocab().values())
+    return sorted(set(tokenizer.get_vocab().values()) - known)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of the tokenizer as it was loaded, and of the bytes of the files that it came from."""
+    digest = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16)
+    for name in sorted({*TOKENIZER_FILES, *tokenizer.vocab_files_names.values()}):
+        path = os.path.join(tokenizer.name_or_path, name)
+        if not os.path.isdir(tokenizer.name_or_path):
+            path = huggingface_hub.try_to_load_from_cache(tokenizer.name_or_path, name)
+        if isinstance(path, str) and os.path.isfile(path):
+            digest.update(name.encode() + Path(path).read_bytes())
+    return digest.hexdigest()
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a directory holds an adapter, for a model that is elsewhere."""
+    return os.path.isfile(os.path.join(path, ADAPTER_CONFIG))
+
+
+def check_model_path(path: str) -> None:
+    """Raise UserError unless `path` is a directory with a model, or the name of a model on the hub."""
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, "config.json")) and not is_adapter(path):
+            raise UserError(f"{path}: a directory without config.json: there is no model in it")
+    elif os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"{path}: no such model directory")
+    else:
+        check_on_hub(path, "model")
+
+
+def check_base_model(path: str) -> None:
+    """The same, and raise UserError for an adapter, which is for a model that is elsewhere."""
+    check_model_path(path)
+    if is_adapter(path):
+        raise UserError(
+            f"{path}: an adapter; merge it into its base first (python -m training.merge_adapter)"
+        )
+
+
+def _leave_spaces(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Add no space to a text, and take none off.
+
+    SentencePiece puts one before each text, and its decoder takes it off: of a conversation's pieces each
+    would get one, where the whole text has it at its start at most.
+    """
+    parts = ("normalizer", "pre_tokenizer", "decoder")
+    found, shell = tokenizer.backend_tokenizer, Tokenizer(models.BPE())
+    for part in parts:
+        setattr(shell, part, getattr(found, part))
+    plan = json.loads(shell.to_str())
+    changed = plan | {part: _without_spaces(plan[part]) for part in parts}
+    if changed != plan:
+        shell = Tokenizer.from_str(json.dumps(changed))
+        for part in parts:
+            setattr(found, part, getattr(shell, part))
+
+
+def _without_spaces(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A part of the tokenizers library's, as its JSON has it."""
+    match part:
+        case {"type": "Prepend"} | {"type": "Strip", "content": _}:
+            return None
+        case {"type": "Metaspace"}:
+            return part | {"prepend_scheme": "never"}
+        case {"type": "ByteLevel"}:
+            return part | {"add_prefix_space": False}
+        case {"normalizers": _} | {"pretokenizers": _} | {"decoders": _}:
+            (name,) = part.keys() - {"type"}
+            return part | {name: [inner for inner in map(_without_spaces, part[name]) if inner]}
+    return part
+
+
+def _remove_breakers(tokenizer: PreTrainedTokenizerFast) -> None:
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer is None:
+        backend.normalizer = normalizers.Replace(BREAKER, "")
+    elif backend.normalizer.normalize_str(BREAKER):
+        backend.normalizer = normalizers.Sequence([normalizers.Replace(BREAKER, ""), backend.normalizer])
