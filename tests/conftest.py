@@ -11,7 +11,7 @@ import torch
 
 from training import tiny_bloom, trainer
 from training.common.errors import run_command
-from training.run.checkpoints import save_model
+from training.model.save import save_model
 from training.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from tests.conftest import SINGLE_TURN
-from training.run.checkpoints import save_model
+from training.model.save import save_model
 from training.tiny_bloom import texts_of
 
 VOCABULARY = 1200

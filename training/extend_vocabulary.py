@@ -24,7 +24,7 @@ from training.common.errors import UserError, run_command
 from training.data.audit import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.model.load import average_rows, fit_vocabulary, is_bloom, load_base_model
-from training.run.checkpoints import save_model
+from training.model.save import save_model
 from training.text.conversation import from_row
 from training.text.tokenizer import check_base_model, load_base_tokenizer
 

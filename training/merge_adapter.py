@@ -11,7 +11,7 @@ import click
 from training.common.console import quiet_libraries
 from training.common.errors import UserError, run_command
 from training.model.lora import base_of, load_any
-from training.run.checkpoints import save_model
+from training.model.save import save_model
 from training.text.tokenizer import check_model_path, is_adapter, load_tokenizer
 
 

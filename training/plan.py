@@ -15,6 +15,7 @@ from training import trainer
 from training.common.console import quiet_libraries
 from training.common.errors import run_command
 from training.cost.ways import TFLOPS, UTILIZATION, Machine, plan
+from training.data.examples import build_datasets
 from training.text.tokenizer import check_base_model, load_tokenizer
 
 # In the trainer's command only.
@@ -52,7 +53,7 @@ def main(num_gpus: int, gpu_memory: float, gpu_tflops: float, utilization: float
     chosen = SimpleNamespace(**options)
     check_base_model(chosen.input_model)
     tokenizer = load_tokenizer(chosen.input_model)
-    rows = trainer.build_datasets(chosen, tokenizer)[0] if chosen.data_path else None
+    rows = build_datasets(chosen, tokenizer)[0] if chosen.data_path else None
     machine = Machine(num_gpus, int(gpu_memory * 1e9), gpu_tflops, utilization)
     for line in plan(chosen, tokenizer, rows, machine):
         print(line)

@@ -14,7 +14,7 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 from training.common.errors import UserError, run_command
 from training.consts import INTRO
 from training.data.encoded import read_conversations
-from training.run.checkpoints import save_model
+from training.model.save import save_model
 
 # BLOOM's special tokens in the order of their ids, and the words that its tokenizer never splits across.
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]

@@ -20,17 +20,17 @@ import torch
 from accelerate.utils import broadcast_object_list
 from click.core import ParameterSource
 from click_option_group import optgroup
-from transformers import PreTrainedTokenizerFast, TrainingArguments
+from transformers import TrainingArguments
 
-from training.check import ON_BAD_ROW, refuse_unusable, short_form
 from training.common.console import quiet_libraries, say
 from training.common.errors import UserError, run_command
 from training.consts import CONTEXT
 from training.cost.ways import plan, this_machine
+from training.data.audit import ON_BAD_ROW
 from training.data.cache import default_cache_dir
 from training.data.collate import collate, collate_padded
-from training.data.encoded import Rows, load_encoded
-from training.data.split import Source, parse_source, parse_test_size, split
+from training.data.examples import build_datasets
+from training.data.split import parse_source, parse_test_size
 from training.model.bloom import BloomForCausalLM
 from training.model.load import is_bloom, load_model
 from training.model.lora import add_adapter, quantized_loading
@@ -94,7 +94,7 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 )
 @optgroup.option(
     "--on-bad-row",
-    type=ON_BAD_ROW,
+    type=click.Choice(ON_BAD_ROW),
     default="error",
     help="Whether a row that cannot be used is an error, or dropped and counted.",
 )
@@ -340,36 +340,6 @@ def check_options(options: SimpleNamespace) -> dict[str, Any] | None:
 def default_run_name(input_model: str) -> str:
     """`<input model's name>-sft-<time>`."""
     return f"{Path(input_model).absolute().name}-sft-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def build_datasets(options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast) -> tuple[Rows, Rows]:
-    """(training, held-out) examples; says what is learnt, cut, dropped, and held out."""
-    sources: tuple[Source, ...] = options.data_path
-    files = [
-        load_encoded(source.path, tokenizer, options.max_length, options.cache_dir) for source in sources
-    ]
-    paths = [source.path for source in sources]
-    refuse_unusable(paths, [file.summary for file in files], options.on_bad_row)
-    for path, file in zip(paths, files, strict=True):
-        for line in short_form(path, file.summary):
-            say(line)
-
-    weights = [source.weight for source in sources]
-    chosen = split([file.rows["prompt"] for file in files], weights, options.test_size, options.seed)
-    for source, file, taken in zip(sources, files, chosen.taken, strict=True):
-        if source.weight != 1:
-            say(f"{source.path}: weight {source.weight:g}: {taken:,} rows, of {len(file):,}")
-    say(f"{len(chosen.train):,} rows to train on, {len(chosen.held_out):,} held out")
-    if chosen.wanted != options.test_size and isinstance(options.test_size, int):
-        say(
-            f"WARNING: --test-size {options.test_size} would leave none of the rows to train on; a tenth of "
-            f"them is held out instead, {chosen.wanted:,} rows"
-        )
-    if chosen.moved:
-        say(f"{chosen.moved:,} rows changed sides, so that all rows with one prompt are on the same side")
-    if len(chosen.held_out) < chosen.wanted:
-        say(f"WARNING: not {chosen.wanted:,}: the rest share a prompt with more rows than there was room for")
-    return Rows(files, chosen.train), Rows(files, chosen.held_out)
 
 
 def training_arguments(

@@ -24,7 +24,8 @@ from transformers import BloomConfig, BloomForCausalLM
 from tests.conftest import ROOT, SINGLE_TURN
 from training import tiny_bloom, trainer
 from training.cost.ways import CONFIGS, fitted_config, ways_of, work_of
-from training.run.checkpoints import save_model
+from training.data.examples import build_datasets
+from training.model.save import save_model
 from training.text.tokenizer import load_tokenizer, new_tokens
 
 # vocabulary, hidden size, layers, heads
@@ -116,7 +117,7 @@ def planned_bytes(size: str, how: str, stage: int, offload: bool, directory: Pat
     options = SimpleNamespace(**context.params)
     tokenizer = load_tokenizer(options.input_model)
     with contextlib.redirect_stdout(None):
-        rows, _ = trainer.build_datasets(options, tokenizer)
+        rows, _ = build_datasets(options, tokenizer)
     work = work_of(options, rows, cards=1, is_padded=False)
     config = fitted_config(options.input_model, tokenizer)
     ways = ways_of(options, config, new_tokens(options.input_model, tokenizer), work, cards=1)

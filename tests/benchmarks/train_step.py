@@ -25,10 +25,11 @@ from transformers import BloomForCausalLM as LibraryBloom
 
 from training.common.errors import UserError, run_command
 from training.consts import NOT_LEARNT
+from training.cost.flops import matrix_products
 from training.data.collate import collate, collate_padded
 from training.data.encoded import read_conversations
 from training.model.bloom import BloomForCausalLM
-from training.run.speed import matrix_products, product_flops_per_second, tokens_of
+from training.run.speed import product_flops_per_second, tokens_of
 from training.text.encoding import encode
 from training.text.tokenizer import load_tokenizer
 

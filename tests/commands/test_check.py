@@ -10,8 +10,7 @@ import pytest
 
 from tests.conftest import MULTI_TURN, SINGLE_TURN, write_rows
 from training import check
-from training.check import full_form, short_form
-from training.data.audit import ERRORS_KEPT, Findings
+from training.data.audit import ERRORS_KEPT, Findings, full_form, short_form
 from training.data.duplicates import row_hashes
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode

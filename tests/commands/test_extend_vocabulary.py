@@ -22,7 +22,7 @@ from training import extend_vocabulary
 from training.consts import CONTROL_TOKENS
 from training.extend_vocabulary import choose, for_text, is_running, learn_candidates, read_corpus
 from training.model.load import ROW_MULTIPLE, load_model
-from training.run.checkpoints import save_model
+from training.model.save import save_model
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import answer_header, encode, encode_prompt, render
 from training.text.tokenizer import load_base_tokenizer, load_tokenizer

@@ -19,6 +19,7 @@ from training.cost import ways
 from training.cost.memory import Adapter, MicroBatch, Shapes, memory_of, model_states, shapes_of
 from training.cost.ways import CONFIGS, fitted_config
 from training.data.collate import collate
+from training.data.examples import build_datasets
 from training.model.load import load_model
 from training.model.lora import add_adapter
 from training.text.tokenizer import load_tokenizer, new_tokens
@@ -180,7 +181,7 @@ def test_with_data_the_batches_and_the_time_are_those_of_the_run(outcome, base: 
     options = trainer.main.make_context(
         "", f"{more} --input-model {base} --local-output-dir x".split()
     ).params
-    lengths = trainer.build_datasets(ways.SimpleNamespace(**options), tokenizer)[0].lengths
+    lengths = build_datasets(ways.SimpleNamespace(**options), tokenizer)[0].lengths
     assert f"longest micro-batch: {4 * -(-lengths.sum() // 4):,} tokens in 4 row(s)\n" in out
     assert f"for {3 * lengths.sum():,} tokens" in out
     _, halved, _ = outcome(plan.main, f"{command} --epochs 3 --utilization 0.2 --gpu-tflops 1e-6")

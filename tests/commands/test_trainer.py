@@ -9,6 +9,7 @@ from tests.conftest import ROOT, SINGLE_TURN, write_rows
 from training import trainer
 from training.common.errors import UserError
 from training.data.cache import default_cache_dir
+from training.data.examples import build_datasets
 from training.data.split import Source
 from training.text.conversation import from_row
 from training.text.encoding import encode
@@ -151,7 +152,7 @@ def sample_rows(count: int) -> list[dict]:
 
 def test_a_test_size_that_leaves_nothing_to_train_on_is_said_loudly(tokenizer, tmp_path, capsys) -> None:
     path = write_rows(tmp_path / "rows.jsonl", sample_rows(20))
-    train_rows, test_rows = trainer.build_datasets(data_options(tmp_path, path, test_size=400), tokenizer)
+    train_rows, test_rows = build_datasets(data_options(tmp_path, path, test_size=400), tokenizer)
     assert (len(train_rows), len(test_rows)) == (18, 2)
     out = capsys.readouterr().out
     assert "WARNING: --test-size 400 would leave none of the rows to train on; a tenth" in out
@@ -162,7 +163,7 @@ def test_cut_and_dropped_rows_are_counted_and_named(tokenizer, tmp_path, capsys)
     turn = [{"from": "human", "value": "q"}, {"from": "yayi", "value": "a"}]
     rows = [{"conversations": turn}, {"conversations": turn * 9}, {"instruction": "q" * 500, "output": "a"}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    train_rows, _ = trainer.build_datasets(data_options(tmp_path, path, max_length=100), tokenizer)
+    train_rows, _ = build_datasets(data_options(tmp_path, path, max_length=100), tokenizer)
     assert len(train_rows) == 2
     out = capsys.readouterr().out
     assert f"cut after the last turn within --max-length: 1 row ({path}:2)" in out
@@ -173,7 +174,7 @@ def test_rows_that_cannot_be_used_are_all_listed_or_dropped_and_counted(tokenize
     rows = [*sample_rows(5), {"instruction": "q", "output": " "}, {"instruction": "q"}, {"output": "\n"}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(UserError) as error:
-        trainer.build_datasets(data_options(tmp_path, path), tokenizer)
+        build_datasets(data_options(tmp_path, path), tokenizer)
     assert str(error.value) == "3 of 8 rows cannot be used; mend them, or pass --on-bad-row drop"
     assert error.value.details == [
         f'{path}:6: "output" is empty',
@@ -181,7 +182,7 @@ def test_rows_that_cannot_be_used_are_all_listed_or_dropped_and_counted(tokenize
         f'{path}:8: a row needs one of "instruction", "conversations" and "messages"; this one has none',
     ]
     assert capsys.readouterr().out == ""
-    train_rows, _ = trainer.build_datasets(data_options(tmp_path, path, on_bad_row="drop"), tokenizer)
+    train_rows, _ = build_datasets(data_options(tmp_path, path, on_bad_row="drop"), tokenizer)
     assert len(train_rows) == 5
     assert f'DROPPED, cannot be used, "output" is empty: 1 row ({path}:6)' in capsys.readouterr().out
 
@@ -191,7 +192,7 @@ def test_files_are_mixed_by_their_weights(tokenizer, tmp_path, capsys) -> None:
     one = write_rows(tmp_path / "one.jsonl", rows[:10])
     two = write_rows(tmp_path / "two.jsonl", rows[10:])
     options = data_options(tmp_path, f"{one}:3", f"{two}:0.5")
-    train_rows, _ = trainer.build_datasets(options, tokenizer)
+    train_rows, _ = build_datasets(options, tokenizer)
     seen = [tuple(example["input_ids"]) for example in train_rows]
     encoded = [tuple(encode(from_row(row), tokenizer)["input_ids"]) for row in rows]
     assert [seen.count(row) for row in encoded[:10]] == [3] * 10
@@ -206,7 +207,7 @@ def test_rows_with_one_prompt_stay_on_one_side_and_are_counted(tokenizer, tmp_pa
     rows = [{"instruction": f"q{i % 20}", "output": f"a{i}"} for i in range(40)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     options = data_options(tmp_path, path, test_size=10)
-    train_rows, test_rows = trainer.build_datasets(options, tokenizer)
+    train_rows, test_rows = build_datasets(options, tokenizer)
     prompts = [
         {tuple(example["input_ids"][example["labels"] == -100]) for example in side}
         for side in (train_rows, test_rows)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from evaluation import perplexity
 from tests.conftest import LEARNT, write_rows
-from training.run.checkpoints import save_model
+from training.model.save import save_model
 from training.text.conversation import from_row
 from training.text.encoding import encode
 from training.text.tokenizer import load_tokenizer

@@ -20,7 +20,7 @@ from inference import batch, resumable
 from inference.generation import Answer, load, stream
 from tests.conftest import LEARNT, write_rows
 from tests.launching import Running, kill
-from training.run.checkpoints import save_model
+from training.model.save import save_model
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode_prompt
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from training.common.errors import UserError
 from training.consts import CONTROL_TOKENS, END
 from training.model.load import ROW_MULTIPLE, fit_vocabulary, load_model
-from training.run.checkpoints import save_model
+from training.model.save import save_model
 from training.text.tokenizer import load_base_tokenizer
 from training.tiny_bloom import SPARE_ROWS, random_bloom
 

@@ -13,13 +13,12 @@ from training.common.errors import UserError
 from training.consts import END
 from training.data.collate import collate_padded
 from training.model.load import load_model
+from training.model.save import save_model, untied
 from training.run import checkpoints
 from training.run.checkpoints import (
     check_is_seen,
     find_checkpoints,
     read_complete,
-    save_model,
-    untied,
     warn_of_slow_save,
     write_checkpoint,
 )

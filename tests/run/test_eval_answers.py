@@ -4,7 +4,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import LEARNT, write_rows
-from training.data.encoded import Rows, load_encoded
+from training.data.encoded import load_encoded
+from training.data.examples import Examples
 from training.run.eval_answers import prompt_and_answer, repeated_share, sample
 from training.text.tokenizer import load_tokenizer
 
@@ -34,7 +35,7 @@ def test_how_much_is_repeated(ids: list[int], share: float) -> None:
 def test_a_model_that_knows_the_rows_answers_as_they_do(tuned: str, base: str, tmp_path) -> None:
     tokenizer = load_tokenizer(tuned)
     path = write_rows(tmp_path / "rows.jsonl", LEARNT)
-    rows = Rows([load_encoded(path, tokenizer, 2048, tmp_path)], range(4))
+    rows = Examples([load_encoded(path, tokenizer, 2048, tmp_path)], range(4))
     found = sample(AutoModelForCausalLM.from_pretrained(tuned), tokenizer, rows)
     assert (found.ended, found.length) == (1, 1)
     assert found.repeated < 0.2

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from tests.conftest import SINGLE_TURN
 from training.common.errors import UserError
 from training.data.collate import collate, collate_padded
-from training.data.encoded import EncodedFile, Rows, load_encoded
+from training.data.encoded import EncodedFile, load_encoded
+from training.data.examples import Examples
 from training.model.load import load_model
 from training.run.sft_trainer import SFTTrainer, rate_factor
 
@@ -34,8 +35,8 @@ def make_trainer(
         model=model,
         args=args,
         data_collator=collate,
-        train_dataset=Rows([file], range(count)),
-        eval_dataset=Rows([file], range(7)),
+        train_dataset=Examples([file], range(count)),
+        eval_dataset=Examples([file], range(7)),
         tokenizer=tokenizer,
         tokens_per_batch=tokens_per_batch,
     )

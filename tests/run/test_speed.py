@@ -5,9 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from training.cost.flops import Tokens, matrix_products
 from training.data.collate import collate, collate_padded
 from training.model.lora import add_adapter
-from training.run.speed import Throughput, Tokens, matrix_products, product_flops_per_second, tokens_of
+from training.run.speed import Throughput, product_flops_per_second, tokens_of
 
 EXAMPLES = [
     {"input_ids": [7, 8, 9], "labels": [-100, 8, 9]},

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from training.cost.flops import MatrixProducts, matrix_products
 from training.model.bloom import LOGITS_AT_ONCE, BloomForCausalLM, Documents, alibi_columns
 from training.model.lora import add_adapter
-from training.run.speed import MatrixProducts, matrix_products
 
 # In float32: the weights that the optimizer changes, and Adam's two moments.
 OPTIMIZER_BYTES = 12
@@ -26,6 +27,10 @@ MAX_LIVE = 1_000_000_000
 # A weight in 4 bits, and its share of the float32 that each 64 weights have in common
 # (https://arxiv.org/abs/2305.14314, section 3, without double quantization).
 BYTES_IN_4_BITS = 1 / 2 + 4 / 64
+
+
+# Bytes a weight: of Adam's two moments in float32, and with the float32 copy that DeepSpeed keeps.
+ADAM_BYTES, DEEPSPEED_ADAM_BYTES = 8, 12
 
 
 class Adapter(NamedTuple):
@@ -281,3 +286,22 @@ def _head_bytes(shapes: Shapes, width: int, learnt: int) -> int:
         return learnt * shapes.vocabulary * (2 * width + 8)
     of_slice = 8 * min(LOGITS_AT_ONCE, learnt * shapes.vocabulary)
     return of_slice + 2 * width * (shapes.products.head - shapes.products.frozen_head)
+
+
+def numel(weight: nn.Parameter) -> int:
+    """Under ZeRO-3 a rank holds no element of a weight; `ds_numel` is what all hold together. Of weights in
+    4 bits, two are in each element that torch sees.
+    """
+    return _elements(weight) * (2 if getattr(weight, "bnb_quantized", False) else 1)
+
+
+def stored_bytes(weight: nn.Parameter) -> int:
+    return _elements(weight) * weight.element_size()
+
+
+def _elements(weight: nn.Parameter) -> int:
+    return getattr(weight, "ds_numel", weight.numel())
+
+
+def trained(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]

@@ -10,12 +10,20 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from training.common.console import bytes_text, duration
-from training.cost.memory import Adapter, Memory, MicroBatch, Shapes, empty_model, memory_of, shapes_of
-from training.data.encoded import Rows
+from training.cost.flops import Tokens
+from training.cost.memory import (
+    DEEPSPEED_ADAM_BYTES,
+    Adapter,
+    Memory,
+    MicroBatch,
+    Shapes,
+    empty_model,
+    memory_of,
+    shapes_of,
+)
+from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
 from training.model.load import fitted_rows, read_config
-from training.run.checkpoints import DEEPSPEED_ADAM_BYTES
-from training.run.speed import Tokens
 from training.text.tokenizer import new_tokens
 
 # Of an A100 in bf16, without sparsity (NVIDIA's data sheet of the A100), and the share of it that is stated.
@@ -78,7 +86,7 @@ class Way(NamedTuple):
 
 
 def plan(
-    options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast, rows: Rows | None, machine: Machine
+    options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast, rows: Examples | None, machine: Machine
 ) -> Iterator[str]:
     """The plan as lines of text. options: the trainer's. rows: those to train on; None: rows of --max-length.
 
@@ -131,7 +139,7 @@ def does_fit(way: Way, machine: Machine) -> bool:
     return way.memory.peak + SET_ASIDE <= machine.memory
 
 
-def work_of(options: SimpleNamespace, rows: Rows | None, cards: int, is_padded: bool) -> Work:
+def work_of(options: SimpleNamespace, rows: Examples | None, cards: int, is_padded: bool) -> Work:
     """What the longest micro-batch of the run holds, and all micro-batches together."""
     if rows is None:
         count = options.per_device_train_batch_size

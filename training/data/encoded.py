@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from training.common.console import Progress
@@ -81,31 +81,6 @@ class EncodedFile(Dataset):
         start = self.rows["end"][index - 1] if index else 0
         input_ids = np.array(self._input_ids[start:end])
         return {"input_ids": input_ids, "labels": np.where(self._learnt[start:end], input_ids, NOT_LEARNT)}
-
-
-class Rows(Subset):
-    """Chosen examples of several files, by their numbers in the files one after the other."""
-
-    def __init__(self, files: Sequence[EncodedFile], chosen: Sequence[int]) -> None:
-        super().__init__(ConcatDataset(files), np.asarray(chosen, dtype=np.int64))
-        self.lengths = np.concatenate([file.lengths for file in files])[self.indices]
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the files' content, of which rows these are, and of how long each is."""
-        content = hashlib.blake2b(digest_size=16)
-        for file in self.dataset.datasets:
-            content.update(file.data_fingerprint.encode())
-        content.update(self.indices.tobytes() + self.lengths.tobytes())
-        return content.hexdigest()
-
-    def place(self, index: int) -> str:
-        """`FILE:LINE` of an example."""
-        ends = self.dataset.cumulative_sizes
-        file = int(np.searchsorted(ends, self.indices[index], side="right"))
-        start = ends[file - 1] if file else 0
-        of_file = self.dataset.datasets[file]
-        return f"{of_file.data_path}:{of_file.rows['line'][self.indices[index] - start]}"
 
 
 def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

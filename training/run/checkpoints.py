@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 from training.common.console import bytes_text, say
 from training.common.errors import UserError, first_line
 from training.common.files import flush, flush_all, free_bytes, is_write_failure, sizes
+from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, trained
 from training.model.lora import has_adapter, save_adapter
-from training.run.speed import numel
+from training.model.save import save_model
 
 # What stands in a checkpoint when all of it is written: step, world size, and the size of every file.
 COMPLETE = "COMPLETE.json"
@@ -23,17 +24,12 @@ COMPLETE = "COMPLETE.json"
 # Where a checkpoint stands until then, and again while it is removed.
 INCOMPLETE = ".incomplete-"
 
-# The same for the model at the root of the run directory.
-INCOMPLETE_MODEL = ".incomplete-model"
 
 # How long a rank lives after DeepSpeed's launcher has forwarded a signal (deepspeed/launcher/launch.py).
 LAUNCHER_PATIENCE_S = 30
 
 # How long a disk of the network may take to show a new directory.
 DISK_PATIENCE_S = 60
-
-# Bytes a weight: of Adam's two moments in float32, and with the float32 copy that DeepSpeed keeps.
-ADAM_BYTES, DEEPSPEED_ADAM_BYTES = 8, 12
 
 
 def step_of(checkpoint: Path) -> int:
@@ -167,10 +163,6 @@ def model_bytes(model: PreTrainedModel) -> int:
     return sum(numel(weight) * weight.element_size() for weight in trained(model))
 
 
-def trained(model: PreTrainedModel) -> list[torch.nn.Parameter]:
-    return [weight for weight in model.parameters() if weight.requires_grad]
-
-
 def check_room(trainer: Trainer, run_dir: Path) -> int:
     """The bytes that the checkpoints of this run and its model take at most; UserError if there is less room.
 
@@ -210,34 +202,3 @@ def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: 
                 "--resume"
             ) from None
     trainer.accelerator.wait_for_everyone()
-
-
-def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    directory: str | os.PathLike,
-    state_dict: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write what plain transformers loads: weights, configurations, tokenizer with chat template.
-
-    state_dict: the weights, where they are not those in `model` (ZeRO-3 gathers them). A tied head is written
-    once. Readers look for config.json, so it goes first and is put in place last; files have mode 0644.
-    """
-    directory = Path(directory)
-    written = directory / INCOMPLETE_MODEL
-    shutil.rmtree(written, ignore_errors=True)
-    model.config.use_cache = True
-    model.save_pretrained(written, state_dict=untied(model, state_dict or model.state_dict()))
-    tokenizer.save_pretrained(written)
-    (directory / "config.json").unlink(missing_ok=True)
-    for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
-        file.chmod(0o644)
-        shutil.move(file, directory / file.name)
-    written.rmdir()
-
-
-def untied(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each weight once, in memory of its own: ZeRO-2's are slices of one buffer."""
-    once = {name for name, _ in model.named_parameters()}
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
-    return {name: tensor.detach().cpu().clone() for name, tensor in state_dict.items() if name not in tied}

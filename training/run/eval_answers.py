@@ -8,7 +8,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from training.consts import END, NOT_LEARNT
-from training.data.encoded import Example, Rows
+from training.data.encoded import Example
+from training.data.examples import Examples
 
 PROMPTS = 4
 
@@ -29,7 +30,7 @@ class Samples(NamedTuple):
     text: str
 
 
-def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Rows) -> Samples:
+def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Examples) -> Samples:
     """Greedy answers to the first prompts of the first rows, in one batch. For all ranks together."""
     pairs = [prompt_and_answer(rows[i]) for i in range(min(PROMPTS, len(rows)))]
     end = tokenizer.convert_tokens_to_ids(END)

@@ -11,11 +11,9 @@ from typing import Any
 from transformers import Trainer
 
 from training.common.console import bytes_text
-from training.cost.memory import model_states
+from training.cost.memory import model_states, numel, stored_bytes, trained
 from training.model.lora import has_adapter
-from training.run.checkpoints import trained
 from training.run.curves import draw_curves
-from training.run.speed import numel, stored_bytes
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets")
 

@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from training.common.console import say
 from training.common.errors import UserError, first_line
-from training.data.encoded import Rows
+from training.data.examples import Examples
 from training.run.checkpoints import find_checkpoints, read_complete, step_of, warn_of_slow_save
 
 # What the run was started with.
@@ -96,8 +96,8 @@ def ranks_of(checkpoint: Path) -> int:
 def describe(
     options: SimpleNamespace,
     deepspeed_config: Mapping[str, Any] | None,
-    train_rows: Rows,
-    test_rows: Rows,
+    train_rows: Examples,
+    test_rows: Examples,
     world_size: int,
 ) -> dict[str, Any]:
     """What must be the same for a run to go on as if it had not stopped, and the command line for people."""

@@ -19,13 +19,14 @@ from transformers.trainer_utils import EvalLoopOutput
 from training.common.console import bar, log_line, say
 from training.common.errors import UserError, first_line
 from training.consts import NOT_LEARNT
-from training.data.encoded import Rows
+from training.cost.flops import Tokens, matrix_products
+from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
 from training.run.checkpoints import find_checkpoints, write_checkpoint
 from training.run.curves import draw_curves
 from training.run.eval_answers import sample
 from training.run.launch import bound_collectives
-from training.run.speed import Throughput, Tokens, matrix_products, product_flops_per_second, tokens_of
+from training.run.speed import Throughput, product_flops_per_second, tokens_of
 from training.run.stopping import StopRequest
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -78,8 +79,8 @@ class SFTTrainer(Trainer):
     def __init__(
         self,
         *,
-        train_dataset: Rows,
-        eval_dataset: Rows | None,
+        train_dataset: Examples,
+        eval_dataset: Examples | None,
         tokenizer: PreTrainedTokenizerFast,
         tokens_per_batch: int | None = None,
         stop_request: StopRequest | None = None,
@@ -114,13 +115,13 @@ class SFTTrainer(Trainer):
         )
         return self._batches(self.train_dataset, seed=self.args.seed, **how)
 
-    def get_eval_dataloader(self, eval_dataset: Rows | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Examples | None = None) -> DataLoader:
         return self._batches(
             self.eval_dataset if eval_dataset is None else eval_dataset,
             batch_size=self.args.per_device_eval_batch_size,
         )
 
-    def _batches(self, rows: Rows, **how: int) -> Batches:
+    def _batches(self, rows: Examples, **how: int) -> Batches:
         sampler = MicroBatches(
             rows.lengths, rank=self.args.process_index, world_size=self.args.world_size, **how
         )

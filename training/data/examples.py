@@ -1,0 +1,69 @@
+"""The training and the held-out examples of a run: chosen rows of its encoded files."""
+
+import hashlib
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+from torch.utils.data import ConcatDataset, Subset
+from transformers import PreTrainedTokenizerFast
+
+from training.common.console import say
+from training.data.audit import refuse_unusable, short_form
+from training.data.encoded import EncodedFile, load_encoded
+from training.data.split import Source, split
+
+
+class Examples(Subset):
+    """Chosen examples of several files, by their numbers in the files one after the other."""
+
+    def __init__(self, files: Sequence[EncodedFile], chosen: Sequence[int]) -> None:
+        super().__init__(ConcatDataset(files), np.asarray(chosen, dtype=np.int64))
+        self.lengths = np.concatenate([file.lengths for file in files])[self.indices]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' content, of which rows these are, and of how long each is."""
+        content = hashlib.blake2b(digest_size=16)
+        for file in self.dataset.datasets:
+            content.update(file.data_fingerprint.encode())
+        content.update(self.indices.tobytes() + self.lengths.tobytes())
+        return content.hexdigest()
+
+    def place(self, index: int) -> str:
+        """`FILE:LINE` of an example."""
+        ends = self.dataset.cumulative_sizes
+        file = int(np.searchsorted(ends, self.indices[index], side="right"))
+        start = ends[file - 1] if file else 0
+        of_file = self.dataset.datasets[file]
+        return f"{of_file.data_path}:{of_file.rows['line'][self.indices[index] - start]}"
+
+
+def build_datasets(options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast) -> tuple[Examples, Examples]:
+    """(training, held-out) examples; says what is learnt, cut, dropped, and held out."""
+    sources: tuple[Source, ...] = options.data_path
+    files = [
+        load_encoded(source.path, tokenizer, options.max_length, options.cache_dir) for source in sources
+    ]
+    paths = [source.path for source in sources]
+    refuse_unusable(paths, [file.summary for file in files], options.on_bad_row)
+    for path, file in zip(paths, files, strict=True):
+        for line in short_form(path, file.summary):
+            say(line)
+
+    weights = [source.weight for source in sources]
+    chosen = split([file.rows["prompt"] for file in files], weights, options.test_size, options.seed)
+    for source, file, taken in zip(sources, files, chosen.taken, strict=True):
+        if source.weight != 1:
+            say(f"{source.path}: weight {source.weight:g}: {taken:,} rows, of {len(file):,}")
+    say(f"{len(chosen.train):,} rows to train on, {len(chosen.held_out):,} held out")
+    if chosen.wanted != options.test_size and isinstance(options.test_size, int):
+        say(
+            f"WARNING: --test-size {options.test_size} would leave none of the rows to train on; a tenth of "
+            f"them is held out instead, {chosen.wanted:,} rows"
+        )
+    if chosen.moved:
+        say(f"{chosen.moved:,} rows changed sides, so that all rows with one prompt are on the same side")
+    if len(chosen.held_out) < chosen.wanted:
+        say(f"WARNING: not {chosen.wanted:,}: the rest share a prompt with more rows than there was room for")
+    return Examples(files, chosen.train), Examples(files, chosen.held_out)
