@@ -1,9 +1,16 @@
-"""What a disk must have done before a file counts, and whether there is room for it."""
+"""Files: written atomically, locked, on the disk for sure (fsync), and whether there is room for them."""
 
 import errno
 import os
 import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from training.common.console import say
+from training.common.errors import UserError
 
 # A full disk, a quota, a limit on the size of files, no permission, a disk that is broken.
 REFUSALS = {
@@ -17,8 +24,81 @@ REFUSALS = {
 }
 
 
+def write_atomic(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    """Write the file `path`: until all of it is on the disk, the name belongs to the file before, or to none.
+
+    content: text (written as UTF-8, its line ends as they are), bytes, or a function that writes the file at
+    the path that it is given. If it fails, `path` stays as it was and nothing is left beside it. Raises
+    OSError, and whatever the function raises.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        flush(temporary)
+        temporary.replace(path)
+        flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def place_files(written: Path, directory: Path, last: str) -> None:
+    """Move all files of `written` into `directory`, and remove `written`.
+
+    The file named `last` is the one that readers look for. It is removed first and placed last, so that while
+    it is there all files are, and belong together. The files get the mode 0644 and are on the disk before the
+    first is moved.
+    """
+    for file in written.iterdir():
+        file.chmod(0o644)
+    flush_all(written)
+    (directory / last).unlink(missing_ok=True)
+    for file in sorted(written.iterdir(), key=lambda file: file.name == last):
+        file.replace(directory / file.name)
+    written.rmdir()
+    flush(directory)
+
+
+@contextmanager
+def hold_lock(path: Path, taken: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of the file `path` for the block. The file stays; a process that dies loses its locks.
+
+    taken: what to say where another process holds the lock. With `wait` it is a line that is printed before
+    this waits for that process; otherwise it is the message of the UserError that is raised.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise UserError(taken) from None
+        say(taken)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_empty(directory: Path, remedy: str, ignored: Collection[str] = ()) -> None:
+    """Raise UserError unless `directory` is absent, or holds nothing but the `ignored` names.
+
+    remedy: what the user is to do, for the end of the message.
+    """
+    try:
+        names = set(os.listdir(directory))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{directory}: {error.strerror}; {remedy}") from None
+    if names - set(ignored):
+        raise UserError(f"{directory}: holds something already; {remedy}")
+
+
 def flush(path: Path) -> None:
-    """Have what was written to a file or directory on the disk."""
+    """Wait until what was written to a file, or the names in a directory, are on the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -27,7 +107,7 @@ def flush(path: Path) -> None:
 
 
 def flush_all(directory: Path) -> None:
-    """The same for all files and directories in `directory`, and for itself."""
+    """Do so for all files and directories in `directory`, and for `directory` itself."""
     for parent, _, names in os.walk(directory, topdown=False):
         for name in names:
             flush(Path(parent, name))
