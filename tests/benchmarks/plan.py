@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -23,6 +22,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from tests.conftest import ROOT, SINGLE_TURN
 from training import tiny_bloom, trainer
+from training.common.options import Options
 from training.cost.ways import CONFIGS, fitted_config, ways_of, work_of
 from training.data.examples import build_datasets
 from training.model.save import save_model
@@ -114,7 +114,7 @@ def peak(size: str, how: str, directory: Path) -> int:
 def planned_bytes(size: str, how: str, stage: int, offload: bool, directory: Path) -> int:
     """Of a process without a card, but for Python and its libraries."""
     context = trainer.main.make_context("plan", arguments(size, how, directory, "run"))
-    options = SimpleNamespace(**context.params)
+    options = Options(**context.params)
     tokenizer = load_tokenizer(options.input_model)
     with contextlib.redirect_stdout(None):
         rows, _ = build_datasets(options, tokenizer)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig
 from tests.conftest import LEARNT, ROOT, SINGLE_TURN, write_rows
 from tests.tiny_models import make_llama, make_qwen
 from training import plan, trainer
+from training.common.options import Options
 from training.cost import ways
 from training.cost.memory import Adapter, MicroBatch, Shapes, memory_of, model_states, shapes_of
 from training.cost.ways import CONFIGS, fitted_config
@@ -178,10 +179,8 @@ def test_with_data_the_batches_and_the_time_are_those_of_the_run(outcome, base: 
     command = f"--input-model {base} --num-gpus 1 --gpu-memory 2 {more}"
     _, out, _ = outcome(plan.main, f"{command} --epochs 3")
     tokenizer = load_tokenizer(base)
-    options = trainer.main.make_context(
-        "", f"{more} --input-model {base} --local-output-dir x".split()
-    ).params
-    lengths = build_datasets(ways.SimpleNamespace(**options), tokenizer)[0].lengths
+    values = trainer.main.make_context("", f"{more} --input-model {base} --local-output-dir x".split()).params
+    lengths = build_datasets(Options(**values), tokenizer)[0].lengths
     assert f"longest micro-batch: {4 * -(-lengths.sum() // 4):,} tokens in 4 row(s)\n" in out
     assert f"for {3 * lengths.sum():,} tokens" in out
     _, halved, _ = outcome(plan.main, f"{command} --epochs 3 --utilization 0.2 --gpu-tflops 1e-6")

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import ROOT, SINGLE_TURN, write_rows
 from training import trainer
 from training.common.errors import UserError
-from training.data.cache import default_cache_dir
+from training.common.options import Options, Source, default_cache_dir, parse_source
 from training.data.examples import build_datasets
-from training.data.split import Source
+from training.run.resume import default_run_name
 from training.text.conversation import from_row
 from training.text.encoding import encode
 
@@ -94,9 +94,9 @@ def test_every_option_says_what_it_does(outcome) -> None:
 
 
 def test_the_run_directory_is_named_after_the_model_and_the_time() -> None:
-    assert trainer.default_run_name("./checkpoints/yayi-7b/").startswith("yayi-7b-sft-2")
-    assert trainer.default_run_name("org/model").startswith("model-sft-2")
-    assert trainer.default_run_name(".").startswith(f"{Path.cwd().name}-sft-2")
+    assert default_run_name("./checkpoints/yayi-7b/").startswith("yayi-7b-sft-2")
+    assert default_run_name("org/model").startswith("model-sft-2")
+    assert default_run_name(".").startswith(f"{Path.cwd().name}-sft-2")
 
 
 def test_a_run_from_rows_to_a_model_that_plain_transformers_loads(tuned: str) -> None:
@@ -134,7 +134,7 @@ def test_the_model_of_a_bf16_run_is_in_bf16(base: str, tmp_path: Path, capsys) -
     assert out.count("evaluation loss") == 2
 
 
-def data_options(tmp_path: Path, *data_paths: str, **options: object) -> trainer.SimpleNamespace:
+def data_options(tmp_path: Path, *data_paths: str, **options: object) -> Options:
     usual = {
         "max_length": 500,
         "test_size": 0,
@@ -142,8 +142,8 @@ def data_options(tmp_path: Path, *data_paths: str, **options: object) -> trainer
         "on_bad_row": "error",
         "cache_dir": tmp_path / "cache",
     }
-    sources = tuple(trainer.parse_source(path) for path in data_paths)
-    return trainer.SimpleNamespace(**{**usual, **options}, data_path=sources)
+    sources = tuple(parse_source(path) for path in data_paths)
+    return Options(**{**usual, **options}, data_path=sources)
 
 
 def sample_rows(count: int) -> list[dict]:
@@ -256,7 +256,7 @@ def mistakes(base: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
         ),
         ("--local-output-dir {dir}/file/out", "{dir}/file: Not a directory"),
         ("--max-length 5", "every row is longer than --max-length 5"),
-        ("--run-name full", "{dir}/full: holds something already, and is not written over"),
+        ("--run-name full", "{dir}/full: holds something already; it is not written over"),
         ("--run-name ../run", "--run-name ../run: not a plain name"),
         ("--run-name {dir}/run", "not a plain name"),
     ],

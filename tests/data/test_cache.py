@@ -8,8 +8,9 @@ import pytest
 
 from tests.conftest import ROOT
 from training.common.errors import UserError
+from training.common.options import default_cache_dir
 from training.data import cache
-from training.data.cache import default_cache_dir, made_once
+from training.data.cache import made_once
 
 # Makes a directory slowly, or waits for it, and says what it did.
 MAKER = """

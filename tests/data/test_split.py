@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from training.data.split import Source, held_out_count, parse_source, parse_test_size, sample, split
+from training.common.options import Source, parse_source, parse_test_size
+from training.data.split import held_out_count, sample, split
 
 
 def hashes(*prompts: int) -> np.ndarray:

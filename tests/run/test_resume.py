@@ -1,20 +1,23 @@
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 from tests.conftest import SINGLE_TURN, write_rows
 from tests.run.test_checkpoints import one_rank, write
 from training import trainer
 from training.common.errors import UserError
+from training.common.options import Options
 from training.run.checkpoints import write_checkpoint
 from training.run.resume import (
+    LOCK,
     RECORD,
     check_new,
     check_same_run,
     hold,
     is_begun,
+    keep_defaults,
     keep_global_batch,
     newest_checkpoint,
     read_record,
@@ -38,9 +41,16 @@ def test_a_run_directory_below_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_directory_is_held_by_one_process(tmp_path: Path) -> None:
-    with hold(tmp_path / "run"), pytest.raises(UserError, match="another process works in it"):
-        hold(tmp_path / "run")
-    with hold(tmp_path / "run"):
+    with (
+        hold(tmp_path / "run"),
+        pytest.raises(UserError, match="another process works in it"),
+        hold(tmp_path / "run"),
+    ):
+        pass
+    for _ in range(2):  # free again after the block
+        with hold(tmp_path / "run"):
+            pass
+    with FileLock(tmp_path / "run" / LOCK, timeout=0):
         pass
     check_new(tmp_path / "run")  # the lock's file is nothing that a run left
     assert not is_begun(tmp_path / "run")
@@ -117,8 +127,8 @@ def test_another_option_is_said(tmp_path: Path, capsys) -> None:
     ],
 )
 def test_accumulation_keeps_the_global_batch(batch: dict, world_size: int, rows: int, expected: int) -> None:
-    options = SimpleNamespace(gradient_accumulation_steps=1, per_device_train_batch_size=rows)
-    keep_global_batch(options, RUN | {"global batch": batch}, world_size)
+    micro_batch = {"tokens_per_batch": rows} if "tokens" in batch else {"per_device_train_batch_size": rows}
+    options = keep_global_batch(Options(**micro_batch), RUN | {"global batch": batch}, world_size)
     assert options.gradient_accumulation_steps == expected
 
 
@@ -127,6 +137,34 @@ def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:
     assert is_begun(tmp_path)
     with pytest.raises(UserError, match="there is no run to continue"):
         read_record(tmp_path)
+
+
+def as_begun_before(tmp_path: Path, **options: str) -> dict:
+    """What is read of a record that an earlier version wrote, which has None for what was not given."""
+    record = RUN | {
+        "optimizer": "no DeepSpeed, float32, LoRA of rank 4, alpha None, auto",
+        "options": {"lora_rank": "4", "lora_alpha": "None", "tokens_per_batch": "None", "lr": "1e-05"}
+        | options,
+    }
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    return read_record(tmp_path)
+
+
+def test_a_record_of_before_is_read_as_what_it_meant(tmp_path: Path) -> None:
+    record = as_begun_before(tmp_path, per_device_train_batch_size="8")
+    assert record["optimizer"] == "no DeepSpeed, float32, LoRA of rank 4, alpha 8, auto"
+    assert record["options"]["lora_alpha"] == "8"
+    given = as_begun_before(tmp_path, lora_alpha="5")
+    assert given["options"]["lora_alpha"] == "5"
+    by_tokens = as_begun_before(tmp_path, tokens_per_batch="99", per_device_train_batch_size="8")
+    assert by_tokens["options"]["per_device_train_batch_size"] == "None"
+
+
+def test_a_default_that_has_changed_since_stays_what_the_run_began_with(tmp_path: Path) -> None:
+    record = as_begun_before(tmp_path)
+    kept = keep_defaults(Options(lora_rank=4), record)
+    assert (kept.lr, kept.lora_alpha) == (1e-5, 8)
+    assert keep_defaults(Options(lora_rank=4, lr=0.1), record).lr == 0.1
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +278,25 @@ def test_resume_needs_a_name(outcome, base: str, tmp_path: Path) -> None:
         trainer.main, f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path} --resume"
     )
     assert (status, err) == (2, "error: --resume: which run? Give its --run-name\n")
+
+
+def test_an_adapter_goes_on_with_its_defaults_given_or_not(command, tmp_path: Path, capsys) -> None:
+    command(tmp_path, "--lora-rank 2 --max-steps 4")
+    capsys.readouterr()
+    command(tmp_path, "--lora-rank 2 --max-steps 5 --lora-alpha 4 --resume")
+    out = capsys.readouterr().out
+    assert "--lora-alpha" not in out
+    assert [step for step, _ in losses(tmp_path, 5)] == [1, 2, 3, 4, 5]
+
+
+def test_the_options_of_a_run_make_it_again(command, tmp_path: Path) -> None:
+    command(tmp_path, "--max-steps 4")
+    config = tmp_path / "run" / "options.yaml"
+    trainer.main.main(
+        f"--config {config} --local-output-dir {tmp_path / 'again'}".split(), standalone_mode=False
+    )
+    assert losses(tmp_path / "again", 4) == losses(tmp_path, 4)
+    with pytest.raises(UserError, match="holds something already"):
+        trainer.main.main(["--config", str(config)], standalone_mode=False)
+    trainer.main.main(f"--config {config} --resume --max-steps 6".split(), standalone_mode=False)
+    assert [step for step, _ in losses(tmp_path, 6)] == [1, 2, 3, 4, 5, 6]

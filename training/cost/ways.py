@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import psutil
@@ -10,6 +9,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from training.common.console import bytes_text, duration
+from training.common.options import Options
 from training.cost.flops import Tokens
 from training.cost.memory import (
     DEEPSPEED_ADAM_BYTES,
@@ -86,7 +86,7 @@ class Way(NamedTuple):
 
 
 def plan(
-    options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast, rows: Examples | None, machine: Machine
+    options: Options, tokenizer: PreTrainedTokenizerFast, rows: Examples | None, machine: Machine
 ) -> Iterator[str]:
     """The plan as lines of text. options: the trainer's. rows: those to train on; None: rows of --max-length.
 
@@ -139,22 +139,18 @@ def does_fit(way: Way, machine: Machine) -> bool:
     return way.memory.peak + SET_ASIDE <= machine.memory
 
 
-def work_of(options: SimpleNamespace, rows: Examples | None, cards: int, is_padded: bool) -> Work:
+def work_of(options: Options, rows: Examples | None, cards: int, is_padded: bool) -> Work:
     """What the longest micro-batch of the run holds, and all micro-batches together."""
     if rows is None:
-        count = options.per_device_train_batch_size
         if options.tokens_per_batch:
             count = max(1, options.tokens_per_batch // options.max_length)
+        else:
+            count = options.micro_batch["batch_size"]
         longest = MicroBatch(count, options.max_length)
         pairs = ASSUMED_TOKENS * (options.max_length + 1) // 2
         whole = Tokens(ASSUMED_TOKENS, ASSUMED_TOKENS, 0, pairs)
         return Work(longest, longest.tokens, whole, " of --max-length, all learnt: there is no --data-path")
-    how = (
-        {"tokens_per_batch": options.tokens_per_batch}
-        if options.tokens_per_batch
-        else {"batch_size": options.per_device_train_batch_size}
-    )
-    sampler = MicroBatches(rows.lengths, rank=0, world_size=cards, seed=options.seed, **how)
+    sampler = MicroBatches(rows.lengths, rank=0, world_size=cards, seed=options.seed, **options.micro_batch)
     steps = -(-len(sampler) // options.gradient_accumulation_steps)
     epochs = options.max_steps / steps if options.max_steps else options.epochs
     longest = MicroBatch(1, 1)
@@ -172,12 +168,12 @@ def work_of(options: SimpleNamespace, rows: Examples | None, cards: int, is_padd
 
 
 def ways_of(
-    options: SimpleNamespace, config: PretrainedConfig, new: list[int], work: Work, cards: int
+    options: Options, config: PretrainedConfig, new: list[int], work: Work, cards: int
 ) -> Iterator[Way]:
     """All weights first, unless the options ask for an adapter; with the quickest configuration first."""
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     rank = options.lora_rank or LORA_RANK
-    adapter = Adapter(rank, options.lora_alpha or 2 * rank, options.lora_dropout, options.lora_target)
+    adapter = Adapter(rank, 2 * rank, options.lora_dropout, options.lora_target)  # alpha costs nothing
     of_adapter = shapes_of(config, work.longest, dtype, adapter, new)
     if not options.lora_rank:
         of_all = shapes_of(config, work.longest, dtype)
@@ -195,7 +191,7 @@ def _way(
     name: str,
     adapter: str,
     shapes: Shapes,
-    options: SimpleNamespace,
+    options: Options,
     work: Work,
     cards: int,
     stage: int,

@@ -15,11 +15,6 @@ from training.common.files import flush, flush_all
 POLL_S = 0.2
 
 
-def default_cache_dir() -> Path:
-    """`yayi` in the user's cache directory (XDG_CACHE_HOME, or ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yayi"
-
-
 def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
     """`directory`; where it is not there, `make` fills one beside it, which then gets the name.
 

@@ -2,16 +2,16 @@
 
 import hashlib
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 from transformers import PreTrainedTokenizerFast
 
 from training.common.console import say
+from training.common.options import Options
 from training.data.audit import refuse_unusable, short_form
 from training.data.encoded import EncodedFile, load_encoded
-from training.data.split import Source, split
+from training.data.split import split
 
 
 class Examples(Subset):
@@ -39,9 +39,9 @@ class Examples(Subset):
         return f"{of_file.data_path}:{of_file.rows['line'][self.indices[index] - start]}"
 
 
-def build_datasets(options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast) -> tuple[Examples, Examples]:
+def build_datasets(options: Options, tokenizer: PreTrainedTokenizerFast) -> tuple[Examples, Examples]:
     """(training, held-out) examples; says what is learnt, cut, dropped, and held out."""
-    sources: tuple[Source, ...] = options.data_path
+    sources = options.data_path
     files = [
         load_encoded(source.path, tokenizer, options.max_length, options.cache_dir) for source in sources
     ]

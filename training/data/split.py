@@ -1,19 +1,10 @@
 """Which rows are trained on, how often, and which are held out."""
 
-import os
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-
-
-class Source(NamedTuple):
-    """A data file or data set, and how often each of its rows is to be seen in an epoch."""
-
-    path: str
-    weight: float = 1.0
 
 
 class Split(NamedTuple):
@@ -24,36 +15,6 @@ class Split(NamedTuple):
     taken: list[int]  # how many rows are seen of each file, the repeated ones as often as they are
     wanted: int  # how many were to be held out
     moved: int  # how many changed sides so that all rows with one prompt are on the same
-
-
-def parse_source(value: str) -> Source:
-    """`FILE` or `FILE:WEIGHT`, the weight a number above 0. Raises ValueError for another weight."""
-    if os.path.exists(value):
-        return Source(value)
-    match = re.fullmatch(r"(.+):(-?[0-9.]+(?:e-?[0-9]+)?)", value)
-    if match is None:
-        return Source(value)
-    try:
-        weight = float(match[2])
-    except ValueError:
-        weight = 0.0
-    if not weight > 0:
-        raise ValueError(f"{value}: the weight after the last colon is not a number above 0")
-    return Source(match[1], weight)
-
-
-def parse_test_size(value: str) -> int | float:
-    """A count of rows to hold out (0, 1, 2, ...) as int, or a ratio between 0 and 1 as float.
-
-    Raises ValueError for anything else.
-    """
-    try:
-        size = int(value) if value.strip().isdigit() else float(value)
-    except ValueError:
-        size = -1.0
-    if isinstance(size, float) and not 0 < size < 1:
-        raise ValueError(f"{value} is neither a count (0, 1, 2, ...) nor a ratio between 0 and 1")
-    return size
 
 
 def held_out_count(rows: int, test_size: int | float) -> int:

@@ -14,6 +14,9 @@ from torch import distributed as dist
 
 from training.common.errors import UserError
 
+# Number of ranks, as the launcher says.
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
+
 # Half of the distance between neighbours of bf16 around 2**-6.
 SMALLEST_BF16_STEP = 2.0**-14
 

@@ -7,28 +7,111 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 
+from training.common.command_line import as_yaml
 from training.common.console import say
 from training.common.errors import UserError, first_line
+from training.common.files import check_empty, hold_lock, write_atomic
+from training.common.options import OF_ONE_START, Options, values_of_run
 from training.data.examples import Examples
 from training.run.checkpoints import find_checkpoints, read_complete, step_of, warn_of_slow_save
+from training.run.launch import WORLD_SIZE
+from training.run.stopping import StopRequest
+from training.text.tokenizer import is_adapter
 
 # What the run was started with.
 RECORD = "run.json"
 
-# Taken by rank 0 while it works; the system gives it back however the process ends.
+# The same options as a file for --config.
+OPTIONS = "options.yaml"
+
+# Rank 0 holds the lock of this file while it works; the system gives it back however the process ends.
 LOCK = ".lock"
 
-# A checkpoint as another number of ranks reads it, while it is read.
+# Where a checkpoint stands while another number of ranks than wrote it reads it.
 UNIVERSAL = ".universal-"
+
+
+@dataclass
+class Run:
+    """A run that begins or goes on. As a context, it gives back at the end what `hold` took.
+
+    directory: the run directory. deepspeed_config: DeepSpeed's configuration, or None. record: what the run
+    began with, if it goes on. checkpoint: where it goes on from; None is step 0. description: what this start
+    has of what `record` says.
+    """
+
+    options: Options
+    directory: Path
+    deepspeed_config: dict[str, Any] | None
+    record: dict[str, Any] | None = None
+    checkpoint: Path | None = None
+    description: dict[str, Any] = field(default_factory=dict)
+    stop_request: StopRequest = field(default_factory=StopRequest)
+    _held: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def hold(self) -> None:
+        """Agree with the other ranks on the run directory, keep other runs out of it, and heed signals.
+
+        A default name holds the time, of which each rank has its own: rank 0's counts.
+        """
+        self.directory = Path(broadcast_object_list([str(self.directory)])[0])
+        self._held.enter_context(hold(self.directory))
+        self._held.enter_context(self.stop_request)
+
+    @property
+    def ranks_differ(self) -> bool:
+        """Whether another number of ranks wrote the checkpoint than are there now."""
+        return self.checkpoint is not None and read_complete(self.checkpoint)["world_size"] != WORLD_SIZE
+
+    def is_finished(self, total_steps: int) -> bool:
+        """Whether all steps are taken already, and the model is saved."""
+        is_saved = (self.directory / "config.json").exists() or is_adapter(str(self.directory))
+        return self.checkpoint is not None and step_of(self.checkpoint) >= total_steps and is_saved
+
+    def write_record(self) -> None:
+        """Write what the run goes by: run.json when it begins, options.yaml each time. For rank 0."""
+        if self.record is None or self.options.resume_anyway:
+            text = json.dumps(self.description, ensure_ascii=False, indent=1)
+            write_atomic(self.directory / RECORD, text)
+        write_atomic(self.directory / OPTIONS, as_yaml(values_of_run(self.options)))
+
+
+def find_run(options: Options, deepspeed_config: dict[str, Any] | None) -> Run:
+    """The run of these options: a new one, or with --resume the one that is to go on.
+
+    Raises UserError where a new run would write over something, and where there is no run to continue.
+    """
+    directory = options.local_output_dir / (options.run_name or default_run_name(options.input_model))
+    if not options.resume or not is_begun(directory):
+        check_new(directory)
+        return Run(options, directory, deepspeed_config)
+    record, checkpoint = read_record(directory), newest_checkpoint(directory)
+    options = keep_global_batch(keep_defaults(options, record), record, WORLD_SIZE)
+    return Run(options, directory, deepspeed_config, record, checkpoint)
+
+
+def default_run_name(input_model: str) -> str:
+    """`<input model's name>-sft-<time>`."""
+    return f"{Path(input_model).absolute().name}-sft-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def check_new(run_dir: Path) -> None:
@@ -37,10 +120,11 @@ def check_new(run_dir: Path) -> None:
     while not os.path.exists(existing):  # unlike Path.exists, quiet about a parent that may not be read
         existing = existing.parent
     try:
-        if existing == run_dir and set(os.listdir(run_dir)) - {LOCK}:
-            raise UserError(
-                f"{run_dir}: holds something already, and is not written over; give another --run-name, or "
-                "continue that run by --resume"
+        if existing == run_dir:
+            check_empty(
+                run_dir,
+                "it is not written over; give another --run-name, or continue that run by --resume",
+                ignored=(LOCK,),
             )
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
@@ -52,12 +136,7 @@ def hold(run_dir: Path) -> AbstractContextManager:
     if os.environ.get("RANK", "0") != "0":
         return nullcontext()
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{run_dir}: another process works in it; wait for it, or end it") from None
-    return lock
+    return hold_lock(run_dir / LOCK, f"{run_dir}: another process works in it; wait for it, or end it")
 
 
 def is_begun(run_dir: Path) -> bool:
@@ -88,13 +167,8 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return newest
 
 
-def ranks_of(checkpoint: Path) -> int:
-    """How many ranks wrote it."""
-    return read_complete(checkpoint)["world_size"]
-
-
 def describe(
-    options: SimpleNamespace,
+    options: Options,
     deepspeed_config: Mapping[str, Any] | None,
     train_rows: Examples,
     test_rows: Examples,
@@ -113,16 +187,22 @@ def describe(
         "global batch": (
             {"micro-batches": ranks, "tokens": options.tokens_per_batch}
             if options.tokens_per_batch
-            else {"rows": ranks * options.per_device_train_batch_size}
+            else {"rows": ranks * options.micro_batch["batch_size"]}
         ),
         "optimizer": f"{f'ZeRO stage {zero}' if deepspeed_config else 'no DeepSpeed'}, "
         f"{'bf16' if options.bf16 else 'float32'}{_adapter(options)}",
         "ranks": world_size,
-        "options": {name: str(value) for name, value in vars(options).items()},
+        "options": _as_recorded(options),
     }
 
 
-def _adapter(options: SimpleNamespace) -> str:
+def _as_recorded(options: Options) -> dict[str, str]:
+    """Every option as text, as people read it."""
+    names = [each.name for each in fields(options) if each.init]
+    return {name: str(getattr(options, name)) for name in names}
+
+
+def _adapter(options: Options) -> str:
     if not options.lora_rank:
         return ""
     bits = ", 4 bits" if options.load_in_4bit else ""
@@ -140,34 +220,50 @@ def _model_fingerprint(path: str) -> str:
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """Raises UserError where the run directory has none."""
+    """What a run began with. Raises UserError where the run directory has no record.
+
+    Records of earlier versions have None for a default that depends on another option: it is put in place.
+    """
     try:
-        return json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{run_dir / RECORD}: cannot be read ({first_line(error)}); there is no run to continue"
         ) from None
+    options = record["options"]
+    if options["lora_rank"] != "None" and options["lora_alpha"] == "None":
+        options["lora_alpha"] = str(2 * int(options["lora_rank"]))
+        record["optimizer"] = record["optimizer"].replace("alpha None", f"alpha {options['lora_alpha']}")
+    if options["tokens_per_batch"] != "None":
+        options["per_device_train_batch_size"] = "None"
+    return record
 
 
-def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record, ensure_ascii=False, indent=1)
-    (run_dir / f"{RECORD}.new").write_text(text, encoding="utf-8")
-    (run_dir / f"{RECORD}.new").replace(run_dir / RECORD)
+def keep_defaults(options: Options, record: Mapping[str, Any]) -> Options:
+    """What was not given, and has a default that depends on another option, stays what the run began with."""
+    before = record["options"]
+    kept = {
+        name: type(getattr(options, name))(before[name])
+        for name in options.defaulted
+        if before.get(name, "None") != "None"
+    }
+    return replace(options, **kept)
 
 
-def keep_global_batch(options: SimpleNamespace, record: Mapping[str, Any], world_size: int) -> None:
+def keep_global_batch(options: Options, record: Mapping[str, Any], world_size: int) -> Options:
     """On another number of ranks, accumulate over as many micro-batches as make the run's global batch."""
     if record["ranks"] == world_size:
-        return
+        return options
     batch = record["global batch"]
     wanted = batch.get("micro-batches", batch.get("rows"))
-    one = world_size * (1 if "micro-batches" in batch else options.per_device_train_batch_size)
-    if wanted % one == 0 and options.gradient_accumulation_steps != wanted // one:
-        options.gradient_accumulation_steps = wanted // one
-        say(
-            f"{world_size} process(es) instead of {record['ranks']}: --gradient-accumulation-steps "
-            f"{wanted // one} keeps the global batch"
-        )
+    one = world_size * (1 if "micro-batches" in batch else options.micro_batch.get("batch_size", 1))
+    if wanted % one != 0 or options.gradient_accumulation_steps == wanted // one:
+        return options
+    say(
+        f"{world_size} process(es) instead of {record['ranks']}: --gradient-accumulation-steps "
+        f"{wanted // one} keeps the global batch"
+    )
+    return replace(options, gradient_accumulation_steps=wanted // one)
 
 
 def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, Any], anyway: bool) -> None:
@@ -188,7 +284,7 @@ def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, A
         say(f"WARNING: {text}; going on anyway")
     for name, value in now["options"].items():
         before = record["options"].get(name)
-        if before != value and name not in ("resume", "resume_anyway", "local_rank"):
+        if before != value and name not in OF_ONE_START:
             say(f"--{name.replace('_', '-')} is {value}, and was {before}")
 
 

@@ -1,0 +1,208 @@
+"""The fields of a dataclass as the options of a command: name, type, default, help and group stand together.
+
+@dataclass
+class Options:
+    epochs: float = option(2.0, "Optimisation", "Passes over the data.", above=0)
+
+@click.command()
+@options_of(Options)
+def main(**values):
+    run(Options(**values))
+
+The command also takes `--config FILE.yaml`, whose keys are the names of the options; what the command line
+says wins over the file.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from click_option_group import optgroup
+
+from training.common.errors import UserError
+
+CONFIG = "config"
+
+
+def option(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    required: bool = False,
+    multiple: bool = False,
+    parse: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
+    at_least: int | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    flag: str | None = None,
+    shown_default: str | None = None,
+    planned: bool = False,
+) -> Any:
+    """A field of a dataclass, and the option that gives its value.
+
+    default: the value without the option; a function is called for it. required: whether the command line or
+    the file of --config must give a value; the dataclass itself need not. multiple: the option may be given
+    several times, and the value is a tuple. parse: a function from the option's text to its value, which
+    raises ValueError for a wrong text; `metavar` then says what the text looks like. at_least, above, below:
+    bounds of a number. flag: what is typed, where it is not the field's name with dashes. shown_default: the
+    default in words. planned: whether the option changes what a run takes.
+    """
+    bounds = {"min": at_least if above is None else above, "max": below}
+    settings = {
+        "group": group,
+        "help": help,
+        "required": required,
+        "multiple": multiple,
+        "parse": parse,
+        "metavar": metavar,
+        "bounds": bounds | {"min_open": above is not None, "max_open": below is not None},
+        "flag": flag,
+        "shown_default": shown_default,
+        "planned": planned,
+    }
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=settings)
+    return dataclasses.field(default=default, metadata=settings)
+
+
+class Parsed(click.ParamType):
+    """The value that `parse` makes of an option's text; its ValueError is the user's mistake."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self.parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        try:
+            return self.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, context)
+
+
+def options_of(
+    options_class: type, *, only: Collection[str] | None = None, required: Collection[str] | None = None
+) -> Callable[[Callable], Callable]:
+    """A decorator that gives a command all options of `options_class`, group by group, and --config.
+
+    only: names of the fields to offer; without it, all of them. required: names of the fields whose options
+    are required, in place of those that say so themselves.
+    """
+    kinds = typing.get_type_hints(options_class)
+    declared = [field for field in dataclasses.fields(options_class) if "group" in field.metadata]
+    fields = [field for field in declared if only is None or field.name in only]
+    groups = list(dict.fromkeys(field.metadata["group"] for field in fields))
+
+    def decorate(command: Callable) -> Callable:
+        for group in reversed(groups):
+            for field in reversed([field for field in fields if field.metadata["group"] == group]):
+                is_required = field.metadata["required"] if required is None else field.name in required
+                settings = _settings(field, kinds[field.name], is_required)
+                command = optgroup.option(flag_of(field), field.name, **settings)(command)
+            command = optgroup.group(group)(command)
+        return click.option(
+            "--config",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            is_eager=True,
+            expose_value=False,
+            callback=_read_config,
+            help="YAML file of options, by the names below; an option of the command line wins over it.",
+        )(command)
+
+    return decorate
+
+
+def flag_of(field: dataclasses.Field) -> str:
+    """What is typed for a field: `--max-length`, or `--bf16/--no-bf16` for a switch that is on by default."""
+    flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
+    return f"{flag}/--no-{flag.removeprefix('--')}" if field.default is True else flag
+
+
+def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, Any]:
+    """What click's `option` takes for a field of the type `kind`."""
+    settings: dict[str, Any] = {"help": field.metadata["help"], "required": required}
+    if not required:
+        has_factory = field.default is dataclasses.MISSING
+        settings["default"] = field.default_factory if has_factory else field.default
+        settings["show_default"] = field.metadata["shown_default"] or (
+            settings["default"] is not None and settings["default"] is not False
+        )
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in kind.__args__ if part is not types.NoneType)
+    if field.metadata["parse"]:
+        settings["type"] = Parsed(field.metadata["metavar"], field.metadata["parse"])
+        settings["multiple"] = field.metadata["multiple"]
+        if settings["multiple"]:
+            settings.pop("default", None)
+    elif kind is bool:
+        settings["is_flag"] = True
+    elif typing.get_origin(kind) is typing.Literal:
+        settings["type"] = click.Choice(typing.get_args(kind))
+    elif kind is int:
+        settings["type"] = click.IntRange(**field.metadata["bounds"])
+    elif kind is float:
+        settings["type"] = click.FloatRange(**field.metadata["bounds"])
+    elif kind is Path:
+        settings["type"] = click.Path(path_type=Path)
+    else:
+        assert kind is str, f"{field.name} is of a type that no option has: {kind}"
+    return settings
+
+
+def _read_config(context: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Make the values of a YAML file the defaults of the command's options.
+
+    Raises UserError for a file that is no YAML mapping, for a key that is no option, and for a wrong value.
+    """
+    if path is None:
+        return
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a mapping of option names to values")
+    known = {_key(option): option for option in context.command.params if option.expose_value}
+    values = {}
+    for key, value in content.items():
+        option = known.get(str(key).replace("_", "-"))
+        if option is None:
+            nearest = difflib.get_close_matches(str(key).replace("_", "-"), known, n=1, cutoff=0)
+            raise UserError(f'{path}: there is no option "{key}"; the nearest is "{nearest[0]}"')
+        if value is None:
+            continue
+        if option.multiple and not isinstance(value, list):
+            value = [value]
+        try:
+            option.type_cast_value(context, value)
+        except click.BadParameter as error:
+            raise UserError(f"{path}: {key}: {error.message}") from None
+        values[option.name] = value
+    context.default_map = values
+
+
+def _key(option: click.Parameter) -> str:
+    return option.opts[0].removeprefix("--").replace("_", "-")
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Values of options, by the names of their fields, as a file for --config.
+
+    A None is left out; what is neither text, a number, a boolean nor a list is written as text.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value if isinstance(value, str | int | float) else str(value)
+
+    given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
+    return yaml.safe_dump(
+        {name: plain(value) for name, value in given.items()}, sort_keys=False, allow_unicode=True
+    )

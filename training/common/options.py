@@ -1,0 +1,307 @@
+"""The options of a run, each declared once: name, type, default, help and group.
+
+The command line of `training.trainer`, the file of --config and options.yaml in the run directory come from
+here, and so do the checks of options that contradict each other. `training.plan` offers those in PLANNED.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from training.common.command_line import option
+from training.common.errors import UserError
+from training.consts import CONTEXT
+
+# The highest learning rate unless --lr says another: for all weights, and for an adapter.
+LEARNING_RATE, ADAPTER_LEARNING_RATE = 1e-5, 1e-4
+
+BATCH_SIZE = 8
+
+# What is done about a row that cannot be used.
+OnBadRow = Literal["error", "drop"]
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class Source(NamedTuple):
+    """A data file or data set, and how often each of its rows is to be seen in an epoch."""
+
+    path: str
+    weight: float = 1.0
+
+
+def parse_source(value: str) -> Source:
+    """`FILE` or `FILE:WEIGHT`, the weight a number above 0. Raises ValueError for another weight."""
+    if os.path.exists(value):
+        return Source(value)
+    match = re.fullmatch(r"(.+):(-?[0-9.]+(?:e-?[0-9]+)?)", value)
+    if match is None:
+        return Source(value)
+    try:
+        weight = float(match[2])
+    except ValueError:
+        weight = 0.0
+    if not weight > 0:
+        raise ValueError(f"{value}: the weight after the last colon is not a number above 0")
+    return Source(match[1], weight)
+
+
+def source_text(source: Source) -> str:
+    """The text that `parse_source` makes this source of."""
+    return source.path if source.weight == 1 else f"{source.path}:{source.weight!r}"
+
+
+def parse_test_size(value: str) -> int | float:
+    """A count of rows to hold out (0, 1, 2, ...) as int, or a ratio between 0 and 1 as float.
+
+    Raises ValueError for anything else.
+    """
+    return _count_or_ratio(value)
+
+
+def parse_warmup_steps(value: str) -> int | float:
+    """A number of optimizer steps (0, 1, 2, ...) as int, or a share of the run between 0 and 1 as float.
+
+    Raises ValueError for anything else.
+    """
+    return _count_or_ratio(value)
+
+
+def _count_or_ratio(value: str) -> int | float:
+    try:
+        size = int(value) if value.strip().isdigit() else float(value)
+    except ValueError:
+        size = -1.0
+    if isinstance(size, float) and not 0 < size < 1:
+        raise ValueError(f"{value} is neither a count (0, 1, 2, ...) nor a ratio between 0 and 1")
+    return size
+
+
+def default_cache_dir() -> Path:
+    """`yayi` in the user's cache directory (XDG_CACHE_HOME, or ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yayi"
+
+
+DATA, MODEL, ADAPTER = "Data", "Model", "Adapter, instead of all weights"
+OPTIMISATION, MACHINE, PROGRESS = "Optimisation", "Memory and machine", "Progress"
+
+
+@dataclass
+class Options:
+    """The options of a run, with every default resolved.
+
+    Raises UserError for options that contradict each other. Where `tokens_per_batch` is given,
+    `per_device_train_batch_size` is None, and without `lora_rank`, `lora_alpha` is. `defaulted` names the
+    options that were not given and whose default depends on another option.
+    """
+
+    data_path: tuple[Source, ...] = option(
+        (),
+        DATA,
+        "Rows to learn: a file of JSON Lines or a JSON array, or a data set on the hub. The option may be "
+        "given several times; a weight says how often each row is seen in an epoch, as in FILE:0.5.",
+        required=True,
+        multiple=True,
+        parse=parse_source,
+        metavar="FILE[:WEIGHT]",
+        planned=True,
+    )
+    on_bad_row: OnBadRow = option(
+        "error",
+        DATA,
+        "Whether a row that cannot be used is an error, or is dropped and counted.",
+        planned=True,
+    )
+    cache_dir: Path = option(
+        default_cache_dir,
+        DATA,
+        "Directory that keeps encoded rows for the next start.",
+        shown_default="~/.cache/yayi",
+        planned=True,
+    )
+    max_length: int = option(
+        CONTEXT,
+        DATA,
+        "Tokens of the longest row; a longer one is cut after the last turn that fits.",
+        at_least=1,
+        planned=True,
+    )
+    test_size: int | float = option(
+        0.05,
+        DATA,
+        "Rows held out for evaluation: a count, or a ratio of all rows.",
+        parse=parse_test_size,
+        metavar="COUNT|RATIO",
+        planned=True,
+    )
+
+    input_model: str = option(
+        "", MODEL, "Model to start from: a directory, or a name on the hub.", required=True, planned=True
+    )
+    local_output_dir: Path = option(
+        Path(), MODEL, "Directory in which run directories are made.", required=True
+    )
+    run_name: str | None = option(
+        None, MODEL, "Name of the run directory.", shown_default="INPUT-MODEL-sft-TIME"
+    )
+    resume: bool = option(False, MODEL, "Continue the run of --run-name from its newest checkpoint.")
+    resume_anyway: bool = option(
+        False, MODEL, "Continue it even though data, model, batch size or seed are not what they were."
+    )
+
+    lora_rank: int | None = option(
+        None, ADAPTER, "Freeze all weights, and train a LoRA adapter of this rank.", at_least=1, planned=True
+    )
+    lora_alpha: int | None = option(
+        None, ADAPTER, "Scale of the adapter, times its rank.", at_least=1, shown_default="twice the rank"
+    )
+    lora_dropout: float = option(
+        0.0,
+        ADAPTER,
+        "Share of the adapter's inputs that are zeroed at random.",
+        at_least=0,
+        below=1,
+        planned=True,
+    )
+    lora_target: str = option(
+        "auto",
+        ADAPTER,
+        "Names of the layers that get an adapter, separated by commas; auto means every linear layer "
+        "but the head.",
+        planned=True,
+    )
+    load_in_4bit: bool = option(
+        False, ADAPTER, "Keep the frozen weights of linear layers in 4 bits.", planned=True
+    )
+
+    epochs: float = option(2.0, OPTIMISATION, "Passes over the data.", above=0, planned=True)
+    max_steps: int | None = option(
+        None,
+        OPTIMISATION,
+        "Optimizer steps after which the run ends, whatever --epochs says.",
+        at_least=1,
+        planned=True,
+    )
+    lr: float = option(
+        None,
+        OPTIMISATION,
+        "Highest learning rate.",
+        above=0,
+        shown_default=f"{LEARNING_RATE:g}; {ADAPTER_LEARNING_RATE:g} with --lora-rank",
+    )
+    lr_scheduler: Schedule = option(
+        "constant", OPTIMISATION, "How the learning rate goes on after the warm-up."
+    )
+    warmup_steps: int | float = option(
+        100,
+        OPTIMISATION,
+        "Warm-up, over which the learning rate rises: a number of optimizer steps, or a share of "
+        "the run below 1.",
+        parse=parse_warmup_steps,
+        metavar="COUNT|SHARE",
+    )
+    per_device_train_batch_size: int | None = option(
+        None,
+        OPTIMISATION,
+        "Examples in a micro-batch of one card.",
+        at_least=1,
+        shown_default=str(BATCH_SIZE),
+        planned=True,
+    )
+    tokens_per_batch: int | None = option(
+        None,
+        OPTIMISATION,
+        "Fill each micro-batch with examples up to this number of tokens, instead of a fixed number "
+        "of examples.",
+        at_least=1,
+        planned=True,
+    )
+    per_device_eval_batch_size: int = option(
+        BATCH_SIZE, OPTIMISATION, "Examples in a batch of the evaluation.", at_least=1
+    )
+    gradient_accumulation_steps: int = option(
+        1, OPTIMISATION, "Micro-batches in one optimizer step.", at_least=1, planned=True
+    )
+    seed: int = option(
+        515,
+        OPTIMISATION,
+        "Seed of the held-out rows, the order of examples, and new embedding rows.",
+        at_least=0,
+        planned=True,
+    )
+
+    deepspeed: str | None = option(
+        None, MACHINE, "DeepSpeed's JSON configuration; without it, each card has a plain process."
+    )
+    bf16: bool = option(True, MACHINE, "Compute in bfloat16, or in float32.", planned=True)
+    gradient_checkpointing: bool = option(
+        True, MACHINE, "Compute activations again in the backward pass instead of keeping them.", planned=True
+    )
+    ddp_timeout: int = option(
+        1800, MACHINE, "Seconds that a rank waits for another before it gives up.", at_least=1
+    )
+    plan: bool = option(False, MACHINE, "Say what the run would take on this machine, and stop.")
+    local_rank: int | None = option(
+        None, MACHINE, "Number of the card; DeepSpeed's launcher sets it, people do not.", flag="--local_rank"
+    )
+
+    logging_steps: int = option(10, PROGRESS, "Optimizer steps between log lines.", at_least=1)
+    eval_steps: int = option(100, PROGRESS, "Optimizer steps between evaluations.", at_least=1)
+    save_steps: int = option(100, PROGRESS, "Optimizer steps between checkpoints.", at_least=1)
+    save_total_limit: int = option(3, PROGRESS, "Checkpoints to keep; older ones are removed.", at_least=1)
+    save_only_model: bool = option(
+        False,
+        PROGRESS,
+        "Save checkpoints without the optimizer: they are smaller, and --resume cannot use them.",
+        planned=True,
+    )
+
+    defaulted: tuple[str, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        self.resume |= self.resume_anyway
+        self._check()
+        if self.lora_rank and self.lora_alpha is None:
+            self.lora_alpha = 2 * self.lora_rank
+            self.defaulted += ("lora_alpha",)
+        if self.lr is None:
+            self.lr = ADAPTER_LEARNING_RATE if self.lora_rank else LEARNING_RATE
+            self.defaulted += ("lr",)
+        if self.per_device_train_batch_size is None and not self.tokens_per_batch:
+            self.per_device_train_batch_size = BATCH_SIZE
+
+    def _check(self) -> None:
+        if self.tokens_per_batch and self.per_device_train_batch_size:
+            raise UserError(
+                "--tokens-per-batch and --per-device-train-batch-size contradict each other; give one"
+            )
+        if self.run_name and Path(self.run_name).name != self.run_name:
+            raise UserError(f"--run-name {self.run_name}: not a plain name; --local-output-dir says where")
+        if self.resume and not self.run_name:
+            raise UserError("--resume: which run? Give its --run-name")
+        if self.load_in_4bit and not self.lora_rank:
+            raise UserError("--load-in-4bit: weights in 4 bits cannot be trained; give a --lora-rank as well")
+
+    @property
+    def micro_batch(self) -> dict[str, int]:
+        """What fills a micro-batch: {"batch_size": examples} or {"tokens_per_batch": tokens}."""
+        if self.tokens_per_batch:
+            return {"tokens_per_batch": self.tokens_per_batch}
+        return {"batch_size": self.per_device_train_batch_size}
+
+
+# The options that belong to one start of a run rather than to the run.
+OF_ONE_START = ("resume", "resume_anyway", "plan", "local_rank")
+
+
+# The options that change what `training.plan` answers, and those that say where its rows come from.
+PLANNED = tuple(each.name for each in fields(Options) if each.metadata.get("planned"))
+
+
+def values_of_run(options: Options) -> dict[str, Any]:
+    """What the run goes by, by the options' names, for options.yaml: `--config` makes the same run of it."""
+    names = [each.name for each in fields(options) if each.init and each.name not in OF_ONE_START]
+    values = {name: getattr(options, name) for name in names}
+    return values | {"data_path": [source_text(source) for source in options.data_path]}

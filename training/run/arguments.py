@@ -1,0 +1,87 @@
+"""Our options against machine, model and DeepSpeed's configuration; transformers' TrainingArguments of
+them."""
+
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from training.common.console import say
+from training.common.errors import UserError
+from training.common.options import Options
+from training.model.load import is_bloom
+from training.run.launch import check_bf16, check_learning_rate, read_deepspeed_config
+from training.text.tokenizer import check_base_model
+
+
+def check_options(options: Options) -> dict[str, Any] | None:
+    """DeepSpeed's configuration. Raises UserError for options that go with it, machine or model badly."""
+    deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
+    check_base_model(options.input_model)
+    if options.load_in_4bit and (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3:
+        raise UserError("--load-in-4bit: ZeRO-3 cannot divide weights of 4 bits; take a ZeRO-2 configuration")
+    if options.bf16:
+        check_bf16()
+        check_learning_rate(deepspeed_config or {}, options.lr)
+    if options.tokens_per_batch and not is_bloom(options.input_model):
+        raise UserError("--tokens-per-batch: for a Bloom only; other models' batches are padded")
+    return deepspeed_config
+
+
+class OneCardArguments(TrainingArguments):
+    """One process uses one card, also where it sees several.
+
+    transformers would split each batch over all cards that a process sees, with DataParallel.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        found = super().n_gpu
+        return min(found, 1)
+
+
+def training_arguments(
+    options: Options, deepspeed_config: dict[str, Any] | None, *, evaluates: bool
+) -> TrainingArguments:
+    """transformers' arguments for our options; making them starts the process group if there is none.
+
+    evaluates: whether there are held-out examples. Raises UserError where the DeepSpeed configuration has
+    another value than the options.
+    """
+    args = OneCardArguments(
+        output_dir=str(options.local_output_dir),
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        learning_rate=options.lr,
+        lr_scheduler_type=options.lr_scheduler,
+        warmup_steps=options.warmup_steps,
+        per_device_train_batch_size=options.per_device_train_batch_size or 1,
+        per_device_eval_batch_size=options.per_device_eval_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        activation_checkpointing=options.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if options.gradient_checkpointing else None,
+        bf16=options.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        deepspeed=deepspeed_config,
+        seed=options.seed,
+        logging_steps=options.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=options.eval_steps,
+        save_steps=options.save_steps,
+        save_total_limit=options.save_total_limit,
+        save_only_model=options.save_only_model,
+        ddp_timeout=options.ddp_timeout,
+        remove_unused_columns=False,
+        report_to=["tensorboard"],
+        disable_tqdm=True,
+    )
+    if deepspeed_config and args.hf_deepspeed_config.mismatches:
+        differences = ", ".join(args.hf_deepspeed_config.mismatches)
+        raise UserError(
+            f'{options.deepspeed}: contradicts the command line ({differences}); write "auto" there'
+        )
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if args.world_size == 1 and cards > 1:
+        say(f"one process uses one of the {cards} cards; for all: deepspeed --module training.trainer")
+    return args
