@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig
 from tests.conftest import LEARNT, ROOT, SINGLE_TURN, write_rows
 from tests.tiny_models import make_llama, make_qwen
 from training import plan, trainer
-from training.common.options import Options
+from training.common.options import PLANNED, Options
 from training.cost import ways
 from training.cost.memory import Adapter, MicroBatch, Shapes, memory_of, model_states, shapes_of
 from training.cost.ways import CONFIGS, fitted_config
@@ -231,3 +231,55 @@ def test_a_configuration_without_a_bloom_is_planned_by_padded_batches(outcome, t
     grown = fitted_config(path, load_tokenizer(path))
     added = (grown.vocab_size - AutoConfig.from_pretrained(path).vocab_size) * grown.hidden_size
     assert f"{(parameters + 2 * added) / 1e6:,.1f} M parameters" in out
+
+
+# For each option a command, and what changes the answer when it is added.
+CHANGES = {
+    "data_path": ("", "--data-path {rows}"),
+    "max_length": ("--data-path {rows}", "--max-length 900"),
+    "test_size": ("--data-path {rows}", "--test-size 60"),
+    "lora_rank": ("--lora-rank 8", "--lora-rank 256"),
+    "lora_dropout": ("--lora-rank 8", "--lora-dropout 0.5"),
+    "lora_target": ("--lora-rank 8", "--lora-target dense"),
+    "load_in_4bit": ("--lora-rank 8", "--load-in-4bit"),
+    "epochs": ("--data-path {rows}", "--epochs 3"),
+    "max_steps": ("--data-path {rows}", "--max-steps 3"),
+    "per_device_train_batch_size": ("", "--per-device-train-batch-size 2"),
+    "tokens_per_batch": ("", "--tokens-per-batch 4096"),
+    "gradient_accumulation_steps": ("--data-path {rows} --max-steps 3", "--gradient-accumulation-steps 2"),
+    "seed": ("--data-path {rows}", "--seed 1"),
+    "bf16": ("", "--no-bf16"),
+    "gradient_checkpointing": ("", "--no-gradient-checkpointing"),
+    "save_only_model": ("", "--save-only-model"),
+}
+
+
+@pytest.fixture(scope="module")
+def bare_and_rows(base: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The directory of a model without weights whose plan is of some GB, and a file of rows."""
+    directory = tmp_path_factory.mktemp("bare")
+    shutil.copytree(base, directory / "model")
+    config = BloomConfig(vocab_size=50_000, hidden_size=2048, n_layer=4, n_head=16)
+    config.save_pretrained(directory / "model")
+    rows = [{"instruction": f"{i}", "output": "字" * (40 + 20 * i)} for i in range(100)]
+    return directory, write_rows(directory / "rows.jsonl", rows)
+
+
+def test_every_option_that_the_plan_offers_has_such_a_change() -> None:
+    where_model_and_rows_come_from = {"input_model", "cache_dir", "on_bad_row"}
+    assert CHANGES.keys() | where_model_and_rows_come_from == set(PLANNED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_option_changes_the_plan(outcome, bare_and_rows, name: str) -> None:
+    directory, rows = bare_and_rows
+    command = f"--input-model {directory / 'model'} --num-gpus 2 --gpu-memory 8 --cache-dir {directory}"
+
+    def answer(more: str) -> str:
+        status, out, err = outcome(plan.main, f"{command} {more.format(rows=rows)}")
+        assert (status, err) == (0, "")
+        return out
+
+    before, change = CHANGES[name]
+    assert answer(before) != answer(f"{before} {change}")
