@@ -34,7 +34,7 @@ from training.data.split import parse_source, parse_test_size
 from training.model.bloom import BloomForCausalLM
 from training.model.load import is_bloom, load_model
 from training.model.lora import add_adapter, quantized_loading
-from training.run.checkpoints import check_room, export_model, step_of
+from training.run.checkpoints import check_disk_space, export_model, step_of
 from training.run.launch import (
     check_bf16,
     check_learning_rate,
@@ -289,8 +289,9 @@ def train(options: SimpleNamespace) -> Path:
             tokenizer=tokenizer,
             tokens_per_batch=options.tokens_per_batch,
             stop_request=stop_request,
+            save_total_limit=options.save_total_limit,
         )
-        for line in opening(trainer, check_room(trainer, run_dir)):
+        for line in opening(trainer, check_disk_space(trainer, run_dir)):
             say(line)
         is_saved = (run_dir / "config.json").exists() or is_adapter(str(run_dir))
         if checkpoint and step_of(checkpoint) >= trainer.total_steps and is_saved:
@@ -367,7 +368,6 @@ def training_arguments(
         eval_strategy="steps" if evaluate else "no",
         eval_steps=options.eval_steps,
         save_steps=options.save_steps,
-        save_total_limit=options.save_total_limit,
         save_only_model=options.save_only_model,
         ddp_timeout=options.ddp_timeout,
         remove_unused_columns=False,

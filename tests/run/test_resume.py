@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import SINGLE_TURN, write_rows
-from tests.run.test_checkpoints import one_rank, write
+from tests.run.test_checkpoints import one_rank, write, write_checkpoint
 from training import trainer
 from training.common.errors import UserError
-from training.run.checkpoints import write_checkpoint
 from training.run.resume import (
     RECORD,
     check_new,

@@ -303,5 +303,5 @@ def _elements(weight: nn.Parameter) -> int:
     return getattr(weight, "ds_numel", weight.numel())
 
 
-def trained(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+def trainable_weights(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]
