@@ -25,7 +25,7 @@ from training.model.bloom import BloomForCausalLM
 from training.model.load import load_model
 from training.model.lora import add_adapter, quantized_loading
 from training.run.arguments import check_options, training_arguments
-from training.run.checkpoints import check_room, export_model
+from training.run.checkpoints import check_disk_space, export_model
 from training.run.launch import WORLD_SIZE, share_cores, start_deepspeed
 from training.run.report import opening, write_report
 from training.run.resume import Run, as_universal, check_same_run, describe, find_run
@@ -139,12 +139,13 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
         tokenizer=data.tokenizer,
         tokens_per_batch=options.tokens_per_batch,
         stop_request=run.stop_request,
+        save_total_limit=options.save_total_limit,
     )
 
 
 def fit(run: Run, trainer: SFTTrainer) -> bool:
     """Take the optimizer steps that are left. Whether there is a new model to save: not after a stop."""
-    for line in opening(trainer, check_room(trainer, run.directory)):
+    for line in opening(trainer, check_disk_space(trainer, run.directory)):
         say(line)
     if run.is_finished(trainer.total_steps):
         say(f"{run.directory}: finished already; more --epochs or --max-steps would continue it")

@@ -29,7 +29,7 @@ from training.cost.flops import matrix_products
 from training.data.collate import collate, collate_padded
 from training.data.encoded import read_conversations
 from training.model.bloom import BloomForCausalLM
-from training.run.speed import product_flops_per_second, tokens_of
+from training.run.speed import count_tokens, product_flops_per_second
 from training.text.encoding import encode
 from training.text.tokenizer import load_tokenizer
 
@@ -115,7 +115,7 @@ def needed_flops(rows: Rows) -> int:
         model = BloomForCausalLM(
             BloomConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
         )
-    return matrix_products(model).flops(tokens_of(collate(rows)))
+    return matrix_products(model).flops(count_tokens(collate(rows)))
 
 
 @click.command(context_settings={"show_default": True})

@@ -1,6 +1,7 @@
 import errno
 import json
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +17,11 @@ from training.model.load import load_model
 from training.model.save import save_model, untied
 from training.run import checkpoints
 from training.run.checkpoints import (
+    CheckpointWriter,
     check_is_seen,
     find_checkpoints,
     read_complete,
     warn_of_slow_save,
-    write_checkpoint,
 )
 
 
@@ -105,13 +106,24 @@ def test_slices_of_one_buffer_are_saved_apart(base: str, tokenizer) -> None:
 
 
 def one_rank(limit: int = 2) -> SimpleNamespace:
-    """What write_checkpoint asks of a trainer."""
+    """What a CheckpointWriter asks of a trainer."""
     return SimpleNamespace(
         is_world_process_zero=lambda: True,
         is_local_process_zero=lambda: True,
         accelerator=SimpleNamespace(wait_for_everyone=lambda: None),
-        args=SimpleNamespace(world_size=1, save_total_limit=limit),
+        args=SimpleNamespace(world_size=1),
+        save_total_limit=limit,
     )
+
+
+def write_checkpoint(
+    run_dir: Path, step: int, write: Callable[[Path], None], trainer: SimpleNamespace
+) -> Path:
+    """As a run does it; `write` stands for transformers."""
+    with CheckpointWriter(run_dir, trainer) as writer:
+        writer.begin(step)
+        write(writer.directory)
+        return writer.complete()
 
 
 def write(directory: Path) -> None:
@@ -246,13 +258,14 @@ def test_the_forecast_of_a_checkpoint_is_what_it_takes(tuned: str, only_model: b
 def test_a_run_without_room_is_refused_before_it_starts(tuned: str, tmp_path: Path, monkeypatch) -> None:
     trainer = SimpleNamespace(
         model=AutoModelForCausalLM.from_pretrained(tuned),
-        args=SimpleNamespace(save_only_model=False, save_total_limit=2, save_steps=10),
+        args=SimpleNamespace(save_only_model=False, save_steps=10),
+        save_total_limit=2,
         is_deepspeed_enabled=True,
         total_steps=100,
     )
-    needed = checkpoints.check_room(trainer, tmp_path)
+    needed = checkpoints.check_disk_space(trainer, tmp_path)
     count = sum(weight.numel() for weight in trainer.model.parameters())
     assert needed == 3 * (2 * 4 + 12) * count + 4 * count
     monkeypatch.setattr(checkpoints, "free_bytes", lambda path: needed - 1)
     with pytest.raises(UserError, match="are needed for 3 checkpoints of"):
-        checkpoints.check_room(trainer, tmp_path)
+        checkpoints.check_disk_space(trainer, tmp_path)

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import LEARNT, write_rows
 from training.data.encoded import load_encoded
 from training.data.examples import Examples
-from training.run.eval_answers import prompt_and_answer, repeated_share, sample
+from training.run.eval_answers import answer_held_out_prompts, prompt_and_answer, repeated_share
 from training.text.tokenizer import load_tokenizer
 
 
@@ -36,7 +36,7 @@ def test_a_model_that_knows_the_rows_answers_as_they_do(tuned: str, base: str, t
     tokenizer = load_tokenizer(tuned)
     path = write_rows(tmp_path / "rows.jsonl", LEARNT)
     rows = Examples([load_encoded(path, tokenizer, 2048, tmp_path)], range(4))
-    found = sample(AutoModelForCausalLM.from_pretrained(tuned), tokenizer, rows)
+    found = answer_held_out_prompts(AutoModelForCausalLM.from_pretrained(tuned), tokenizer, rows)
     assert (found.ended, found.length) == (1, 1)
     assert found.repeated < 0.2
     assert found.text.endswith("你是谁\\n\\n<|YaYi|>:\\n我是雅意。\\n\\n<|End|>")
@@ -44,6 +44,6 @@ def test_a_model_that_knows_the_rows_answers_as_they_do(tuned: str, base: str, t
     torch.manual_seed(0)
     untaught = AutoModelForCausalLM.from_pretrained(tuned)
     untaught.get_output_embeddings().weight.data.normal_()
-    found = sample(untaught, tokenizer, rows)
+    found = answer_held_out_prompts(untaught, tokenizer, rows)
     assert found.ended < 1
     assert found.length > 1

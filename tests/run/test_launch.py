@@ -9,9 +9,10 @@ import torch
 
 from tests.conftest import ROOT
 from training.common.errors import UserError
+from training.run import launch
 from training.run.launch import (
     SMALLEST_BF16_STEP,
-    BuildLock,
+    build_optimizer_operation,
     check_bf16,
     check_learning_rate,
     read_deepspeed_config,
@@ -90,21 +91,61 @@ def test_the_smallest_step_is_where_a_bf16_weight_begins_to_change() -> None:
     assert weight + 1.01 * SMALLEST_BF16_STEP > weight
 
 
-def test_a_killed_process_leaves_no_build_locked(tmp_path: Path) -> None:
-    path = str(tmp_path / "lock")
-    program = (
-        "import sys; from training.run.launch import BuildLock; lock = BuildLock(sys.argv[1])\n"
-        "print(lock.try_acquire(), flush=True); input()"
-    )
-    builder = subprocess.Popen(
-        [sys.executable, "-c", program, path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert builder.stdout.readline() == b"True\n"
-    lock = BuildLock(path)
-    assert not lock.try_acquire()
-    builder.kill()
-    lock.wait()
-    assert lock.try_acquire()
+BUILDER = """
+import sys
+from types import SimpleNamespace
+from deepspeed.accelerator import get_accelerator
+from torch.utils import cpp_extension
+from torch.utils.file_baton import FileBaton
+from training.run.launch import build_operation
+
+def load(verbose):
+    lock = FileBaton(cpp_extension._get_build_directory("an_operation", verbose=False) + "/lock")
+    assert lock.try_acquire(), "it would wait for ever"
+    print("building", flush=True)
+    input()
     lock.release()
-    assert BuildLock(path).try_acquire()
-    builder.communicate()
+
+builder = SimpleNamespace(name="an_operation", is_compatible=lambda verbose: True, load=load)
+get_accelerator().create_op_builder = lambda name: builder
+build_operation("AnOperationBuilder")
+"""
+
+
+def test_a_build_that_was_killed_does_not_stop_the_next_one(tmp_path: Path) -> None:
+    """The first builder is killed and leaves torch's lock; the second has waited for it, and builds."""
+
+    def start() -> subprocess.Popen:
+        environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path), "DS_ACCELERATOR": "cpu"}
+        return subprocess.Popen(
+            [sys.executable, "-c", BUILDER], cwd=ROOT, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    first = start()
+    assert first.stdout.readline() == "building\n"
+    second = start()
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(timeout=2)
+    first.kill()
+    first.communicate()
+    assert (tmp_path / "an_operation" / "lock").exists()
+    out, err = second.communicate("\n", timeout=120)
+    assert (second.returncode, out) == (0, "building\n"), err
+    assert not (tmp_path / "an_operation" / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "zero", "expected"),
+    [
+        ({"type": "AdamW", "params": {"lr": "auto"}}, {}, ["FusedAdamBuilder"]),
+        ({"type": "Adam"}, {"offload_optimizer": {"device": "cpu"}}, ["CPUAdamBuilder"]),
+        ({"type": "AdamW", "params": {"torch_adam": True}}, {}, []),
+        ({"type": "Lion"}, {}, []),
+    ],
+)
+def test_what_is_built_is_what_the_configuration_uses(monkeypatch, optimizer, zero, expected) -> None:
+    built = []
+    monkeypatch.setattr(launch, "build_operation", built.append)
+    build_optimizer_operation({"optimizer": optimizer, "zero_optimization": zero})
+    assert built == expected

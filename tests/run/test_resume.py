@@ -5,11 +5,10 @@ import pytest
 from filelock import FileLock
 
 from tests.conftest import SINGLE_TURN, write_rows
-from tests.run.test_checkpoints import one_rank, write
+from tests.run.test_checkpoints import one_rank, write, write_checkpoint
 from training import trainer
 from training.common.errors import UserError
 from training.common.options import Options
-from training.run.checkpoints import write_checkpoint
 from training.run.resume import (
     LOCK,
     RECORD,

@@ -19,7 +19,14 @@ from training.run.sft_trainer import SFTTrainer, rate_factor
 
 
 def make_trainer(
-    base: str, tokenizer, directory: Path, file: EncodedFile, count: int, tokens_per_batch=None, **arguments
+    base: str,
+    tokenizer,
+    directory: Path,
+    file: EncodedFile,
+    count: int,
+    tokens_per_batch=None,
+    keep=None,
+    **arguments,
 ) -> SFTTrainer:
     args = TrainingArguments(
         output_dir=str(directory),
@@ -39,6 +46,7 @@ def make_trainer(
         eval_dataset=Examples([file], range(7)),
         tokenizer=tokenizer,
         tokens_per_batch=tokens_per_batch,
+        save_total_limit=keep,
     )
 
 
@@ -123,6 +131,18 @@ def test_a_warm_up_longer_than_the_run_is_said(base, tokenizer, tmp_path, file, 
     assert "WARNING: the warm-up takes 8 steps and the run only 2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("warm_up", "rates"), [(0.5, [1, 2, 3, 3, 3]), (2, [1.5, 3, 3, 3, 3]), (1, [3] * 5)])
+def test_a_warm_up_below_one_is_a_share_of_the_run(
+    base, tokenizer, tmp_path, file, warm_up: float, rates: list[float]
+) -> None:
+    trainer = make_trainer(
+        base, tokenizer, tmp_path, file, 10, max_steps=5, warmup_steps=warm_up, learning_rate=3e-3
+    )
+    trainer.train()
+    logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert logged == pytest.approx([rate * 1e-3 for rate in rates])
+
+
 def test_a_log_entry_has_the_speed_of_the_steps_since_the_last(base, tokenizer, tmp_path, file) -> None:
     trainer = make_trainer(
         base, tokenizer, tmp_path, file, 16, max_steps=6, logging_steps=3, per_device_train_batch_size=4,
@@ -185,15 +205,15 @@ def test_a_loss_spike_is_reported(base, tokenizer, tmp_path, file, capsys) -> No
 def test_a_loss_that_is_no_number_names_the_rows_of_its_batch(base, tokenizer, tmp_path, file) -> None:
     trainer = make_trainer(
         base, tokenizer, tmp_path, file, 10, max_steps=8, learning_rate=1e-9, save_strategy="steps",
-        save_steps=1, save_total_limit=2, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        save_steps=1, keep=2, per_device_train_batch_size=2, gradient_accumulation_steps=2,
     )  # fmt: skip
-    step, seen = trainer.training_step, []
+    compute, seen = trainer.compute_loss, []
 
-    def poisoned(model, inputs, *args) -> torch.Tensor:
+    def poisoned(model, inputs, **kwargs) -> torch.Tensor:
         seen.append(inputs["input_ids"][0].tolist())
-        return step(model, inputs, *args) * (float("nan") if len(seen) == 7 else 1)
+        return compute(model, inputs, **kwargs) * (float("nan") if len(seen) == 7 else 1)
 
-    trainer.training_step = poisoned
+    trainer.compute_loss = poisoned
     with pytest.raises(
         UserError, match=r"step 4: the loss is nan .*checkpoint-3 is the last good one"
     ) as error:
@@ -212,7 +232,7 @@ def test_a_request_to_stop_saves_at_once_unless_all_is_done(
 ) -> None:
     trainer = make_trainer(
         base, tokenizer, tmp_path, file, 10, max_steps=6, per_device_train_batch_size=2,
-        eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=100, save_total_limit=2,
+        eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=100, keep=2,
     )  # fmt: skip
     train_step = trainer.training_step
 

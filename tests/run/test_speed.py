@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from training.cost.flops import Tokens, matrix_products
 from training.data.collate import collate, collate_padded
 from training.model.lora import add_adapter
-from training.run.speed import Throughput, product_flops_per_second, tokens_of
+from training.run.speed import Throughput, count_tokens, product_flops_per_second
 
 EXAMPLES = [
     {"input_ids": [7, 8, 9], "labels": [-100, 8, 9]},
@@ -21,8 +21,8 @@ def test_tokens_are_those_of_the_examples_however_they_are_laid_out() -> None:
     7 8 9      pairs   77 87 88 97 98 99      learnt   . 8 9
     7 8 0              77 87 88                        . 8 .
     """
-    assert tokens_of(collate(EXAMPLES)) == Tokens(total=5, learnt=3, padding=0, pairs=9)
-    assert tokens_of(collate_padded(EXAMPLES)) == Tokens(total=5, learnt=3, padding=1, pairs=9)
+    assert count_tokens(collate(EXAMPLES)) == Tokens(total=5, learnt=3, padding=0, pairs=9)
+    assert count_tokens(collate_padded(EXAMPLES)) == Tokens(total=5, learnt=3, padding=1, pairs=9)
     assert Tokens(1, 2, 3, 4) + Tokens(5, 6, 7, 8) == Tokens(6, 8, 10, 12)
 
 

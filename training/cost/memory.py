@@ -103,27 +103,26 @@ def empty_model(
     """The model of a configuration, on the meta device: shapes without values."""
     with torch.device("meta"):
         if config.model_type == "bloom":
-            model = BloomForCausalLM._from_config(config, dtype=dtype)
+            model = BloomForCausalLM(config).to(dtype)
         else:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         return add_adapter(model, new_tokens, **adapter._asdict()) if adapter else model
 
 
-def _as_on_a_processor(model: PreTrainedModel) -> None:
-    """In a FakeTensorMode: move it from the meta device, for which torch has no fused attention."""
-    moved: dict[int, torch.Tensor] = {}
+def _move_to_processor(model: PreTrainedModel) -> None:
+    """In a FakeTensorMode: away from the meta device, for which torch has no fused attention."""
+    moved: dict[torch.Tensor, torch.Tensor] = {}  # a tied weight stays one
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and id(tensor) not in moved:
-                    values = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    moved[id(tensor)] = (
-                        torch.nn.Parameter(values, tensor.requires_grad)
-                        if isinstance(tensor, torch.nn.Parameter)
-                        else values
-                    )
-                if tensor is not None:
-                    tensors[name] = moved[id(tensor)]
+        own = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+        for name, tensor in own:
+            if tensor not in moved:
+                values = torch.empty(tensor.shape, dtype=tensor.dtype)
+                is_weight = isinstance(tensor, nn.Parameter)
+                moved[tensor] = nn.Parameter(values, tensor.requires_grad) if is_weight else values
+            setattr(module, name, moved[tensor])
 
 
 def shapes_of(
@@ -173,13 +172,14 @@ def _kept(
         documents = Documents([batch.length] * batch.rows, alibi_columns(positions, config, dtype))
     model = empty_model(config, dtype, adapter, new_tokens).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _as_on_a_processor(model)
-        weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
+        _move_to_processor(model)
+        weights = [weight.untyped_storage() for weight in model.parameters()]
+        of_weights = {id(storage) for storage in weights}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                kept[storage._cdata] = storage
+            storage = tensor.untyped_storage()  # the same object as long as one is alive
+            if id(storage) not in of_weights:
+                kept[id(storage)] = storage
             return tensor
 
         bare = model.get_base_model() if adapter else model
@@ -303,5 +303,5 @@ def _elements(weight: nn.Parameter) -> int:
     return getattr(weight, "ds_numel", weight.numel())
 
 
-def trained(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+def trainable_weights(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import BloomConfig, Cache, DynamicCache
 from transformers import BloomForCausalLM as LibraryBloom
 from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
-from transformers.models.bloom.modeling_bloom import BloomAttention, _get_alibi_slopes, dropout_add
+from transformers.models.bloom.modeling_bloom import BloomAttention, dropout_add
 
 from training.consts import NOT_LEARNT
 
@@ -50,20 +50,33 @@ def alibi_columns(positions: torch.Tensor, config: BloomConfig, dtype: torch.dty
     the position, (tokens,), each as a sum of parts that `dtype` holds exactly. The kernel adds the products
     up in float32, so that the bias is as exact as there, and no (tokens, tokens) tensor is needed.
     """
-    query, parts = _slopes(config.n_head, config.hidden_size // config.n_head, dtype, positions.device)
+    query, parts = _slope_columns(config.n_head, config.hidden_size // config.n_head, dtype, positions.device)
     if dtype != torch.float32:
         positions = torch.stack([positions // POSITION_STEP * POSITION_STEP, positions % POSITION_STEP])
     key = positions.to(dtype).reshape(-1, positions.shape[-1]).T.repeat(1, parts)
     return Columns(query, F.pad(key, (0, query.shape[-1] - key.shape[-1]))[None, None])
 
 
+def alibi_slopes(heads: int) -> torch.Tensor:
+    """The slope of each head, (heads,), in float32 (https://arxiv.org/abs/2108.12409, section 3).
+
+    For 2**n heads they are the powers 1, 2, ... of 2**(-8 / 2**n). For a number in between, the rest are
+    every other one of the slopes for 2**(n + 1) heads. Bases and powers are rounded as the library's are.
+    """
+    power_of_2 = 2 ** math.floor(math.log2(heads))
+    base, base_of_rest = (torch.tensor(2 ** (-8 / count)) for count in (power_of_2, 2 * power_of_2))
+    powers = torch.arange(1, power_of_2 + 1)
+    powers_of_rest = torch.arange(1, 2 * (heads - power_of_2) + 1, 2)
+    return torch.cat([base**powers, base_of_rest**powers_of_rest])
+
+
 @functools.lru_cache(maxsize=8)
-def _slopes(
+def _slope_columns(
     heads: int, head_width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, int]:
     """The queries' columns, and of how many parts a slope is the sum."""
     # The kernel divides every product by the root of the head's width.
-    rest = _get_alibi_slopes(heads, device).double() * math.sqrt(head_width)
+    rest = alibi_slopes(heads).to(device).double() * math.sqrt(head_width)
     if dtype == torch.float32:
         columns, parts = [rest], 1
     else:
@@ -148,7 +161,10 @@ class FusedAttention(BloomAttention):
     def forward(self, hidden_states, residual, alibi, attention_mask, **kwargs):
         if isinstance(alibi, torch.Tensor):
             return super().forward(hidden_states, residual, alibi, attention_mask, **kwargs)
-        query, key, value = self._reshape(self.query_key_value(hidden_states))
+        # (rows, tokens, heads * 3 * width): beside each other are a head's query, key and value
+        fused = self.query_key_value(hidden_states)
+        fused = fused.view(*fused.shape[:2], self.num_heads, 3, self.head_dim)
+        query, key, value = (part.transpose(1, 2) for part in fused.unbind(dim=3))
         rows, heads, tokens, width = query.shape
         query = torch.cat([query, alibi.columns.query.expand(rows, -1, tokens, -1)], dim=-1)
         key = torch.cat([key, alibi.columns.key.expand(rows, heads, -1, -1)], dim=-1)
@@ -168,7 +184,7 @@ class TrainedRows(NamedTuple):
     values: torch.Tensor  # (rows, hidden)
 
 
-def apart(layer: nn.Module) -> tuple[nn.Module, TrainedRows | None]:
+def split_off_trainable_rows(layer: nn.Module) -> tuple[nn.Module, TrainedRows | None]:
     """An embedding or head, and its rows that an adapter trains.
 
     peft would make a copy of the whole matrix in each forward pass, with a gradient as large.
@@ -317,7 +333,7 @@ class BloomForCausalLM(LibraryBloom):
         dtype = self._compute_dtype(hidden_states)
         past = past_of(cache, input_ids.shape[1], attention_mask, self.config, dtype, hidden_states.device)
         hidden_states = self._through_blocks(hidden_states, past)
-        head, trained = apart(self.lm_head)
+        head, trained = split_off_trainable_rows(self.lm_head)
         logits = head(hidden_states[:, -logits_to_keep:], trained=trained)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
@@ -331,7 +347,7 @@ class BloomForCausalLM(LibraryBloom):
         hidden_states = self._embedded(input_ids)
         documents = documents_of(document_lengths, self.config, self._compute_dtype(hidden_states))
         hidden_states = self._through_blocks(hidden_states, documents)
-        head, trained = apart(self.lm_head)
+        head, trained = split_off_trainable_rows(self.lm_head)
         if labels is None:
             return CausalLMOutput(logits=head(hidden_states, trained=trained))
 
@@ -345,7 +361,7 @@ class BloomForCausalLM(LibraryBloom):
 
     def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
         model = self.transformer
-        embedding, trained = apart(model.word_embeddings)
+        embedding, trained = split_off_trainable_rows(model.word_embeddings)
         embedded = embedding(input_ids)
         if trained:
             place = torch.full((embedding.num_embeddings,), -1, device=input_ids.device)

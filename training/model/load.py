@@ -127,7 +127,7 @@ def token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
 
 def _initialise_rows(matrix: torch.nn.Parameter, new: torch.Tensor, trained: torch.Tensor, seed: int) -> None:
     """Set the rows `new` of a matrix (rows, hidden), or bias (rows,), to the mean of its rows `trained`."""
-    with torch.no_grad(), whole(matrix):
+    with torch.no_grad(), gather_weights(matrix):
         values = matrix[trained.to(matrix.device)]
         noise = torch.randn((len(new), *matrix.shape[1:]), generator=torch.Generator().manual_seed(seed))
         mean = values.mean(dim=0, dtype=torch.float32)
@@ -135,7 +135,9 @@ def _initialise_rows(matrix: torch.nn.Parameter, new: torch.Tensor, trained: tor
         matrix[new.to(matrix.device)] = rows.to(matrix.dtype)
 
 
-def whole(weights: torch.nn.Parameter | list[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
+def gather_weights(
+    weights: torch.nn.Parameter | list[torch.nn.Parameter],
+) -> contextlib.AbstractContextManager:
     """Under ZeRO-3 each rank holds a part of every weight: gather it, and hand rank 0's changes to all."""
     if not is_deepspeed_zero3_enabled():
         return contextlib.nullcontext()

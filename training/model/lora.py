@@ -3,25 +3,25 @@
 peft is imported where it is needed: it takes its time, and most runs have no adapter.
 """
 
-import functools
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.integrations import deepspeed as deepspeed_integration
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 from training.common.errors import UserError, first_line
-from training.model.load import load_model, token_matrices, whole
+from training.model.load import gather_weights, load_model, token_matrices
 from training.text.tokenizer import ADAPTER_CONFIG, is_adapter
 
 # Weights in the format that cannot carry code.
@@ -60,9 +60,9 @@ def quantized_loading(device: torch.device) -> dict[str, Any]:
 def add_adapter(
     model: PreTrainedModel, new_tokens: Sequence[int], *, rank: int, alpha: int, dropout: float, target: str
 ) -> "PeftModel":
-    """`model` with its weights frozen, and an adapter that is trained.
+    """`model` with its weights frozen, and an adapter, whose weights are the trainable ones.
 
-    new_tokens: ids whose rows in the embedding and the head are trained too; no other row is, so that the
+    new_tokens: ids whose rows in the embedding and the head are trainable too; no other row is, so that the
     adapter stays small. target: "auto" for every linear layer but the head, or names of layers with commas.
     Raises UserError for a name that no layer has.
     """
@@ -79,18 +79,33 @@ def add_adapter(
         if new_tokens
         else None,
     )
-    # Of a divided matrix peft would copy rows itself, on a CUDA card alone; here it finds a whole one.
-    copies = mock.patch.object(
-        peft.tuners.trainable_tokens.layer, "check_deepspeed_zero3_enabled", return_value=False
-    )
+    config.base_model_name_or_path = model.name_or_path or None
+    from training.model.adapted import AdaptedModel
+
     try:
-        with whole(token_matrices(model)), copies:
-            adapted = peft.get_peft_model(model, config)
+        with gather_weights(token_matrices(model)), zero3_hidden():
+            return AdaptedModel(model, config)
     except ValueError as error:
         raise UserError(f"--lora-target {target}: {first_line(error)}") from None
-    # Where the vocabulary has grown peft would save the whole of its matrices, in each checkpoint.
-    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
-    return adapted
+
+
+@contextmanager
+def zero3_hidden() -> Iterator[None]:
+    """Within it, peft does not see that ZeRO-3 divides the weights.
+
+    Of a divided matrix peft copies rows itself, and can do so on a CUDA card alone. Once the matrix has been
+    gathered, it can copy them as from any other.
+    """
+    reference = deepspeed_integration._hf_deepspeed_config_weak_ref
+    config = reference and reference()
+    if config is None:
+        yield
+        return
+    deepspeed_integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed_integration.set_hf_deepspeed_config(config)
 
 
 def token_layers(model: PreTrainedModel) -> list[str]:

@@ -69,7 +69,6 @@ def training_arguments(
         eval_strategy="steps" if evaluates else "no",
         eval_steps=options.eval_steps,
         save_steps=options.save_steps,
-        save_total_limit=options.save_total_limit,
         save_only_model=options.save_only_model,
         ddp_timeout=options.ddp_timeout,
         remove_unused_columns=False,

@@ -5,8 +5,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
@@ -14,16 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 from training.common.console import bytes_text, say
 from training.common.errors import UserError, first_line
 from training.common.files import flush, flush_all, free_bytes, is_write_failure, sizes
-from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, trained
+from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, trainable_weights
 from training.model.lora import has_adapter, save_adapter
 from training.model.save import save_model
 
 # What stands in a checkpoint when all of it is written: step, world size, and the size of every file.
 COMPLETE = "COMPLETE.json"
 
-# Where a checkpoint stands until then, and again while it is removed.
+# The directory in which a checkpoint stands until then; it has this name itself while it is removed.
 INCOMPLETE = ".incomplete-"
-
 
 # How long a rank lives after DeepSpeed's launcher has forwarded a signal (deepspeed/launcher/launch.py).
 LAUNCHER_PATIENCE_S = 30
@@ -61,56 +60,90 @@ def find_checkpoints(run_dir: Path) -> tuple[list[Path], list[Path]]:
     return complete, [path for path in found if path not in complete]
 
 
-def write_checkpoint(run_dir: Path, step: int, write: Callable[[Path], None], trainer: Trainer) -> Path:
-    """`checkpoint-<step>`, of which every rank writes its part by `write(directory)`. For all ranks.
+class CheckpointWriter:
+    """Makes what transformers writes a checkpoint that is complete or not there. For all ranks together.
 
-    Only when it is complete are older ones removed, down to `save_total_limit`. Raises UserError where the
-    disk refuses; what was complete before still is.
+        RUN_DIR/.incomplete-12/checkpoint-12/   between `begin` and `complete` transformers writes here
+        RUN_DIR/checkpoint-12/                  fsynced, with COMPLETE.json, and only then renamed to this
+
+    Once the new checkpoint is complete, older ones are removed, down to the trainer's `save_total_limit`. As
+    a context around the training it raises UserError where the disk refuses a checkpoint; what was complete
+    before still is.
     """
-    first, wait_for_all = trainer.is_world_process_zero(), trainer.accelerator.wait_for_everyone
-    directory, checkpoint = run_dir / f"{INCOMPLETE}{step}", run_dir / f"checkpoint-{step}"
-    start = time.monotonic()
-    try:
-        if first:
-            for path in find_checkpoints(run_dir)[1]:  # what saves that were cut short left
+
+    def __init__(self, run_dir: Path, trainer: Trainer) -> None:
+        self.run_dir, self.trainer = run_dir, trainer
+        self._step: int | None = None  # of the checkpoint that is being written
+
+    def place(self, step: int) -> Path:
+        """The directory in which transformers is to make `checkpoint-<step>`."""
+        return self.run_dir / f"{INCOMPLETE}{step}"
+
+    @property
+    def directory(self) -> Path:
+        """Where the files of the checkpoint that has begun are written."""
+        return self.place(self._step) / f"checkpoint-{self._step}"
+
+    def begin(self, step: int) -> None:
+        """Make the directory of an incomplete checkpoint, and remove what saves that were cut short left."""
+        self._step, self._started = step, time.monotonic()
+        directory = self.directory
+        if self.trainer.is_world_process_zero():
+            for path in find_checkpoints(self.run_dir)[1]:
                 _remove(path)
             directory.mkdir(parents=True)
+        self.trainer.accelerator.wait_for_everyone()
+        for path in (directory.parent, directory):
+            check_is_seen(path)
+
+    def complete(self) -> Path:
+        """Take all ranks' files as the checkpoint once they are on the disk, and remove older ones."""
+        first, wait_for_all = self.trainer.is_world_process_zero(), self.trainer.accelerator.wait_for_everyone
+        directory, checkpoint = self.directory, self.run_dir / self.directory.name
         wait_for_all()
-        check_is_seen(directory)
-        write(directory)
-        wait_for_all()
-        if trainer.is_local_process_zero():
+        if self.trainer.is_local_process_zero():
             flush_all(directory)
         wait_for_all()
         if first:
             said = {
-                "step": step,
-                "world_size": trainer.args.world_size,
-                "seconds": time.monotonic() - start,
+                "step": self._step,
+                "world_size": self.trainer.args.world_size,
+                "seconds": time.monotonic() - self._started,
                 "files": sizes(directory),
             }
             (directory / COMPLETE).write_text(json.dumps(said, indent=1), encoding="utf-8")
             flush(directory / COMPLETE)
             flush(directory)
             directory.rename(checkpoint)
-            flush(run_dir)
-            _rotate(run_dir, trainer.args.save_total_limit)
+            flush(self.run_dir)
+            directory.parent.rmdir()
+            _rotate(self.run_dir, self.trainer.save_total_limit)
         wait_for_all()
-    except Exception as error:
+        self._step = None
+        warn_of_slow_save(time.monotonic() - self._started)
+        return checkpoint
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception) or self._step is None:
+            return
+        place, checkpoint = self.place(self._step), self.run_dir / f"checkpoint-{self._step}"
         # A rank that failed first takes the directory away from the others; renamed, it is complete.
-        is_gone = not directory.exists() and not checkpoint.exists()
+        is_gone = not place.exists() and not checkpoint.exists()
         taken_away = isinstance(error, (OSError, RuntimeError)) and is_gone
         if not is_write_failure(error) and not taken_away:
-            raise
-        shutil.rmtree(directory, ignore_errors=True)
-        complete = find_checkpoints(run_dir)[0]
+            return
+        shutil.rmtree(place, ignore_errors=True)
+        complete = find_checkpoints(self.run_dir)[0]
         left = f"{complete[-1].name} is complete" if complete else "there is none before it"
         raise UserError(
             f"{checkpoint}: cannot be written ({first_line(error)}); {left}; make room, "
             "and continue by --resume"
         ) from None
-    warn_of_slow_save(time.monotonic() - start)
-    return checkpoint
 
 
 def check_is_seen(directory: Path) -> None:
@@ -133,9 +166,10 @@ def warn_of_slow_save(seconds: float) -> None:
         )
 
 
-def _rotate(run_dir: Path, limit: int) -> None:
-    for checkpoint in find_checkpoints(run_dir)[0][:-limit]:
-        _remove(checkpoint)
+def _rotate(run_dir: Path, limit: int | None) -> None:
+    if limit is not None:
+        for checkpoint in find_checkpoints(run_dir)[0][:-limit]:
+            _remove(checkpoint)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -152,7 +186,7 @@ def checkpoint_bytes(trainer: Trainer) -> int:
     model = model_bytes(trainer.model)
     if trainer.args.save_only_model:
         return model
-    count = sum(numel(weight) for weight in trained(trainer.model))
+    count = sum(numel(weight) for weight in trainable_weights(trainer.model))
     if trainer.is_deepspeed_enabled:
         return 2 * model + DEEPSPEED_ADAM_BYTES * count  # it writes the weights a second time
     return model + ADAM_BYTES * count
@@ -160,23 +194,24 @@ def checkpoint_bytes(trainer: Trainer) -> int:
 
 def model_bytes(model: PreTrainedModel) -> int:
     """Of what is saved: all weights, or an adapter alone."""
-    return sum(numel(weight) * weight.element_size() for weight in trained(model))
+    return sum(numel(weight) * weight.element_size() for weight in trainable_weights(model))
 
 
-def check_room(trainer: Trainer, run_dir: Path) -> int:
+def check_disk_space(trainer: Trainer, run_dir: Path) -> int:
     """The bytes that the checkpoints of this run and its model take at most; UserError if there is less room.
 
     While a checkpoint is written, there is one more than is kept.
     """
-    saves, limit = math.ceil(trainer.total_steps / trainer.args.save_steps), trainer.args.save_total_limit
+    saves, limit = math.ceil(trainer.total_steps / trainer.args.save_steps), trainer.save_total_limit
+    count = saves if limit is None else min(saves, limit + 1)
     one = checkpoint_bytes(trainer)
     complete, incomplete = find_checkpoints(run_dir)
     there = sum(sum(sizes(checkpoint).values()) for checkpoint in (*complete, *incomplete))
-    needed = max(0, min(saves, limit + 1) * one + model_bytes(trainer.model) - there)
+    needed = max(0, count * one + model_bytes(trainer.model) - there)
     free = free_bytes(run_dir)
     if needed > free:
         raise UserError(
-            f"{run_dir}: {bytes_text(needed)} are needed for {min(saves, limit + 1)} checkpoints of "
+            f"{run_dir}: {bytes_text(needed)} are needed for {count} checkpoints of "
             f"{bytes_text(one)} and the model, and {bytes_text(free)} are free; make room, or pass another "
             "--local-output-dir, a lower --save-total-limit or --save-only-model"
         )

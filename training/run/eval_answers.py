@@ -13,25 +13,26 @@ from training.data.examples import Examples
 
 PROMPTS = 4
 
-# An answer may be as long as the reference and half of it more, up to so many tokens.
+# An answer may be half as long again as the longest reference, but has at most this number of tokens.
 MOST_TOKENS = 256
 
-# A piece that comes again counts as a repetition from so many tokens on.
+# The number of tokens in a piece that counts as a repetition when it comes again.
 REPEATED_TOKENS = 4
 
 
-class Samples(NamedTuple):
-    """Of the answers: the share that ended by `<|End|>`, how long they are on average, as a share of the
-    reference's length, the share of their 4-grams that were there before, and one of them as text."""
+class HeldOutAnswers(NamedTuple):
+    """What is said of the model's answers."""
 
-    ended: float
-    length: float
-    repeated: float
-    text: str
+    ended: float  # the share that ended by `<|End|>`
+    length: float  # the mean number of tokens, over that of the references
+    repeated: float  # the mean share of 4-grams that stood in the same answer before
+    text: str  # the end of the first prompt, and its answer
 
 
-def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Examples) -> Samples:
-    """Greedy answers to the first prompts of the first rows, in one batch. For all ranks together."""
+def answer_held_out_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Examples
+) -> HeldOutAnswers:
+    """Greedy answers to the prompts of the first PROMPTS rows, in one batch. For all ranks together."""
     pairs = [prompt_and_answer(rows[i]) for i in range(min(PROMPTS, len(rows)))]
     end = tokenizer.convert_tokens_to_ids(END)
     longest = max(len(prompt) for prompt, _ in pairs)
@@ -50,7 +51,7 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Exa
         )[:, longest:].tolist()
     answers = [ids[: ids.index(end) + 1] if end in ids else ids for ids in output]
     question, answer = tokenizer.decode(pairs[0][0][-40:]), tokenizer.decode(answers[0])
-    return Samples(
+    return HeldOutAnswers(
         ended=mean(answer[-1:] == [end] for answer in answers),
         length=mean(len(answer) for answer in answers) / mean(len(reference) for _, reference in pairs),
         repeated=mean(map(repeated_share, answers)),
@@ -60,14 +61,16 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Exa
 
 def prompt_and_answer(row: Example) -> tuple[np.ndarray, np.ndarray]:
     """The ids before the first answer, and those of the answer."""
-    learnt = row["labels"] != NOT_LEARNT
-    start = int(learnt.argmax())
-    length = int(np.append(~learnt[start:], True).argmax())
+    supervised = row["labels"] != NOT_LEARNT
+    start = int(supervised.argmax())
+    length = int(np.append(~supervised[start:], True).argmax())
     return row["input_ids"][:start], row["input_ids"][start : start + length]
 
 
 def repeated_share(ids: list[int]) -> float:
-    """The share of the pieces of REPEATED_TOKENS tokens that were there before (https://arxiv.org/abs/1908.04319,
-    section 6, seq-rep-4)."""
+    """The share of the pieces of REPEATED_TOKENS tokens that stand further forward in `ids` too.
+
+    This is seq-rep-4 of https://arxiv.org/abs/1908.04319, section 6.
+    """
     pieces = [tuple(ids[i : i + REPEATED_TOKENS]) for i in range(len(ids) - REPEATED_TOKENS + 1)]
     return 1 - len(set(pieces)) / len(pieces) if pieces else 0.0

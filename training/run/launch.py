@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import distributed as dist
 
 from training.common.errors import UserError
@@ -77,29 +77,32 @@ def share_cores() -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would set its own number otherwise
 
 
-class BuildLock:
-    """What keeps processes from building one of DeepSpeed's operations at the same time.
+def build_operation(builder_name: str) -> None:
+    """Build one of DeepSpeed's operations, or load it where it is built; DeepSpeed finds it loaded.
 
-    In the place of torch's FileBaton, which is a file: a killed process leaves it behind, and everyone after
-    waits for it for ever. This lock goes with its process.
+    One process does so at a time. torch has a file for that, which a killed process leaves behind, so that
+    everyone after waits for it for ever. Our lock goes with its process, and whoever holds it can tell that
+    no process has torch's. An operation that cannot be built here is left to DeepSpeed, and to its message.
     """
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils import cpp_extension
 
-    def __init__(self, path: str) -> None:
-        self._lock = FileLock(f"{path}.held")
+    builder = get_accelerator().create_op_builder(builder_name)
+    if builder is None or not builder.is_compatible(verbose=False):
+        return
+    directory = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
+    with FileLock(directory / "lock.held"):
+        (directory / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)
 
-    def try_acquire(self) -> bool:
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            return False
-        return True
 
-    def wait(self) -> None:
-        with self._lock:
-            return
-
-    def release(self) -> None:
-        self._lock.release()
+def build_optimizer_operation(config: Mapping[str, Any]) -> None:
+    """Build what DeepSpeed's Adam of this configuration is made of, before DeepSpeed itself does."""
+    optimizer = config.get("optimizer", {})
+    is_adam = optimizer.get("type", "").lower() in ("adam", "adamw")
+    if is_adam and not optimizer.get("params", {}).get("torch_adam"):
+        offload = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+        build_operation("FusedAdamBuilder" if offload == "none" else "CPUAdamBuilder")
 
 
 def start_deepspeed(timeout: timedelta) -> None:
@@ -110,9 +113,9 @@ def start_deepspeed(timeout: timedelta) -> None:
     On a CPU transformers would start it without DeepSpeed's knowledge, and ZeRO-3 would see one rank only.
     """
     import deepspeed
-    from torch.utils import cpp_extension
 
-    cpp_extension.FileBaton = BuildLock
+    if not torch.accelerator.is_available():
+        build_operation("ShareMemCommBuilder")  # by which ranks on one CPU exchange tensors
     if "RANK" not in os.environ:
         with socket.socket() as port:
             port.bind(("127.0.0.1", 0))
@@ -123,9 +126,8 @@ def start_deepspeed(timeout: timedelta) -> None:
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
 
 
-def bound_collectives(timeout: timedelta) -> None:
-    """Give all process groups that timeout; DeepSpeed makes groups of its own without."""
-    if not dist.is_initialized():
-        return
-    for group in list(dist.distributed_c10d._world.pg_map):
-        dist.distributed_c10d._set_pg_timeout(timeout, group)
+def limit_collectives(timeout: timedelta) -> None:
+    """Give all process groups that timeout; DeepSpeed makes groups of its own without one."""
+    if dist.is_initialized():
+        for group in list(dist.distributed_c10d._world.pg_map):
+            group.set_timeout(timeout)

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import Trainer
 
 from training.common.console import bytes_text
-from training.cost.memory import model_states, numel, stored_bytes, trained
+from training.cost.memory import model_states, numel, stored_bytes, trainable_weights
 from training.model.lora import has_adapter
 from training.run.curves import draw_curves
 
@@ -25,7 +25,7 @@ def opening(trainer: Trainer, disk_bytes: int) -> list[str]:
     """The block of lines that a run opens with."""
     model, args = trainer.model, trainer.args
     parameters = sum(numel(weight) for weight in model.parameters())
-    learnt = sum(numel(weight) for weight in trained(model))
+    learnt = sum(numel(weight) for weight in trainable_weights(model))
     kind = type(model.get_base_model() if has_adapter(model) else model).__name__
     adapter = f", an adapter with {learnt / 1e6:,.2f} M of them is trained" if learnt < parameters else ""
     rows, tokens = len(trainer.train_dataset), int(trainer.train_dataset.lengths.sum())
@@ -41,7 +41,7 @@ def opening(trainer: Trainer, disk_bytes: int) -> list[str]:
         + (f", and {bytes_text(host_memory)} of the host for all" if host_memory else "")
         + " (computed; activations come on top)",
         f"disk      at most {bytes_text(disk_bytes)} for checkpoints and the model (computed), in "
-        f"{args.output_dir}",
+        f"{trainer.run_dir}",
     ]
 
 
@@ -52,7 +52,7 @@ def zero_stage(trainer: Trainer) -> int:
 def expected_memory(trainer: Trainer) -> tuple[int, int]:
     """(bytes a rank, bytes of a host with offload); without DeepSpeed PLAIN_BYTES a weight."""
     weights = list(trainer.model.parameters())
-    learnt = sum(numel(weight) for weight in trained(trainer.model))
+    learnt = sum(numel(weight) for weight in trainable_weights(trainer.model))
     frozen = sum(stored_bytes(weight) for weight in weights if not weight.requires_grad)
     if not trainer.is_deepspeed_enabled:
         return PLAIN_BYTES * learnt + frozen, 0
@@ -63,7 +63,7 @@ def expected_memory(trainer: Trainer) -> tuple[int, int]:
         stage=zero_stage(trainer),
         offload=trainer.args.hf_deepspeed_config.is_offload(),
         ranks=trainer.args.world_size,
-        width=trained(trainer.model)[0].element_size(),
+        width=trainable_weights(trainer.model)[0].element_size(),
     )
     return states.of_rank, states.offloaded
 

@@ -1,4 +1,8 @@
-"""transformers' Trainer with our batches, learning rate, evaluation loss and speed."""
+"""transformers' Trainer with our batches, learning rate, evaluation loss, speed and checkpoints.
+
+What a step computes (forward, the loss over the supervised tokens of the whole batch, backward, clipping,
+AdamW, the schedule) stands in some forty lines in tests/plain_loop.py, to whose losses this trainer is held.
+"""
 
 import math
 import time
@@ -9,11 +13,20 @@ from statistics import mean
 from typing import Any, NoReturn
 
 import torch
+from accelerate.utils import send_to_device
 from torch import distributed as dist
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import (
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalLoopOutput
 
 from training.common.console import bar, log_line, say
@@ -22,27 +35,25 @@ from training.consts import NOT_LEARNT
 from training.cost.flops import Tokens, matrix_products
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
-from training.run.checkpoints import find_checkpoints, write_checkpoint
+from training.run.checkpoints import CheckpointWriter, find_checkpoints
 from training.run.curves import draw_curves
-from training.run.eval_answers import sample
-from training.run.launch import bound_collectives
-from training.run.speed import Throughput, product_flops_per_second, tokens_of
+from training.run.eval_answers import answer_held_out_prompts
+from training.run.launch import build_optimizer_operation, limit_collectives
+from training.run.speed import Throughput, count_tokens, product_flops_per_second
 from training.run.stopping import StopRequest
-
-SCHEDULES = ("constant", "linear", "cosine")
 
 # In errors of torch's process group and of gloo, what says that the other end is gone.
 LOST_RANK = ("Connection closed by peer", "Connection reset", "Timed out", "Broken pipe", "recv timeout")
 
-# A loss so many times the mean of so many log lines before it is reported.
+# A loss that is SPIKE_FACTOR times the mean of the SPIKE_WINDOW log lines before it is reported.
 SPIKE_FACTOR, SPIKE_WINDOW = 2, 10
 
 
 def rate_factor(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:
     """What the learning rate of optimizer step `step` (0 is the first) is multiplied by.
 
-    It rises as (step + 1) / warmup_steps, so the first step learns something; then it stays at 1, or falls
-    to 0 at `total_steps` along a line or half a cosine.
+    The factor rises as (step + 1) / warmup_steps, so that the first step changes the weights; then it stays
+    at 1, or falls to 0 at `total_steps` along a line or half a cosine.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -53,7 +64,7 @@ def rate_factor(step: int, schedule: str, warmup_steps: int, total_steps: int) -
 
 
 def control_group(timeout_s: int) -> dist.ProcessGroup | None:
-    """For flags that ranks exchange without waiting for their cards; None where there is one rank."""
+    """A gloo group for flags that ranks exchange without waiting for their cards; None for a single rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
@@ -66,14 +77,47 @@ class Batches(DataLoader):
         self.batch_sampler.set_epoch(epoch)
 
 
+class StepCallback(TrainerCallback):
+    """What is done at the beginning of training, after each optimizer step, and after each save.
+
+    transformers calls `on_step_end` before it logs, evaluates and saves, and `on_save` after it has saved.
+    """
+
+    def __init__(self, trainer: "SFTTrainer") -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        limit_collectives(timedelta(seconds=args.ddp_timeout))
+        self._trainer.first_step = state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.check_step(control)
+        if control.should_save:  # what transformers writes is not yet a checkpoint of this run
+            args.output_dir = str(self._trainer.checkpoints.place(state.global_step))
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.complete_checkpoint()
+        args.output_dir = str(self._trainer.run_dir)
+
+
 class SFTTrainer(Trainer):
-    """Normalises the loss by the learnt tokens of the whole global batch, in training and in evaluation.
+    """Normalises the loss by the supervised tokens of the whole global batch, in training and in evaluation.
 
     In training that is transformers' own doing (`num_items_in_batch`, summed over accumulation and ranks).
 
-    tokenizer: saved into each checkpoint, so that one can talk to it. tokens_per_batch: fill micro-batches by
-    tokens, instead of args.per_device_train_batch_size rows each. stop_request: looked at after each step;
-    where a rank has one, all save and stop there, and `stopped_by` says why.
+    args.output_dir: the run directory, `run_dir` from then on; while a checkpoint is saved, args.output_dir
+    is a directory in it.
+    tokenizer: saved into each checkpoint, so that one can talk to it.
+    tokens_per_batch: fill micro-batches by tokens, instead of args.per_device_train_batch_size examples each.
+    stop_request: looked at after each step; where a rank has one, all save and stop there, and `stopped_by`
+    says why.
+    save_total_limit: how many complete checkpoints to keep, or None for all; args must have none.
     """
 
     def __init__(
@@ -84,17 +128,24 @@ class SFTTrainer(Trainer):
         tokenizer: PreTrainedTokenizerFast,
         tokens_per_batch: int | None = None,
         stop_request: StopRequest | None = None,
+        save_total_limit: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         # Not transformers' processing_class, for which it would set the model's padding and bos tokens.
         self.tokenizer = tokenizer
         self.remove_callback(PrinterCallback)
+        self.add_callback(StepCallback(self))  # after transformers' own, which decides what follows a step
+        self.run_dir = Path(self.args.output_dir)
+        self.save_total_limit = save_total_limit
+        self.checkpoints = CheckpointWriter(self.run_dir, self)
         self.tokens_per_batch = tokens_per_batch
         self.stop_request = stop_request or StopRequest()
         self.stopped_by: str | None = None
         self.throughput = Throughput()
+        self.first_step = 0  # steps that were taken before this process continued the run
         self._matrix_products = matrix_products(self.model)
+        self._step_loss, self._gradient_norm = torch.tensor(0.0), 0.0
 
     @cached_property
     def total_steps(self) -> int:
@@ -142,12 +193,16 @@ class SFTTrainer(Trainer):
                     f"WARNING: in float32 it is {in_float32 / 1e12:.3g}: this processor has no instructions "
                     "for bfloat16; --no-bf16 takes twice the memory, and less time"
                 )
+        if self.is_deepspeed_enabled:
+            build_optimizer_operation(self.args.hf_deepspeed_config.config)
+        self.lr_scheduler = None  # made again, for the steps of this call
         self.throughput.reset()
         self._started = time.perf_counter()
         self._control_group = control_group(self.args.ddp_timeout)
         with bar() as self._bar:
             try:
-                return super().train(*args, **kwargs)
+                with self.checkpoints:
+                    return super().train(*args, **kwargs)
             except RuntimeError as error:
                 if not any(sign in str(error) for sign in LOST_RANK):
                     raise
@@ -156,16 +211,12 @@ class SFTTrainer(Trainer):
                     f"seconds ({first_line(error)}); look for its error, and continue by --resume"
                 ) from None
 
-    def _prepare_for_training(self, *args: Any) -> tuple[torch.nn.Module, DataLoader]:
-        prepared = super()._prepare_for_training(*args)
-        bound_collectives(timedelta(seconds=self.args.ddp_timeout))
-        return prepared
-
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         if self.lr_scheduler is None:
-            schedule, warmup_steps = self.args.lr_scheduler_type.value, int(self.args.warmup_steps)
+            schedule = self.args.lr_scheduler_type.value
+            warmup_steps = self.args.get_warmup_steps(num_training_steps)
             if warmup_steps > num_training_steps:
                 reached = self.args.learning_rate * num_training_steps / warmup_steps
                 say(
@@ -176,18 +227,22 @@ class SFTTrainer(Trainer):
                 optimizer or self.optimizer,
                 lambda step: rate_factor(step, schedule, warmup_steps, num_training_steps),
             )
-            self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args) -> torch.Tensor:
-        self.throughput.tokens += tokens_of(inputs)
+        self.throughput.tokens += count_tokens(inputs)
         # Read before the step: DeepSpeed takes it, and moves the schedule on, inside its backward call.
         self._applied_rate = self.optimizer.param_groups[0]["lr"]
-        return super().training_step(model, inputs, *args)
+        loss = super().training_step(model, inputs, *args)
+        self._step_loss = self._step_loss + loss  # of all micro-batches of the optimizer step
+        if self.accelerator.sync_gradients and not self.is_deepspeed_enabled:  # before they are clipped
+            gradients = (weight.grad for weight in model.parameters() if weight.grad is not None)
+            self._gradient_norm = float(get_total_norm(gradients))
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self._speed()
+            logs |= {"learning_rate": self._applied_rate} | self._speed()
             before = [entry["loss"] for entry in self.state.log_history if "loss" in entry][-SPIKE_WINDOW:]
             if len(before) == SPIKE_WINDOW and logs["loss"] > SPIKE_FACTOR * mean(before):
                 say(
@@ -203,7 +258,7 @@ class SFTTrainer(Trainer):
         self.throughput.reset()
         tokens, seconds = Tokens(*map(int, counts)), seconds / self.args.world_size
         flops_per_second = self._matrix_products.flops(tokens) / seconds
-        steps_here = self.state.global_step - self._initial_global_step
+        steps_here = self.state.global_step - self.first_step
         seconds_a_step = (time.perf_counter() - self._started) / steps_here
         return {
             "learnt_tokens_per_second": tokens.learnt / seconds,
@@ -222,42 +277,46 @@ class SFTTrainer(Trainer):
         sums = torch.tensor(values, dtype=torch.float64, device=self.args.device)
         return self.accelerator.reduce(sums, reduction="sum").tolist()
 
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.throughput.paused():
-            metrics = super()._evaluate(*args, **kwargs)
+            metrics = super().evaluate(*args, **kwargs)
             if self.is_world_process_zero():
-                draw_curves(self.state.log_history, Path(self.args.output_dir) / "loss.png")
+                draw_curves(self.state.log_history, self.run_dir / "loss.png")
             return metrics
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
-        """As transformers', but complete or not there."""
-        with self.throughput.paused():
-            self.store_flos()
-            write_checkpoint(Path(self.args.output_dir), self.state.global_step, self._write_checkpoint, self)
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers', which begins each checkpoint with this call on all ranks."""
+        if self.args.output_dir != str(self.run_dir):
+            self.throughput.pause()
+            self.checkpoints.begin(self.state.global_step)
+        super().save_model(*args, **kwargs)
 
-    def _write_checkpoint(self, directory: Path) -> None:
-        self.save_model(str(directory), _internal_call=True)
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(directory))
-            self._save_rng_state(str(directory))
+    def complete_checkpoint(self) -> None:
+        """Make a checkpoint of what transformers has saved, and go on measuring the speed."""
         if self.args.should_save:
-            self.state.save_to_json(str(directory / TRAINER_STATE_NAME))
-            self.tokenizer.save_pretrained(directory)
+            self.tokenizer.save_pretrained(self.checkpoints.directory)
+        self.checkpoints.complete()
+        self.throughput.go_on()
 
-    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any):
-        """Called after each step; before it counts for anything, all ranks look whether to go on."""
-        numbers = torch.tensor([float(tr_loss), float(grad_norm or 0)])
-        is_bad = not numbers.isfinite().all().item()
+    def check_step(self, control: TrainerControl) -> None:
+        """Look on all ranks whether to go on, before the step counts for anything.
+
+        Raises UserError where the loss or the gradient's norm is NaN or infinite. Where a rank is asked to
+        stop, has all of them save and stop.
+        """
+        if self.is_deepspeed_enabled:
+            self._gradient_norm = float(self.deepspeed.get_global_grad_norm() or 0)
+        is_bad = not math.isfinite(float(self._step_loss)) or not math.isfinite(self._gradient_norm)
         bad, stop = self._on_any_rank(is_bad, self.stop_request.reason is not None)
         if bad:
-            self._refuse_step(numbers)
+            self._refuse_step()
+        self._step_loss = torch.tensor(0.0)
         if stop and not self.stopped_by and self.state.global_step < self.state.max_steps:
             self.stopped_by = self.stop_request.reason or "another rank's signal"
-            self.control.should_save = self.control.should_training_stop = True
-            self.control.should_evaluate = False  # whoever asked may not wait for that
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # whoever asked may not wait for that
         self._bar.total, self._bar.n = self.state.max_steps, self.state.global_step
         self._bar.refresh()
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def _on_any_rank(self, *flags: bool) -> list[bool]:
         together = torch.tensor(flags, dtype=torch.int32)
@@ -265,14 +324,15 @@ class SFTTrainer(Trainer):
             dist.all_reduce(together, dist.ReduceOp.MAX, group=self._control_group)
         return together.bool().tolist()
 
-    def _refuse_step(self, numbers: torch.Tensor) -> NoReturn:
-        loss, norm = numbers.tolist()
+    def _refuse_step(self) -> NoReturn:
+        # As the log has it: the mean over the ranks, each of which scales its loss by their number.
+        loss = self._of_all_ranks(float(self._step_loss))[0] / self.args.world_size
         step = self.state.global_step
-        newest = find_checkpoints(Path(self.args.output_dir))[0][-1:]
+        newest = find_checkpoints(self.run_dir)[0][-1:]
         good = f"{newest[0].name} is the last good one" if newest else "there is no checkpoint yet"
         raise UserError(
-            f"step {step}: the loss is {loss:g} and the gradient's norm {norm:g}, on the rows above; {good}; "
-            "look at the rows, or take a lower --lr",
+            f"step {step}: the loss is {loss:g} and the gradient's norm {self._gradient_norm:g}, on the rows "
+            f"above; {good}; look at the rows, or take a lower --lr",
             details=[f"in the batch of step {step}: {place}" for place in self._rows_of_step(step)],
         )
 
@@ -286,10 +346,6 @@ class SFTTrainer(Trainer):
         rows = [row for batch in batches.of_all_ranks(epoch, first, first + accumulation) for row in batch]
         return [self.train_dataset.place(row) for row in rows]
 
-    def _get_learning_rate(self) -> float:
-        """The rate of the latest step, which is what transformers logs."""
-        return self._applied_rate
-
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs
     ) -> EvalLoopOutput:
@@ -301,7 +357,7 @@ class SFTTrainer(Trainer):
         model.eval()
         loss_and_tokens = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in dataloader:
-            batch = self._prepare_inputs(batch)
+            batch = send_to_device(batch, self.args.device)
             tokens = (batch["labels"] != NOT_LEARNT).sum()
             with torch.no_grad(), self.compute_loss_context_manager():
                 of_batch = model(**batch).loss
@@ -310,14 +366,16 @@ class SFTTrainer(Trainer):
             loss_and_tokens += torch.stack([loss, tokens.double()])
         loss, tokens = self.accelerator.reduce(loss_and_tokens, reduction="sum").tolist()
         with self.compute_loss_context_manager():
-            samples = sample(self.accelerator.unwrap_model(model), self.tokenizer, self.eval_dataset)
-        say(f"for example: {samples.text}")
+            answers = answer_held_out_prompts(
+                self.accelerator.unwrap_model(model), self.tokenizer, self.eval_dataset
+            )
+        say(f"for example: {answers.text}")
         metrics = {
             f"{metric_key_prefix}_loss": loss / tokens,
             f"{metric_key_prefix}_tokens": int(tokens),
-            f"{metric_key_prefix}_ended_share": samples.ended,
-            f"{metric_key_prefix}_length_share": samples.length,
-            f"{metric_key_prefix}_repeated_share": samples.repeated,
+            f"{metric_key_prefix}_ended_share": answers.ended,
+            f"{metric_key_prefix}_length_share": answers.length,
+            f"{metric_key_prefix}_repeated_share": answers.repeated,
         }
         return EvalLoopOutput(
             predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset)

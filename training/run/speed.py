@@ -14,7 +14,7 @@ LARGEST_PRODUCT = 8192
 SMALLEST_PRODUCT = 128
 
 
-def tokens_of(batch: Mapping[str, torch.Tensor]) -> Tokens:
+def count_tokens(batch: Mapping[str, torch.Tensor]) -> Tokens:
     """Of a batch that a collator of `training.data.collate` made."""
     lengths = batch["document_lengths"] if "document_lengths" in batch else batch["attention_mask"].sum(dim=1)
     total = int(lengths.sum())
@@ -51,15 +51,15 @@ def product_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: 
 
 
 def _seconds_of(left: torch.Tensor, right: torch.Tensor, times: int) -> float:
-    _wait_for(left.device)
+    _synchronize(left.device)
     start = time.perf_counter()
     for _ in range(times):
         left @ right
-    _wait_for(left.device)
+    _synchronize(left.device)
     return time.perf_counter() - start
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -78,11 +78,18 @@ class Throughput:
     def seconds(self) -> float:
         return time.perf_counter() - self._since
 
+    def pause(self) -> None:
+        """Stop the clock for what is no training step: an evaluation, or a checkpoint."""
+        self._paused = time.perf_counter()
+
+    def go_on(self) -> None:
+        """Start the clock again after `pause`."""
+        self._since += time.perf_counter() - self._paused
+
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """For what is no training step: evaluations and checkpoints."""
-        start = time.perf_counter()
+        self.pause()
         try:
             yield
         finally:
-            self._since += time.perf_counter() - start
+            self.go_on()

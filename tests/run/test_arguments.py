@@ -1,0 +1,22 @@
+import torch
+
+from training.common.options import Options
+from training.run.arguments import OneCardArguments, training_arguments
+
+
+def test_a_process_that_sees_several_cards_uses_one(tmp_path) -> None:
+    args = training_arguments(Options(local_output_dir=tmp_path), None, evaluates=False)
+    assert isinstance(args, OneCardArguments)
+    args._n_gpu = 4  # as on a box with four cards and no launcher
+    assert args.n_gpu == 1
+    assert args.train_batch_size == args.per_device_train_batch_size == 8
+    args._n_gpu = 0
+    assert args.n_gpu == 0
+
+
+def test_several_cards_are_said(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    training_arguments(Options(local_output_dir=tmp_path, bf16=False), None, evaluates=False)
+    assert "one process uses one of the 4 cards; for all: deepspeed --module" in capsys.readouterr().out
