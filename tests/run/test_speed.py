@@ -116,3 +116,9 @@ def test_time_that_is_no_training_does_not_count() -> None:
     assert throughput.seconds >= 0.1
     throughput.reset()
     assert (throughput.tokens, throughput.seconds < 0.1) == (Tokens(), True)
+
+
+def test_measuring_takes_none_of_the_random_numbers_of_the_run() -> None:
+    before = torch.get_rng_state()
+    product_flops_per_second(torch.float32, torch.device("cpu"), seconds=0.01)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -32,9 +32,11 @@ def product_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: 
     Of the three products of a linear layer, forward and backward: some processors lay out bfloat16 for one of
     them ten times as slowly as for another.
     """
+    # How many numbers it takes depends on the time; those of the run, for dropout, must not.
+    generator = torch.Generator(device).manual_seed(0)
     size, best = SMALLEST_PRODUCT, 0.0
     while True:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
         slowest = 0.0
         for left, right in ((a, b), (a, b.T), (a.T, b)):
             _seconds_of(left, right, 1)  # the first one prepares things
