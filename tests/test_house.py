@@ -1,8 +1,12 @@
-"""What holds the repository together: the Python floor."""
+"""What holds the repository together: the Python floor, and the tests that CI may not skip."""
 
 import importlib.metadata
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -56,3 +60,68 @@ def test_the_linter_the_scripts_and_the_pages_name_the_python_floor() -> None:
     assert f"sys.version_info < ({floor.replace('.', ', ')})" in script
     for text in (script, *((ROOT / page).read_text("utf-8") for page in ("README.md", "README_zh.md"))):
         assert set(re.findall(r"Python (3\.\d+)", text)) == {floor}
+
+
+SKIPPING = """
+import pytest
+
+def test_one():
+    pytest.skip("there is no chromium")
+
+@pytest.fixture
+def missing():
+    pytest.skip("there is no font")
+
+def test_two(missing):
+    raise AssertionError
+
+@pytest.mark.skipif(True, reason="needs a card of 80 GB")
+def test_three():
+    raise AssertionError
+
+@pytest.mark.xfail
+def test_four():
+    raise AssertionError
+
+def test_five():
+    pass
+"""
+SKIPPED_MODULE = """
+import pytest
+
+pytest.importorskip("a_package_that_nobody_has")
+"""
+
+
+def outcomes(tmp_path: Path, test: str, ci: str) -> tuple[dict[str, int], str]:
+    """Run pytest on the text of a test file: how often each outcome came, and what was printed."""
+    (tmp_path / "test_it.py").write_text(test)
+    (tmp_path / "pytest.ini").write_text("[pytest]")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tests.skips", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"CI": ci},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    closing = run.stdout.splitlines()[-1]
+    return {kind: int(count) for count, kind in re.findall(r"(\d+) ([a-z]+)", closing)}, run.stdout
+
+
+def test_a_skipped_test_has_failed_where_ci_is_set(tmp_path: Path) -> None:
+    counted, printed = outcomes(tmp_path, SKIPPING, ci="true")
+    assert counted == {"failed": 1, "error": 1, "skipped": 1, "xfailed": 1, "passed": 1}
+    assert "skipped although CI is set: there is no chromium" in printed
+    assert "skipped although CI is set: there is no font" in printed
+
+
+def test_a_skipped_module_has_failed_where_ci_is_set(tmp_path: Path) -> None:
+    counted, printed = outcomes(tmp_path, SKIPPED_MODULE, ci="true")
+    assert counted == {"error": 1}
+    assert "a_package_that_nobody_has" in printed
+
+
+def test_a_test_may_be_skipped_where_ci_is_not_set(tmp_path: Path) -> None:
+    counted, _ = outcomes(tmp_path, SKIPPING, ci="")
+    assert counted == {"skipped": 3, "xfailed": 1, "passed": 1}
