@@ -1,4 +1,4 @@
-"""What holds the repository together: the Python floor, and the tests that CI may not skip."""
+"""What holds the repository together: the Python floor, the map of the code, the tests that CI runs."""
 
 import importlib.metadata
 import os
@@ -8,11 +8,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from tests.conftest import ROOT
 
+PAGES = ("README.md", "README_zh.md", "CONTRIBUTING.md")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
@@ -58,8 +61,61 @@ def test_the_linter_the_scripts_and_the_pages_name_the_python_floor() -> None:
     assert PROJECT["tool"]["ruff"]["target-version"] == "py" + floor.replace(".", "")
     script = (ROOT / "scripts" / "environment.sh").read_text("utf-8")
     assert f"sys.version_info < ({floor.replace('.', ', ')})" in script
-    for text in (script, *((ROOT / page).read_text("utf-8") for page in ("README.md", "README_zh.md"))):
+    for text in (script, *((ROOT / page).read_text("utf-8") for page in PAGES)):
         assert set(re.findall(r"Python (3\.\d+)", text)) == {floor}
+
+
+def map_of(page: str) -> str:
+    """The section of a page that is the map of the code."""
+    text = (ROOT / page).read_text("utf-8")
+    (section,) = re.findall(r"^## (?:A map of the code|代码地图)\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
+    return section
+
+
+def commands() -> set[str]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in ("training", "inference", "evaluation")
+        for path in (ROOT / package).rglob("*.py")
+        if re.search(r"^    run_command\(main\)$", path.read_text("utf-8"), re.MULTILINE)
+    }
+
+
+def rooms() -> set[str]:
+    within = {f"training/{path.parent.name}" for path in ROOT.glob("training/*/__init__.py")}
+    return within | {"inference", "evaluation", "tests"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_every_room_and_every_command_is_on_the_map(page: str) -> None:
+    section = map_of(page)
+    assert set(re.findall(r"`((?:training|inference|evaluation)\.\w+)`", section)) == commands()
+    targets = re.findall(r"\]\(([^)#]+)\)", section)
+    assert {target for target in targets if (ROOT / target).is_dir()} == rooms()
+
+
+def test_both_pages_have_the_same_map() -> None:
+    english, chinese = (
+        re.findall(r"`[^`]+`|\]\([^)]+\)", map_of(page)) for page in ("README.md", "README_zh.md")
+    )
+    assert sorted(english) == sorted(chinese)
+    assert len(map_of("README.md").splitlines()) == len(map_of("README_zh.md").splitlines())
+
+
+def test_links_of_the_contributing_page_lead_somewhere() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_hooks_of_pre_commit_download_nothing() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    pinned = {pin.name for pin in pins()}
+    for repository in config["repos"]:
+        assert repository["repo"] == "local"
+        for hook in repository["hooks"]:
+            assert hook["language"] == "system"
+            assert hook["entry"].split()[0] in pinned
 
 
 SKIPPING = """
