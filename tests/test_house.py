@@ -1,19 +1,18 @@
 """What holds the repository together: the Python floor, the map of the code, the tests that CI runs."""
 
 import importlib.metadata
-import os
 import re
-import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from tests import conftest, skips
 from tests.conftest import ROOT
+
+pytest_plugins = ["pytester"]
 
 PAGES = ("README.md", "README_zh.md", "CONTRIBUTING.md")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -56,9 +55,10 @@ def test_the_python_floor_is_the_lowest_version_that_every_pin_takes() -> None:
     assert refused_by(f"{major}.{minor - 1}")
 
 
-def test_the_linter_the_scripts_and_the_pages_name_the_python_floor() -> None:
+def test_the_checkers_the_scripts_and_the_pages_name_the_python_floor() -> None:
     floor = python_floor()
     assert PROJECT["tool"]["ruff"]["target-version"] == "py" + floor.replace(".", "")
+    assert PROJECT["tool"]["pyright"]["pythonVersion"] == floor
     script = (ROOT / "scripts" / "environment.sh").read_text("utf-8")
     assert f"sys.version_info < ({floor.replace('.', ', ')})" in script
     for text in (script, *((ROOT / page).read_text("utf-8") for page in PAGES)):
@@ -149,35 +149,42 @@ pytest.importorskip("a_package_that_nobody_has")
 """
 
 
-def outcomes(tmp_path: Path, test: str, ci: str) -> tuple[dict[str, int], str]:
+def outcomes(pytester: pytest.Pytester, test: str) -> tuple[dict[str, int], str]:
     """Run pytest on the text of a test file: how often each outcome came, and what was printed."""
-    (tmp_path / "test_it.py").write_text(test)
-    (tmp_path / "pytest.ini").write_text("[pytest]")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.skips", "-p", "no:cacheprovider", str(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | {"CI": ci},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    closing = run.stdout.splitlines()[-1]
-    return {kind: int(count) for count, kind in re.findall(r"(\d+) ([a-z]+)", closing)}, run.stdout
+    pytester.makepyfile(test)
+    # Each of the others costs seconds, warns, or would disturb the pytest that runs this test.
+    without = [f"-pno:{plugin}" for plugin in ("timeout", "xdist", "unraisableexception", "warnings")]
+    result = pytester.runpytest_inprocess("-ptests.skips", *without)
+    return result.parseoutcomes(), result.stdout.str()
 
 
-def test_a_skipped_test_has_failed_where_ci_is_set(tmp_path: Path) -> None:
-    counted, printed = outcomes(tmp_path, SKIPPING, ci="true")
-    assert counted == {"failed": 1, "error": 1, "skipped": 1, "xfailed": 1, "passed": 1}
+def test_a_skipped_test_has_failed_where_ci_is_set(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    counted, printed = outcomes(pytester, SKIPPING)
+    assert counted == {"failed": 1, "errors": 1, "skipped": 1, "xfailed": 1, "passed": 1}
     assert "skipped although CI is set: there is no chromium" in printed
     assert "skipped although CI is set: there is no font" in printed
 
 
-def test_a_skipped_module_has_failed_where_ci_is_set(tmp_path: Path) -> None:
-    counted, printed = outcomes(tmp_path, SKIPPED_MODULE, ci="true")
-    assert counted == {"error": 1}
+def test_a_skipped_module_has_failed_where_ci_is_set(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    counted, printed = outcomes(pytester, SKIPPED_MODULE)
+    assert counted == {"errors": 1}
     assert "a_package_that_nobody_has" in printed
 
 
-def test_a_test_may_be_skipped_where_ci_is_not_set(tmp_path: Path) -> None:
-    counted, _ = outcomes(tmp_path, SKIPPING, ci="")
+def test_a_test_may_be_skipped_where_ci_is_not_set(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    counted, _ = outcomes(pytester, SKIPPING)
     assert counted == {"skipped": 3, "xfailed": 1, "passed": 1}
+
+
+def test_the_hooks_stand_in_conftest() -> None:
+    assert conftest.pytest_runtest_makereport is skips.pytest_runtest_makereport
+    assert conftest.pytest_make_collect_report is skips.pytest_make_collect_report
