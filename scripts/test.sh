@@ -10,6 +10,9 @@ ruff check .
 ruff format --check .
 echo "== codespell"
 codespell
+echo "== pyright"
+# Its own node, from the wheel, and no question on the network whether there is a newer version.
+PYRIGHT_PYTHON_GLOBAL_NODE=0 PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 if [ $# -gt 0 ]; then
     echo "== pytest $*"
     exec python -m pytest "$@"
