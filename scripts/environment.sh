@@ -8,9 +8,9 @@ fail() {
 }
 
 python="${PYTHON:-python3}"
-command -v "$python" >/dev/null || fail "no $python; install Python 3.10 or newer (Debian: apt-get install python3)"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    fail "$("$python" --version) is too old; install Python 3.10 or newer, or name one: PYTHON=python3.12 bash $0"
+command -v "$python" >/dev/null || fail "no $python; install Python 3.11 or newer (Debian: apt-get install python3)"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$("$python" --version) is too old; install Python 3.11 or newer, or name one: PYTHON=python3.12 bash $0"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python cannot make virtual environments (Debian: apt-get install python3-venv)"
 command -v "${CXX:-c++}" >/dev/null ||

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Set up and run the tests; arguments go to pytest, for example: bash scripts/test.sh -m "not slow"
+# Set up and run all checks and tests. Arguments, where there are any, go to one run of pytest instead of the
+# quick and the slow tests, for example: bash scripts/test.sh tests/text
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-web.txt requirements-test.txt
@@ -7,5 +8,17 @@ source scripts/environment.sh requirements.txt requirements-web.txt requirements
 echo "== ruff"
 ruff check .
 ruff format --check .
-echo "== pytest"
-python -m pytest "$@"
+echo "== codespell"
+codespell
+echo "== pyright"
+# Its own node, from the wheel, and no question on the network whether there is a newer version.
+PYRIGHT_PYTHON_GLOBAL_NODE=0 PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
+if [ $# -gt 0 ]; then
+    echo "== pytest $*"
+    exec python -m pytest "$@"
+fi
+echo "== the quick tests, in two processes"
+python -m pytest -n 2 --dist loadscope -m "not slow"
+# They start launchers and measure signals, and would disturb each other.
+echo "== the slow tests, one at a time"
+python -m pytest -m slow

@@ -9,6 +9,7 @@ import click
 import pytest
 import torch
 
+from tests.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 from training import tiny_bloom, trainer
 from training.common.errors import run_command
 from training.model.save import save_model

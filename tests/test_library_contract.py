@@ -102,12 +102,6 @@ def check_fake_tensors(torch_: Any) -> None:
         assert tensor.untyped_storage().nbytes() == 4 * 2**60
 
 
-def check_number_of_cards(arguments: Any) -> None:
-    assert isinstance(arguments.n_gpu, property)
-    assert "self._n_gpu" in inspect.getsource(arguments.n_gpu.fget)
-    assert hasattr(arguments, "_setup_devices")
-
-
 PRIVATE = [
     Private(
         "_get_build_directory",
@@ -134,12 +128,6 @@ PRIVATE = [
         "FakeTensorMode: the plan's activations are counted without memory for them; torch documents it "
         "at this place (https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html)",
         check_fake_tensors,
-    ),
-    Private(
-        "_n_gpu",
-        "transformers.TrainingArguments",
-        "one process uses one card; Trainer would split a batch over several by DataParallel",
-        check_number_of_cards,
     ),
 ]
 

@@ -159,22 +159,43 @@ def test_dropout_drops_and_is_seeded() -> None:
     assert loss(1) == loss(2)
 
 
-@pytest.mark.parametrize("offset", [0, 1000, 4000])
-def test_in_bf16_the_error_is_no_larger_than_the_librarys_own(offset: int) -> None:
+@pytest.fixture(scope="module")
+def in_bf16() -> tuple:
+    """(the library's Bloom in float32, the library's in bf16, ours in bf16) with the same rounded weights."""
     library, ours = models(heads=12, hidden=192, layers=2)
     exact = copy.deepcopy(library).eval()
     library, ours = library.bfloat16().eval(), ours.bfloat16().eval()
-    for model in (library, ours):  # round the weights of all alike
+    for model in (library, ours):
         exact.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
-    found = documents([offset, 900] if offset else [900])
-    batch = end_to_end(found)
+    return exact, library, ours
+
+
+@pytest.fixture(scope="module")
+def of_900_tokens(in_bf16: tuple) -> tuple:
+    """(a document, its logits in float32, the relative error of the library's logits in bf16)"""
+    exact, library, _ = in_bf16
+    (document,) = documents([900])
+    with torch.no_grad():
+        expected, theirs = (model(document["input_ids"][None]).logits for model in (exact, library))
+    return document, expected, relative_error(theirs, expected)
+
+
+def relative_error(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((logits.float() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("offset", [0, 1000, 4000])
+def test_in_bf16_the_error_is_no_larger_than_the_librarys_own(
+    in_bf16: tuple, of_900_tokens: tuple, offset: int
+) -> None:
+    _, _, ours = in_bf16
+    document, expected, their_error = of_900_tokens
+    before = documents([offset], seed=2) if offset else []
+    batch = end_to_end([*before, document])
     del batch["labels"]
     with torch.no_grad():
-        expected = exact(found[-1]["input_ids"][None]).logits
-        theirs = library(found[-1]["input_ids"][None]).logits
         logits = ours(**batch).logits[:, offset:]
-    error, their_error = ((x.float() - expected).norm() / expected.norm() for x in (logits, theirs))
-    assert error <= their_error
+    assert relative_error(logits, expected) <= their_error
 
 
 def test_it_is_saved_as_the_librarys_class(tmp_path) -> None:
@@ -232,23 +253,19 @@ def test_tokens_after_others_in_the_cache_have_the_librarys_logits(heads: int, p
 
 
 @pytest.mark.parametrize("offset", [0, 1500])
-def test_in_bf16_the_error_after_a_cache_is_no_larger_than_the_librarys_own(offset: int) -> None:
-    library, ours = models(heads=12, hidden=192, layers=2)
-    exact = copy.deepcopy(library).eval()
-    library, ours = library.bfloat16().eval(), ours.bfloat16().eval()
-    for model in (library, ours):
-        exact.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+def test_in_bf16_the_error_after_a_cache_is_no_larger_than_the_librarys_own(
+    in_bf16: tuple, offset: int
+) -> None:
     input_ids = documents([offset + 300])[0]["input_ids"][None]
     with torch.no_grad():
         logits = []
-        for model in (exact, library, ours):
+        for model in in_bf16:
             cache = DynamicCache()
             if offset:
                 model(input_ids[:, :offset], past_key_values=cache, use_cache=True)
             logits.append(model(input_ids[:, offset:], past_key_values=cache, use_cache=True).logits)
     expected, theirs, found = logits
-    error, their_error = ((x.float() - expected).norm() / expected.norm() for x in (found, theirs))
-    assert error <= their_error
+    assert relative_error(found, expected) <= relative_error(theirs, expected)
 
 
 def test_a_document_that_is_too_long_is_refused() -> None:
