@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from training.common.errors import UserError
 from training.data.encoded import encode_chunks, new_findings, read_conversations
 from training.data.reader import read_raw_rows, read_rows
-from training.text.conversation import FORMAT_KEYS, SPEAKERS, Conversation, from_row
+from training.text.conversation import Conversation, from_row
 from training.text.encoding import encode_turns
+from training.text.formats import SPEAKERS, answered_keys
 
 # Any text that Python has, halves of surrogate pairs included, and texts that mean something to us.
 TEXTS = st.one_of(
@@ -33,7 +34,7 @@ MESSAGES = st.lists(
 ROWS = st.one_of(
     VALUES,
     st.dictionaries(
-        st.sampled_from([*FORMAT_KEYS, "input", "output", "system"]),
+        st.sampled_from([*answered_keys(), "input", "output", "system"]),
         st.one_of(TEXTS, MESSAGES, VALUES),
         max_size=4,
     ),
