@@ -6,13 +6,12 @@ python -m training.check --data-path data/yayi_train_example.json --input-model 
 import json
 
 import click
-import numpy as np
 
 from training.common.errors import run_command
-from training.consts import NOT_LEARNT
+from training.consts import CONTEXT
 from training.data.audit import ON_BAD_ROW, full_form, refuse_unusable
 from training.data.encoded import encode_chunks, new_findings
-from training.text.encoding import show
+from training.text.encoding import mask_labels, show
 from training.text.tokenizer import load_tokenizer
 
 EXAMPLES_SHOWN = 2
@@ -24,7 +23,10 @@ EXAMPLES_SHOWN = 2
 )
 @click.option("--input-model", required=True, help="Model whose tokenizer will be used: a directory or name.")
 @click.option(
-    "--max-length", type=click.IntRange(min=1), default=2048, help="Longest row, in tokens, as in training."
+    "--max-length",
+    type=click.IntRange(min=1),
+    default=CONTEXT,
+    help="Longest row, in tokens, as in training.",
 )
 @click.option(
     "--on-bad-row",
@@ -49,8 +51,8 @@ def main(
             findings += chunk.findings
             ends = chunk.rows["end"].tolist()
             for start, end in zip([0, *ends], ends[: EXAMPLES_SHOWN - len(examples)], strict=False):
-                input_ids, learnt = chunk.input_ids[start:end], chunk.learnt[start:end]
-                examples.append(show(input_ids, np.where(learnt, input_ids, NOT_LEARNT), tokenizer))
+                input_ids, supervised = chunk.input_ids[start:end], chunk.supervised[start:end]
+                examples.append(show(input_ids, mask_labels(input_ids, supervised), tokenizer))
         summary = findings.summary()
         summaries.append(summary)
         if as_json:

@@ -62,7 +62,7 @@ def ours(path: str, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     tokens = learnt = 0
     for chunk in encode_chunks(path, tokenizer, max_length=1 << 30):
         tokens += len(chunk.input_ids)
-        learnt += np.count_nonzero(chunk.learnt)
+        learnt += np.count_nonzero(chunk.supervised)
     return tokens, learnt
 
 

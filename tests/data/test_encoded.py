@@ -11,7 +11,7 @@ from tests.conftest import MULTI_TURN, ROOT, SINGLE_TURN, write_rows
 from training.common.errors import UserError
 from training.data import encoded
 from training.data.encoded import EncodedFile, load_encoded, read_conversations
-from training.text import encoding
+from training.text import template
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode
 from training.text.tokenizer import load_tokenizer
@@ -146,7 +146,7 @@ def test_what_the_examples_depend_on_makes_the_cache_anew(load, tmp_path: Path, 
     assert load()
     assert not load()
 
-    monkeypatch.setattr(encoding, "INTRO", "Another intro.")
+    monkeypatch.setattr(template, "INTRO", "Another intro.")
     assert load()
     assert not load()
 

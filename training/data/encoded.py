@@ -17,14 +17,13 @@ from transformers import PreTrainedTokenizerFast
 
 from training.common.console import Progress
 from training.common.errors import UserError
-from training.consts import NOT_LEARNT
 from training.data.audit import Findings
 from training.data.cache import made_once
 from training.data.duplicates import row_hashes
 from training.data.reader import NotRead, RawRow, fingerprint, has_bom, parse, read_raw_rows, read_rows
 from training.text.conversation import Conversation, format_of, from_row
-from training.text.encoding import encode_turns, special_tokens
-from training.text.tokenizer import tokenizer_fingerprint
+from training.text.encoding import encode_turns, mask_labels, supervised_mask
+from training.text.tokenizer import special_tokens, tokenizer_fingerprint
 
 # Rows that a thread takes at a time; with more of them their ids no longer stay in the processor's cache.
 ROWS_PER_CHUNK = 128
@@ -46,7 +45,7 @@ class Chunk(NamedTuple):
     """Some rows of a file: ids of those that are kept, end to end; which are learnt; and what was found."""
 
     input_ids: np.ndarray
-    learnt: np.ndarray
+    supervised: np.ndarray
     rows: np.ndarray
     findings: Findings
 
@@ -63,7 +62,7 @@ class EncodedFile(Dataset):
             self.summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
             kept = self.summary["kept"]
             self._input_ids = _mapped(directory / "input_ids.bin", np.dtype("<i4"), kept["tokens"])
-            self._learnt = _mapped(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
+            self._supervised = _mapped(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
             self.rows = _mapped(directory / "rows.bin", ROW, kept["rows"])
         except (OSError, ValueError) as error:
             raise UserError(f"{directory}: damaged ({error}); remove it, and it is made again") from None
@@ -80,7 +79,7 @@ class EncodedFile(Dataset):
         end = self.rows["end"][index]
         start = self.rows["end"][index - 1] if index else 0
         input_ids = np.array(self._input_ids[start:end])
-        return {"input_ids": input_ids, "labels": np.where(self._learnt[start:end], input_ids, NOT_LEARNT)}
+        return {"input_ids": input_ids, "labels": mask_labels(input_ids, self._supervised[start:end])}
 
 
 def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
@@ -131,14 +130,14 @@ def _write_encoded(
     tokens = 0
     with (
         open(directory / "input_ids.bin", "wb") as ids_file,
-        open(directory / "learnt.bin", "wb") as learnt_file,
+        open(directory / "learnt.bin", "wb") as supervised_file,
         open(directory / "rows.bin", "wb") as rows_file,
     ):
         for chunk in encode_chunks(data_path, tokenizer, max_length):
             chunk.rows["end"] += tokens
             tokens += len(chunk.input_ids)
             ids_file.write(chunk.input_ids.astype("<i4").tobytes())
-            learnt_file.write(chunk.learnt.tobytes())
+            supervised_file.write(chunk.supervised.tobytes())
             rows_file.write(chunk.rows.tobytes())
             findings += chunk.findings
     summary = json.dumps(findings.summary(), ensure_ascii=False)
@@ -201,10 +200,12 @@ def _encode_chunk(raw_rows: list[RawRow], tokenizer: PreTrainedTokenizerFast, ma
             ]
             rows.append((len(kept_ids), line, hashes.prompts[0]))
 
-    learnt = np.zeros(len(kept_ids), dtype=bool)
-    for start, end in kept_answers:
-        learnt[start:end] = True
-    return Chunk(np.fromiter(kept_ids, np.int32, len(kept_ids)), learnt, np.array(rows, dtype=ROW), findings)
+    return Chunk(
+        input_ids=np.fromiter(kept_ids, np.int32, len(kept_ids)),
+        supervised=supervised_mask(len(kept_ids), kept_answers),
+        rows=np.array(rows, dtype=ROW),
+        findings=findings,
+    )
 
 
 def read_conversations(data_path: str) -> Iterator[tuple[str, Conversation]]:

@@ -13,7 +13,8 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 from training.common.errors import UserError, first_line
 from training.common.hub import check_on_hub
 from training.consts import BREAKER, CONTROL_TOKENS, END
-from training.text.encoding import answer_header, chat_template, special_tokens
+from training.text.encoding import answer_header
+from training.text.template import chat_template
 
 # What makes a directory one of an adapter.
 ADAPTER_CONFIG = "adapter_config.json"
@@ -46,8 +47,18 @@ def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast
         tokenizer.add_bos_token = tokenizer.add_eos_token = False
     _leave_spaces(tokenizer)
     _remove_breakers(tokenizer)
-    tokenizer.chat_template = chat_template(special_tokens(tokenizer), answer_header(tokenizer))
+    tokenizer.chat_template = chat_template_for(tokenizer)
     return tokenizer
+
+
+def chat_template_for(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The chat template of this recipe for a tokenizer that has the control tokens."""
+    return chat_template(special_tokens(tokenizer), answer_header(tokenizer))
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Texts that the tokenizer takes for a single token wherever they stand, the control tokens included."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
