@@ -58,13 +58,11 @@ def load(
         check_device(device)
     tokenizer = load_base_tokenizer(path)
     check_is_taught(path, tokenizer, untaught)
-    known = set(tokenizer.get_vocab().values())
-    teach_to_chat(tokenizer)
     model = load_any(
         path,
         tokenizer,
         dtype=dtype,
-        known=known,
+        new_tokens=teach_to_chat(tokenizer),
         device_map="auto" if device == "auto" else {"": device},
         quantization_config=quantized(bits) if bits else None,
         use_safetensors=True,  # other files of weights can carry code

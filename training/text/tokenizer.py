@@ -27,16 +27,27 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
     Raises UserError where there is no usable tokenizer.
     """
-    return teach_to_chat(load_base_tokenizer(path))
+    return load_tokenizer_and_new_tokens(path)[0]
 
 
-def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Give it the control tokens, and return it.
+def load_tokenizer_and_new_tokens(path: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """What `load_tokenizer` gives, and the ids of the control tokens that the tokenizer at `path` lacks.
 
-    Tokens that are there keep their ids; missing control tokens get the next free ones. Saved, it renders and
-    tokenizes chats by itself as training does.
+    `load_model` and `add_adapter` take those ids as `new_tokens`, so that the tokenizer is read once.
     """
-    # Also those that are there have to be looked for before the normalizer runs, which removes the breakers.
+    tokenizer = load_base_tokenizer(path)
+    return tokenizer, teach_to_chat(tokenizer)
+
+
+def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Give a tokenizer the control tokens and the chat template; return the ids of the tokens it lacked.
+
+    Tokens that are there keep their ids; missing control tokens get the next free ones. Saved, the tokenizer
+    renders and tokenizes chats by itself as training does.
+    """
+    backend = tokenizer.backend_tokenizer
+    missing = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is None]
+    # Special tokens that were there, too, have to be looked for before the normalizer removes the breakers.
     found = tokenizer.added_tokens_decoder.values()
     late = [str(token) for token in found if token.special and token.normalized]
     special = [AddedToken(token, special=True, normalized=False) for token in (*late, *CONTROL_TOKENS)]
@@ -48,7 +59,7 @@ def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast
     _leave_spaces(tokenizer)
     _remove_breakers(tokenizer)
     tokenizer.chat_template = chat_template_for(tokenizer)
-    return tokenizer
+    return sorted(backend.token_to_id(token) for token in missing)
 
 
 def chat_template_for(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -89,7 +100,7 @@ def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
 
 def new_tokens(path: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Ids of `tokenizer` that the tokenizer at `path` does not have."""
+    """The ids of `tokenizer` that the tokenizer at `path`, which is read for this, does not have."""
     known = set(load_base_tokenizer(path).get_vocab().values())
     return sorted(set(tokenizer.get_vocab().values()) - known)
 
