@@ -11,6 +11,7 @@ from training.common.errors import run_command
 from training.consts import CONTEXT
 from training.data.audit import ON_BAD_ROW, full_form, refuse_unusable
 from training.data.encoded import encode_chunks, new_findings
+from training.data.reader import read_raw_rows
 from training.text.encoding import mask_labels, show
 from training.text.tokenizer import load_tokenizer
 
@@ -45,9 +46,9 @@ def main(
     tokenizer = load_tokenizer(input_model)
     summaries = []
     for path in data_path:
-        findings = new_findings(path, tokenizer, max_length)
+        findings = new_findings(tokenizer, max_length)
         examples: list[str] = []
-        for chunk in encode_chunks(path, tokenizer, max_length):
+        for chunk in encode_chunks(read_raw_rows(path), tokenizer, max_length):
             findings += chunk.findings
             ends = chunk.rows["end"].tolist()
             for start, end in zip([0, *ends], ends[: EXAMPLES_SHOWN - len(examples)], strict=False):

@@ -103,8 +103,8 @@ def test_any_bytes_give_rows_or_an_error_with_a_place(path: Path, data: bytes) -
 @settings(max_examples=200, deadline=None)
 def test_any_row_is_counted_as_usable_or_not(path: Path, tokenizer, lines: list[bytes]) -> None:
     path.write_bytes(b"\n".join(lines))
-    findings = new_findings(str(path), tokenizer, 100)
-    for chunk in encode_chunks(str(path), tokenizer, 100):
+    findings = new_findings(tokenizer, 100)
+    for chunk in encode_chunks(read_raw_rows(str(path)), tokenizer, 100):
         findings += chunk.findings
     found = findings.summary()
     unusable = sum(noted["count"] for noted in found["unusable"].values())

@@ -20,7 +20,7 @@ from training.common.errors import UserError
 from training.data.audit import Findings
 from training.data.cache import made_once
 from training.data.duplicates import row_hashes
-from training.data.reader import NotRead, RawRow, fingerprint, has_bom, parse, read_raw_rows, read_rows
+from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
 from training.text.conversation import Conversation, format_of, from_row
 from training.text.encoding import encode_turns, mask_labels, supervised_mask
 from training.text.tokenizer import special_tokens, tokenizer_fingerprint
@@ -116,24 +116,25 @@ def load_encoded(
     key = hashlib.blake2b("\0".join(depends_on).encode(), digest_size=16).hexdigest()
 
     def make(directory: Path) -> None:
-        _write_encoded(data_path, tokenizer, max_length, directory)
-        if fingerprint(data_path) != data:
+        raw_rows = read_raw_rows(data_path)
+        _write_encoded(raw_rows, tokenizer, max_length, directory)
+        if raw_rows.fingerprint != data:
             raise UserError(f"{data_path}: changed while it was read; start again")
 
     return EncodedFile(made_once(cache_dir / key, make), data_path, data)
 
 
 def _write_encoded(
-    data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int, directory: Path
+    raw_rows: RawRows, tokenizer: PreTrainedTokenizerFast, max_length: int, directory: Path
 ) -> None:
-    findings = new_findings(data_path, tokenizer, max_length)
+    findings = new_findings(tokenizer, max_length)
     tokens = 0
     with (
         open(directory / "input_ids.bin", "wb") as ids_file,
         open(directory / "learnt.bin", "wb") as supervised_file,
         open(directory / "rows.bin", "wb") as rows_file,
     ):
-        for chunk in encode_chunks(data_path, tokenizer, max_length):
+        for chunk in encode_chunks(raw_rows, tokenizer, max_length):
             chunk.rows["end"] += tokens
             tokens += len(chunk.input_ids)
             ids_file.write(chunk.input_ids.astype("<i4").tobytes())
@@ -144,27 +145,27 @@ def _write_encoded(
     (directory / "summary.json").write_text(summary, encoding="utf-8")
 
 
-def new_findings(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Findings:
-    """What is known of a data file before its rows, to be added to."""
-    findings = Findings(max_length, special_tokens(tokenizer))
-    if has_bom(data_path):
-        findings.add_bom()
-    return findings
+def new_findings(tokenizer: PreTrainedTokenizerFast, max_length: int) -> Findings:
+    """The findings of no rows, to which those of chunks are added."""
+    return Findings(max_length, special_tokens(tokenizer))
 
 
-def encode_chunks(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Iterator[Chunk]:
-    """All rows in the file's order, on all cores, in memory that does not grow with the file.
+def encode_chunks(raw_rows: RawRows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Iterator[Chunk]:
+    """Encode all rows in the file's order, on all cores, in memory that does not grow with the file.
 
-    Raises UserError for a file that cannot be read; a row that cannot be used is in its chunk's findings.
+    There is a first chunk even where there is no row. Raises UserError for a file that cannot be read; a row
+    that cannot be used is in its chunk's findings.
     """
-    raw_rows = read_raw_rows(data_path)
-    progress = Progress(f"encoding {data_path}", "rows")
+    progress = Progress(f"encoding {raw_rows.data_path}", "rows")
     threads = min(os.cpu_count() or 1, MOST_THREADS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of its own inside each of ours would be too many
     with ThreadPoolExecutor(threads) as pool:
         at_work: deque[Future[Chunk]] = deque()
-        while rows := list(islice(raw_rows, ROWS_PER_CHUNK)):
-            at_work.append(pool.submit(_encode_chunk, rows, tokenizer, max_length))
+        is_first = True
+        while (rows := list(islice(raw_rows, ROWS_PER_CHUNK))) or is_first:
+            has_bom = is_first and raw_rows.has_bom
+            at_work.append(pool.submit(_encode_chunk, rows, tokenizer, max_length, has_bom))
+            is_first = False
             if len(at_work) > threads:
                 yield at_work.popleft().result()
             progress.advance(len(rows))
@@ -172,8 +173,12 @@ def encode_chunks(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length
             yield at_work.popleft().result()
 
 
-def _encode_chunk(raw_rows: list[RawRow], tokenizer: PreTrainedTokenizerFast, max_length: int) -> Chunk:
-    findings = Findings(max_length, special_tokens(tokenizer))
+def _encode_chunk(
+    raw_rows: list[RawRow], tokenizer: PreTrainedTokenizerFast, max_length: int, has_bom: bool
+) -> Chunk:
+    findings = new_findings(tokenizer, max_length)
+    if has_bom:
+        findings.add_bom()
     usable: list[tuple[int, str, Conversation]] = []
     for raw in raw_rows:
         try:
