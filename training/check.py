@@ -39,7 +39,8 @@ EXAMPLES_SHOWN = 2
 def main(
     data_path: tuple[str, ...], input_model: str, max_length: int, on_bad_row: str, as_json: bool
 ) -> None:
-    """Say what is in --data-path: how much would be learnt, cut and dropped, and which rows cannot be used.
+    """Say what is in --data-path: how many tokens would be supervised, which rows would be cut or dropped,
+    and which rows cannot be used.
 
     Exits with status 2 if any row cannot be used.
     """
@@ -64,7 +65,7 @@ def main(
 
 
 def _example(text: str) -> str:
-    return f"\nan example, what is learnt between ⟦ and ⟧:\n{text}"
+    return f"\nan example, supervised tokens between ⟦ and ⟧:\n{text}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rows of any format, from any number of files, into one file of one format.
+"""Write the rows of any number of files, of any format, into one file of one format.
 
 What is said stays the same: an `input` becomes part of its instruction, as training sees it.
 
@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import click
 
 from training.common.errors import UserError, run_command
-from training.data.audit import LINES_KEPT, reason_of
+from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.text.conversation import Conversation, from_row, other_keys
 from training.text.formats import written_formats
@@ -68,12 +68,12 @@ def main(paths: tuple[str, ...], to_format: str, output: Path, force: bool) -> N
 
 @dataclass
 class Tally:
-    """How many rows were read and written, why the others were not, and what no format has a place for."""
+    """How many rows were read and written, why the others were not, and which of their keys were left out."""
 
     read: int = 0
     written: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    places: dict[str, list[str]] = field(default_factory=dict)  # the first of each reason
+    places: dict[str, list[str]] = field(default_factory=dict)  # the first places of each reason
     other_keys: Counter[str] = field(default_factory=Counter)
 
 

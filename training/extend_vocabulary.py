@@ -21,7 +21,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from training.common.console import Progress, quiet_libraries
 from training.common.errors import UserError, run_command
-from training.data.audit import LINES_KEPT, reason_of
+from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.model.load import average_rows, fit_vocabulary, is_bloom, load_base_model
 from training.model.save import save_model

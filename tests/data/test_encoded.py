@@ -156,7 +156,7 @@ def test_what_the_examples_depend_on_makes_the_cache_anew(load, tmp_path: Path, 
     shutil.copytree(ROOT / "training", tmp_path / "code")
     monkeypatch.setattr(encoded, "__file__", str(tmp_path / "code" / "data" / "encoded.py"))
     assert not load()
-    for name in ("consts.py", "text/encoding.py", "data/audit.py"):
+    for name in ("consts.py", "text/encoding.py", "data/findings.py"):
         with open(tmp_path / "code" / name, "a") as file:
             file.write("\n")
         assert load()

@@ -17,32 +17,38 @@ from transformers import PreTrainedTokenizerFast
 
 from training.common.console import Progress
 from training.common.errors import UserError
-from training.data.audit import Findings
 from training.data.cache import made_once
 from training.data.duplicates import row_hashes
+from training.data.findings import Findings
 from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
 from training.text.conversation import Conversation, format_of, from_row
 from training.text.encoding import encode_turns, mask_labels, supervised_mask
 from training.text.tokenizer import special_tokens, tokenizer_fingerprint
 
-# Rows that a thread takes at a time; with more of them their ids no longer stay in the processor's cache.
+# How many rows a thread takes at a time. The ids of more rows do not stay in the processor's cache.
 ROWS_PER_CHUNK = 128
 
-# Tokenizing leaves Python's lock to the other threads, which is most of the time; more would wait for it.
+# Threads run at the same time while they tokenize, which is most of the time. For the rest they hold Python's
+# lock, for which more threads than these would wait.
 MOST_THREADS = 16
 
 # The rooms that decide what a row becomes. A change of any file in them makes the cache anew.
 ENCODING_ROOMS = ("text", "data")
 
-# Of a row that is kept: where its tokens end among those of all rows, its line, its first prompt's hash.
+# What is stored of each example: where its tokens end among those of all examples, the line of its row, and
+# the hash of its first prompt.
 ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("prompt", "<u8")])
 
-# input_ids and labels, two int32 arrays of one length.
+# "input_ids" and "labels": two int32 arrays of one length.
 Example = dict[str, np.ndarray]
 
 
 class Chunk(NamedTuple):
-    """Some rows of a file: ids of those that are kept, end to end; which are learnt; and what was found."""
+    """The examples made of some rows of a file, and what was found in these rows.
+
+    input_ids: the ids of all examples end to end, (tokens,). supervised: their mask, (tokens,). rows: a ROW
+    for each example, whose tokens are counted from the start of the chunk. findings: those of all the rows.
+    """
 
     input_ids: np.ndarray
     supervised: np.ndarray
@@ -51,9 +57,9 @@ class Chunk(NamedTuple):
 
 
 class EncodedFile(Dataset):
-    """The examples of a data file, read from the cache's files as they are needed.
+    """The examples of a data file, which are read from the cache's files as they are needed.
 
-    Raises UserError where those are not as they were written.
+    Raises UserError if those files are not as they were written.
     """
 
     def __init__(self, directory: Path, data_path: str, data_fingerprint: str) -> None:
@@ -69,7 +75,7 @@ class EncodedFile(Dataset):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example."""
+        """How many tokens each example has."""
         return np.diff(self.rows["end"], prepend=0)
 
     def __len__(self) -> int:
@@ -98,11 +104,11 @@ def encoding_code() -> list[Path]:
 def load_encoded(
     data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int, cache_dir: Path
 ) -> EncodedFile:
-    """The rows of `data_path` that can be used, each at most `max_length` tokens long; what else it holds is
-    in the summary.
+    """The examples of `data_path`, each at most `max_length` tokens long, and the summary of its findings.
 
-    A longer row is cut after its last turn that fits, or dropped if its first turn does not; never cut inside
-    an answer. Raises UserError for a file that cannot be read.
+    A longer row is cut after its last turn that fits, never inside an answer; it is dropped if its first turn
+    does not fit. A row that cannot be used is only in the summary. Raises UserError for a file that cannot be
+    read.
     """
     data = fingerprint(data_path)
     depends_on = [

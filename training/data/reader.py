@@ -20,9 +20,10 @@ NO_ROW_READ = "no row of the array was read"
 
 
 class RawRow(NamedTuple):
-    """One row before it is parsed, and the number of the line that it starts on (on the hub, of the row).
+    """One row before it is parsed.
 
-    The content is the bytes of a line, a value that was parsed already, or `NotRead`.
+    number: of the line that the row starts on; in a data set of the hub, of the row. content: the bytes of a
+    line, a value that was parsed already, or `NotRead`.
     """
 
     number: int
@@ -30,7 +31,7 @@ class RawRow(NamedTuple):
 
 
 class NotRead(NamedTuple):
-    """Why a JSON array cannot be read on from here; no row follows."""
+    """Stands in the place of a row from which on a JSON array cannot be read; no row follows."""
 
     problem: str
 
@@ -109,7 +110,7 @@ def read_raw_rows(data_path: str) -> RawRows:
 
 
 def parse(raw: RawRow) -> Any:
-    """The JSON value of a row. Raises ValueError, without the place, for what is not JSON in UTF-8."""
+    """The JSON value of a row. Raises ValueError, which names no place, if it is not JSON in UTF-8."""
     if isinstance(raw.content, NotRead):
         raise ValueError(raw.content.problem)
     if not isinstance(raw.content, bytes):
@@ -148,7 +149,7 @@ def _hash_of_files(paths: list[str]) -> str:
 
 
 def _is_file(data_path: str) -> bool:
-    """True for a file, False for what can be the name of a data set on the hub; UserError for the rest."""
+    """Whether this is a file. Raises UserError if it can be no name of a data set on the hub either."""
     if os.path.isfile(data_path):
         return True
     if os.path.isdir(data_path):
@@ -160,7 +161,7 @@ def _is_file(data_path: str) -> bool:
 
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[BinaryIO]:
-    """The file, open; UserError for what the system refuses."""
+    """Open the file. Raises UserError for what the system refuses while it is open."""
     try:
         with open(path, "rb") as file:
             yield file
@@ -169,7 +170,7 @@ def _reading(path: str) -> Iterator[BinaryIO]:
 
 
 def _next_character(file: BinaryIO) -> bytes:
-    """The first byte that is not white space; the file stands where it stood."""
+    """The next byte that is not white space; the position in the file stays as it was."""
     position = file.tell()
     while (character := file.read(1)).isspace():
         pass
@@ -178,7 +179,7 @@ def _next_character(file: BinaryIO) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """Why json refused: a JSONDecodeError says where, a number too long or nesting too deep does not."""
+    """What the json library says: with the column, unless a number is too long or the nesting too deep."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return str(error).partition(";")[0]
@@ -228,7 +229,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def _hub_rows(name: str) -> Any:
-    """The data set, as the datasets library holds it."""
+    """The "train" split of a data set, as an object of the datasets library."""
     check_on_hub(name, "dataset")
     import datasets  # slow to import, and only needed here
 

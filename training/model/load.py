@@ -22,10 +22,10 @@ from training.model.bloom import BloomForCausalLM
 from training.text.tokenizer import check_model_path
 from training.text.tokenizer import new_tokens as find_new_tokens
 
-# Rows are added up to the next multiple of this: a matrix product is faster on such widths.
+# Embedding rows are added up to the next multiple of this: a matrix product is faster on such widths.
 ROW_MULTIPLE = 64
 
-# The noise that tells new rows apart, in standard deviations of the trained rows.
+# The noise that tells new embedding rows apart, in standard deviations of the old tokens' rows.
 NEW_ROW_NOISE = 0.01
 
 
@@ -85,11 +85,11 @@ def _no_model(path: str, error: Exception) -> UserError:
 def fit_vocabulary(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, new_tokens: Collection[int], seed: int
 ) -> None:
-    """Give every token of `tokenizer` its rows in the embedding and the head; never take a row away.
+    """Give every token of `tokenizer` an embedding row, in and out; never take a row away.
 
-    new_tokens: the ids that the model's own tokenizer did not have. Where rows are missing, the matrices grow
-    to the next multiple of ROW_MULTIPLE. The rows of new tokens, and the rows added, become the mean of the
-    other tokens' rows plus a little noise; the other tokens' rows are not touched.
+    new_tokens: the ids that the model's own tokenizer did not have. Where rows are missing, the embedding and
+    the head grow to the next multiple of ROW_MULTIPLE. The rows of new tokens, and the rows added, become the
+    mean of the other tokens' rows plus a little noise; the other tokens' rows are not touched.
     """
     known = set(tokenizer.get_vocab().values()).difference(new_tokens)
     rows = model.config.vocab_size
@@ -104,13 +104,16 @@ def fit_vocabulary(
 
 
 def fitted_rows(rows: int, tokenizer: PreTrainedTokenizerFast) -> int:
-    """How many rows a vocabulary of `rows` has once there is one for every token."""
+    """How many embedding rows a model with `rows` of them has once there is one for every token."""
     needed = max(tokenizer.get_vocab().values()) + 1
     return rows if needed <= rows else -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def average_rows(model: PreTrainedModel, replaced: dict[int, list[int]]) -> None:
-    """Set each token's rows, in and out, to the mean of the rows of the tokens that it takes the place of."""
+    """Set the embedding rows, in and out, of each token in `replaced` to the mean of those of its tokens.
+
+    replaced: for each token, the ids of the tokens that it takes the place of.
+    """
     with torch.no_grad():
         for matrix in token_matrices(model):
             for token, tokens in replaced.items():
@@ -118,7 +121,7 @@ def average_rows(model: PreTrainedModel, replaced: dict[int, list[int]]) -> None
 
 
 def token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
-    """The embedding, and the head's matrix and bias unless they are the embedding or missing."""
+    """The embedding, the head's matrix unless it is the embedding, and the head's bias if there is one."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     matrices = [embedding.weight]
     if head is not None and head.weight is not embedding.weight:
@@ -148,7 +151,7 @@ def whole(weights: torch.nn.Parameter | list[torch.nn.Parameter]) -> contextlib.
 
 
 def default_generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """The original release's sampling, ended and padded by `<|End|>`."""
+    """The sampling of the original release, with `<|End|>` as eos and pad token."""
     end = tokenizer.convert_tokens_to_ids(END)
     return GenerationConfig(
         do_sample=True,

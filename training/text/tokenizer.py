@@ -73,10 +73,10 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 
 def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer as it is found at `path`.
+    """The tokenizer as it is found at `path`, as an object of the library's general class.
 
-    Of the library's general class: one of a class such as Qwen2Tokenizer, saved, would be loaded with that
-    class's normalizer and not with ours.
+    A saved tokenizer of a class such as Qwen2Tokenizer would be loaded with that class's normalizer instead
+    of ours. Raises UserError where there is no usable tokenizer.
     """
     check_model_path(path)
     try:
@@ -143,10 +143,10 @@ def check_base_model(path: str) -> None:
 
 
 def _leave_spaces(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Add no space to a text, and take none off.
+    """Change the tokenizer so that it adds no space to a text, and takes none off.
 
-    SentencePiece puts one before each text, and its decoder takes it off: of a conversation's pieces each
-    would get one, where the whole text has it at its start at most.
+    SentencePiece puts a space before each text, and its decoder takes it off again. Here every piece of a
+    conversation would get one, though the whole text has at most one, at its start.
     """
     parts = ("normalizer", "pre_tokenizer", "decoder")
     found, shell = tokenizer.backend_tokenizer, Tokenizer(models.BPE())
@@ -161,7 +161,7 @@ def _leave_spaces(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _without_spaces(part: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A part of the tokenizers library's, as its JSON has it."""
+    """A normalizer, pre-tokenizer or decoder, in the tokenizers library's JSON, without what adds spaces."""
     match part:
         case {"type": "Prepend"} | {"type": "Strip", "content": _}:
             return None
