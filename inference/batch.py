@@ -30,7 +30,7 @@ from inference.resumable import Journal, held, record_of, say, work_through, wri
 from training.common.errors import UserError, run_command
 from training.consts import END
 from training.data.reader import fingerprint, read_rows
-from training.text.conversation import FORMAT_KEYS, Conversation, Turn, from_row
+from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode_prompt
 
 # What is added to a row.
@@ -100,19 +100,9 @@ def read_questions(path: str) -> list[Question]:
 
 def prompt_of(row: Any) -> Conversation:
     """The conversation of a row, without its last answer. Raises ValueError naming the field at fault."""
-    if isinstance(row, dict) and "prompt" in row and all(row.get(key) is None for key in FORMAT_KEYS):
-        return _from_prompt(row["prompt"], row.get("system"))
-    conversation = from_row(row)
+    conversation = from_row(row, prompts=True)
     *before, last = conversation.turns
     return Conversation((*before, Turn(last.human)), conversation.system)
-
-
-def _from_prompt(prompt: Any, system: Any) -> Conversation:
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError('"prompt" is empty, or not text')
-    if not isinstance(system, str | None):
-        raise ValueError('"system" is not text')
-    return Conversation((Turn(prompt),), system or "")
 
 
 def check_takes_answer(row: dict[str, Any]) -> None:

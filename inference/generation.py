@@ -34,12 +34,9 @@ from training.consts import (
 )
 from training.model.lora import load_any, quantized
 from training.text.conversation import Conversation
-from training.text.encoding import answer_header, chat_template, encode_prompt, special_tokens
-from training.text.tokenizer import load_base_tokenizer, teach_to_chat
-
-# What stands around an answer in the text of a conversation.
-OPENING = "\n"
-CLOSING = "\n\n"
+from training.text.encoding import answer_header, encode_prompt
+from training.text.template import CLOSING, COLON, OPENING
+from training.text.tokenizer import chat_template_for, load_base_tokenizer, teach_to_chat
 
 
 def load(
@@ -61,13 +58,11 @@ def load(
         check_device(device)
     tokenizer = load_base_tokenizer(path)
     check_is_taught(path, tokenizer, untaught)
-    known = set(tokenizer.get_vocab().values())
-    teach_to_chat(tokenizer)
     model = load_any(
         path,
         tokenizer,
         dtype=dtype,
-        known=known,
+        new_tokens=teach_to_chat(tokenizer),
         device_map="auto" if device == "auto" else {"": device},
         quantization_config=quantized(bits) if bits else None,
         use_safetensors=True,  # other files of weights can carry code
@@ -90,7 +85,7 @@ def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, untaught: boo
         logging.getLogger(__name__).warning("%s; they are added, with rows that were never trained", lack)
     if tokenizer.chat_template is None:
         return
-    if tokenizer.chat_template != chat_template(special_tokens(tokenizer), answer_header(tokenizer)):
+    if tokenizer.chat_template != chat_template_for(tokenizer):
         raise UserError(
             f"{path}: its chat template is not the one of this recipe, so that it learnt to chat otherwise; "
             "use the tool it was made for, or fine-tune it (python -m training.trainer)"
@@ -198,7 +193,7 @@ def spoken(tokenizer: PreTrainedTokenizerFast, token_ids: Iterable[int]) -> Iter
     In pieces of whole characters, each as soon as its tokens are there: a Chinese character can be several.
     """
     end_id = tokenizer.convert_tokens_to_ids(END)
-    opening = OPENING if answer_header(tokenizer) == ":" else ""
+    opening = OPENING if answer_header(tokenizer) == COLON else ""
     held = ""
     character: list[int] = []
     for token_id in token_ids:

@@ -12,7 +12,7 @@ from deepspeed.launcher.runner import parse_args as parse_launcher_arguments
 from tests.conftest import MULTI_TURN, ROOT, SINGLE_TURN
 from training import trainer
 from training.text.conversation import from_row
-from training.text.encoding import render
+from training.text.template import render
 
 ENGLISH = (ROOT / "README.md").read_text("utf-8")
 CHINESE = (ROOT / "README_zh.md").read_text("utf-8")

@@ -6,13 +6,13 @@ python -m training.check --data-path data/yayi_train_example.json --input-model 
 import json
 
 import click
-import numpy as np
 
 from training.common.errors import run_command
-from training.consts import NOT_LEARNT
+from training.consts import CONTEXT
 from training.data.audit import ON_BAD_ROW, full_form, refuse_unusable
 from training.data.encoded import encode_chunks, new_findings
-from training.text.encoding import show
+from training.data.reader import read_raw_rows
+from training.text.encoding import mask_labels, show
 from training.text.tokenizer import load_tokenizer
 
 EXAMPLES_SHOWN = 2
@@ -24,7 +24,10 @@ EXAMPLES_SHOWN = 2
 )
 @click.option("--input-model", required=True, help="Model whose tokenizer will be used: a directory or name.")
 @click.option(
-    "--max-length", type=click.IntRange(min=1), default=2048, help="Longest row, in tokens, as in training."
+    "--max-length",
+    type=click.IntRange(min=1),
+    default=CONTEXT,
+    help="Longest row, in tokens, as in training.",
 )
 @click.option(
     "--on-bad-row",
@@ -36,21 +39,22 @@ EXAMPLES_SHOWN = 2
 def main(
     data_path: tuple[str, ...], input_model: str, max_length: int, on_bad_row: str, as_json: bool
 ) -> None:
-    """Say what is in --data-path: how much would be learnt, cut and dropped, and which rows cannot be used.
+    """Say what is in --data-path: how many tokens would be supervised, which rows would be cut or dropped,
+    and which rows cannot be used.
 
     Exits with status 2 if any row cannot be used.
     """
     tokenizer = load_tokenizer(input_model)
     summaries = []
     for path in data_path:
-        findings = new_findings(path, tokenizer, max_length)
+        findings = new_findings(tokenizer, max_length)
         examples: list[str] = []
-        for chunk in encode_chunks(path, tokenizer, max_length):
+        for chunk in encode_chunks(read_raw_rows(path), tokenizer, max_length):
             findings += chunk.findings
             ends = chunk.rows["end"].tolist()
             for start, end in zip([0, *ends], ends[: EXAMPLES_SHOWN - len(examples)], strict=False):
-                input_ids, learnt = chunk.input_ids[start:end], chunk.learnt[start:end]
-                examples.append(show(input_ids, np.where(learnt, input_ids, NOT_LEARNT), tokenizer))
+                input_ids, supervised = chunk.input_ids[start:end], chunk.supervised[start:end]
+                examples.append(show(input_ids, mask_labels(input_ids, supervised), tokenizer))
         summary = findings.summary()
         summaries.append(summary)
         if as_json:
@@ -61,7 +65,7 @@ def main(
 
 
 def _example(text: str) -> str:
-    return f"\nan example, what is learnt between ⟦ and ⟧:\n{text}"
+    return f"\nan example, supervised tokens between ⟦ and ⟧:\n{text}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rows of any format, from any number of files, into one file of one format.
+"""Write the rows of any number of files, of any format, into one file of one format.
 
 What is said stays the same: an `input` becomes part of its instruction, as training sees it.
 
@@ -16,53 +16,19 @@ from typing import Any, TextIO
 import click
 
 from training.common.errors import UserError, run_command
-from training.data.audit import LINES_KEPT, reason_of
+from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.text.conversation import Conversation, from_row, other_keys
-
-
-def to_instruction(conversation: Conversation) -> dict[str, Any]:
-    """Raises ValueError for more than one turn."""
-    if len(conversation.turns) > 1:
-        raise ValueError("a dialogue of several turns has no instruction row")
-    turn = conversation.turns[0]
-    row = {"instruction": turn.human, "input": ""}
-    if turn.yayi is not None:
-        row["output"] = turn.yayi
-    return {**row, "system": conversation.system} if conversation.system else row
-
-
-def to_multi_round(conversation: Conversation) -> dict[str, Any]:
-    messages = _messages(conversation, "from", "human", "yayi", "value")
-    return {"system": conversation.system, "conversations": messages}
-
-
-def to_messages(conversation: Conversation) -> dict[str, Any]:
-    system = [{"role": "system", "content": conversation.system}] if conversation.system else []
-    return {"messages": system + _messages(conversation, "role", "user", "assistant", "content")}
-
-
-def _messages(conversation: Conversation, who: str, human: str, yayi: str, what: str) -> list[dict[str, str]]:
-    messages = []
-    for turn in conversation.turns:
-        messages.append({who: human, what: turn.human})
-        if turn.yayi is not None:
-            messages.append({who: yayi, what: turn.yayi})
-    return messages
-
-
-FORMATS: dict[str, Callable[[Conversation], dict[str, Any]]] = {
-    "instruction": to_instruction,
-    "multi-round": to_multi_round,
-    "messages": to_messages,
-}
+from training.text.formats import written_formats
 
 
 @click.command()
 @click.option(
     "--data-path", "paths", required=True, multiple=True, help="File or data set; may be given several times."
 )
-@click.option("--to", "to_format", required=True, type=click.Choice(list(FORMATS)), help="Format to write.")
+@click.option(
+    "--to", "to_format", required=True, type=click.Choice(list(written_formats())), help="Format to write."
+)
 @click.option(
     "--output",
     required=True,
@@ -80,7 +46,7 @@ def main(paths: tuple[str, ...], to_format: str, output: Path, force: bool) -> N
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         with open(partial, "w", encoding="utf-8") as file:
-            tally = convert(paths, FORMATS[to_format], file)
+            tally = convert(paths, written_formats()[to_format], file)
             file.flush()
             os.fsync(file.fileno())
         if tally.written:
@@ -102,12 +68,12 @@ def main(paths: tuple[str, ...], to_format: str, output: Path, force: bool) -> N
 
 @dataclass
 class Tally:
-    """How many rows were read and written, why the others were not, and what no format has a place for."""
+    """How many rows were read and written, why the others were not, and which of their keys were left out."""
 
     read: int = 0
     written: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    places: dict[str, list[str]] = field(default_factory=dict)  # the first of each reason
+    places: dict[str, list[str]] = field(default_factory=dict)  # the first places of each reason
     other_keys: Counter[str] = field(default_factory=Counter)
 
 

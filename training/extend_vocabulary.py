@@ -21,7 +21,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from training.common.console import Progress, quiet_libraries
 from training.common.errors import UserError, run_command
-from training.data.audit import LINES_KEPT, reason_of
+from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.model.load import average_rows, fit_vocabulary, is_bloom, load_base_model
 from training.model.save import save_model
@@ -337,7 +337,8 @@ def extend_model(
     Each gets the mean of the rows of base's tokens for it; all other rows stay as they are.
     """
     model = load_base_model(path)
-    fit_vocabulary(model, tokenizer, known=set(base.get_vocab().values()), seed=0)
+    new_tokens = set(tokenizer.get_vocab().values()).difference(base.get_vocab().values())
+    fit_vocabulary(model, tokenizer, new_tokens, seed=0)
     encodings = base.encode_batch_fast(pieces, add_special_tokens=False)
     ids = tokenizer.convert_tokens_to_ids(list(pieces))
     average_rows(model, {token: replaced.ids for token, replaced in zip(ids, encodings, strict=True)})

@@ -29,7 +29,7 @@ def main(adapter: str, output_dir: Path) -> None:
     if output_dir.exists() and os.listdir(output_dir):
         raise UserError(f"{output_dir}: holds something already; give another --output-dir")
     tokenizer = load_tokenizer(adapter)
-    model = load_any(adapter, tokenizer, known=set())
+    model = load_any(adapter, tokenizer)
     output_dir.mkdir(parents=True, exist_ok=True)
     save_model(model, tokenizer, output_dir)
     print(

@@ -16,7 +16,7 @@ from training.common.errors import run_command
 from training.common.options import PLANNED, Options
 from training.cost.ways import TFLOPS, UTILIZATION, Machine, plan
 from training.data.examples import build_datasets
-from training.text.tokenizer import check_base_model, load_tokenizer
+from training.text.tokenizer import check_base_model, load_tokenizer_and_new_tokens
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
@@ -42,10 +42,10 @@ def main(num_gpus: int, gpu_memory: float, gpu_tflops: float, utilization: float
     quiet_libraries()
     options = Options(**values)
     check_base_model(options.input_model)
-    tokenizer = load_tokenizer(options.input_model)
+    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
     examples = build_datasets(options, tokenizer)[0] if options.data_path else None
     machine = Machine(num_gpus, int(gpu_memory * 1e9), gpu_tflops, utilization)
-    for line in plan(options, tokenizer, examples, machine):
+    for line in plan(options, tokenizer, new_tokens, examples, machine):
         print(line)
 
 

@@ -31,7 +31,7 @@ from training.run.report import opening, write_report
 from training.run.resume import Run, as_universal, check_same_run, describe, find_run
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import command_line, command_to_continue
-from training.text.tokenizer import load_tokenizer, new_tokens
+from training.text.tokenizer import load_tokenizer_and_new_tokens
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
@@ -51,7 +51,9 @@ def train(options: Options) -> None:
     with open_run(options) as run:
         data = prepare_data(run)
         if options.plan:
-            for line in plan(run.options, data.tokenizer, data.training, this_machine(WORLD_SIZE)):
+            for line in plan(
+                run.options, data.tokenizer, data.new_tokens, data.training, this_machine(WORLD_SIZE)
+            ):
                 say(line)
             return
         trainer = prepare_model(run, data)
@@ -78,7 +80,7 @@ class Data(NamedTuple):
 def prepare_data(run: Run) -> Data:
     """The tokenizer and the encoded examples; a run that goes on has to have those that it began with."""
     options = run.options
-    tokenizer = load_tokenizer(options.input_model)
+    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
     training, held_out = build_datasets(options, tokenizer)
     longest = int(training.lengths.max(initial=0))
     if options.tokens_per_batch and longest > options.tokens_per_batch:
@@ -89,7 +91,7 @@ def prepare_data(run: Run) -> Data:
     run.description = describe(options, run.deepspeed_config, training, held_out, WORLD_SIZE)
     if run.record:
         check_same_run(run.directory, run.description, run.record, options.resume_anyway)
-    return Data(tokenizer, new_tokens(options.input_model, tokenizer), training, held_out)
+    return Data(tokenizer, new_tokens, training, held_out)
 
 
 def prepare_model(run: Run, data: Data) -> SFTTrainer:
@@ -110,6 +112,7 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
         options.input_model,
         data.tokenizer,
         dtype=torch.bfloat16 if in_bf16 else torch.float32,
+        new_tokens=data.new_tokens,
         seed=options.seed,
         **(quantized_loading(args.device) if options.load_in_4bit else {}),
     )

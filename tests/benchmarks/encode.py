@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from training.common.errors import UserError, run_command
 from training.consts import END, HUMAN, INTRO, NOT_LEARNT, SYSTEM, YAYI
 from training.data.encoded import encode_chunks
+from training.data.reader import read_raw_rows
 from training.text.tokenizer import load_tokenizer
 
 # So many turns of each way, so that a neighbour's load falls on both.
@@ -60,9 +61,9 @@ def plainly(path: str, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
 
 def ours(path: str, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     tokens = learnt = 0
-    for chunk in encode_chunks(path, tokenizer, max_length=1 << 30):
+    for chunk in encode_chunks(read_raw_rows(path), tokenizer, max_length=1 << 30):
         tokens += len(chunk.input_ids)
-        learnt += np.count_nonzero(chunk.learnt)
+        learnt += np.count_nonzero(chunk.supervised)
     return tokens, learnt
 
 

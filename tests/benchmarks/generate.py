@@ -98,7 +98,8 @@ def generate(model: PreTrainedModel, input_ids: torch.Tensor, tokens: int) -> tu
 def seconds_to_first_token(model: PreTrainedModel) -> list[float]:
     """Of each turn of a dialogue; every one is of the same text."""
     texts = list(texts_of(str(SAMPLE)))
-    tokenizer = teach_to_chat(train_tokenizer(texts))
+    tokenizer = train_tokenizer(texts)
+    teach_to_chat(tokenizer)
     human = " ".join(texts)[:330]
     memory, turns, seconds = Memory(), (), []
     for _ in range(TURNS):

@@ -10,8 +10,9 @@ import pytest
 
 from tests.conftest import MULTI_TURN, SINGLE_TURN, write_rows
 from training import check
-from training.data.audit import ERRORS_KEPT, Findings, full_form, short_form
+from training.data.audit import full_form, short_form
 from training.data.duplicates import row_hashes
+from training.data.findings import ERRORS_KEPT, Findings
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode
 
@@ -127,7 +128,7 @@ def test_the_text_form_names_every_reason_with_its_first_places(planted, base: s
     assert f"the same as an earlier row: 1 row ({path}:1 = {lines['an exact duplicate']})" in out
     assert "a text that looks like a control token (it stays text): 4 rows (" in out
     assert ", ...)" in out
-    assert out.count("an example, what is learnt between ⟦ and ⟧:") == 2
+    assert out.count("an example, supervised tokens between ⟦ and ⟧:") == 2
     assert "你是谁\n\n<|YaYi|>⟦:\n我是雅意" in out
 
 
@@ -235,8 +236,8 @@ def test_the_two_forms_say_what_is_kept() -> None:
     findings = Findings(100, [])
     conversation = Conversation((Turn("q", "a"),))
     findings.add_usable(1, "instruction", conversation, row_hashes(conversation), [(10, 25)], 25)
-    assert short_form("f", findings.summary()) == ["f: 1 rows of 25 tokens, 15 of them learnt"]
-    assert full_form("f", findings.summary())[-1].endswith("sees 1 rows of 25 tokens, 15 of them learnt")
+    assert short_form("f", findings.summary()) == ["f: 1 rows of 25 tokens, 15 of them supervised"]
+    assert full_form("f", findings.summary())[-1].endswith("sees 1 rows of 25 tokens, 15 of them supervised")
 
 
 def test_what_is_learnt_is_coloured_for_a_terminal(base: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ from training.extend_vocabulary import choose, for_text, is_running, learn_candi
 from training.model.load import ROW_MULTIPLE, load_model
 from training.model.save import save_model
 from training.text.conversation import Conversation, Turn, from_row
-from training.text.encoding import answer_header, encode, encode_prompt, render
+from training.text.encoding import answer_header, encode, encode_prompt
+from training.text.template import render
 from training.text.tokenizer import load_base_tokenizer, load_tokenizer
 from training.tiny_bloom import SPARE_ROWS, random_bloom
 

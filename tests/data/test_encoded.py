@@ -2,16 +2,19 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from tests.conftest import MULTI_TURN, ROOT, SINGLE_TURN, write_rows
+from training import check
 from training.common.errors import UserError
-from training.data import encoded
+from training.data import encoded, reader
 from training.data.encoded import EncodedFile, load_encoded, read_conversations
-from training.text import encoding
+from training.data.reader import RawRows
+from training.text import template
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode
 from training.text.tokenizer import load_tokenizer
@@ -146,14 +149,14 @@ def test_what_the_examples_depend_on_makes_the_cache_anew(load, tmp_path: Path, 
     assert load()
     assert not load()
 
-    monkeypatch.setattr(encoding, "INTRO", "Another intro.")
+    monkeypatch.setattr(template, "INTRO", "Another intro.")
     assert load()
     assert not load()
 
     shutil.copytree(ROOT / "training", tmp_path / "code")
     monkeypatch.setattr(encoded, "__file__", str(tmp_path / "code" / "data" / "encoded.py"))
     assert not load()
-    for name in ("consts.py", "text/encoding.py", "data/audit.py"):
+    for name in ("consts.py", "text/encoding.py", "data/findings.py"):
         with open(tmp_path / "code" / name, "a") as file:
             file.write("\n")
         assert load()
@@ -188,26 +191,62 @@ def test_a_damaged_cache_is_not_trusted(load, tmp_path: Path) -> None:
     assert load()
 
 
-def test_data_that_changes_while_it_is_read_is_an_error(tmp_path: Path, tokenizer, monkeypatch) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "q", "output": "a"}])
-    write = encoded._write_encoded
+@pytest.mark.parametrize("moment", ["before it is read", "while it is read"])
+def test_data_that_changes_between_its_fingerprint_and_its_last_row_is_an_error(
+    tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    rows = [{"instruction": f"q{i}", "output": "a" * 1000} for i in range(1000)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    read_raw_rows, encode_chunks = encoded.read_raw_rows, encoded.encode_chunks
 
-    def append_and_write(*args) -> None:
-        write(*args)
+    def append() -> None:
         with open(path, "a") as file:
             file.write("\n")
 
-    monkeypatch.setattr(encoded, "_write_encoded", append_and_write)
+    def append_and_read(data_path: str) -> RawRows:
+        append()
+        return read_raw_rows(data_path)
+
+    def append_at_first_chunk(*args) -> Iterator[encoded.Chunk]:
+        for number, chunk in enumerate(encode_chunks(*args)):
+            if number == 0:
+                append()
+            yield chunk
+
+    if moment == "before it is read":
+        monkeypatch.setattr(encoded, "read_raw_rows", append_and_read)
+    else:
+        monkeypatch.setattr(encoded, "encode_chunks", append_at_first_chunk)
     with pytest.raises(UserError, match="changed while it was read"):
         load_encoded(path, tokenizer, 100, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ""]
+
+
+def test_a_file_is_read_once_for_its_fingerprint_and_once_more_to_be_encoded(
+    tmp_path: Path, base: str, tokenizer, outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def counting_open(path: str, mode: str) -> BinaryIO:
+        opened.append(path)
+        return open(path, mode)
+
+    monkeypatch.setattr(reader, "open", counting_open, raising=False)
+    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "q", "output": "a"}])
+    for expected in (2, 1):  # the second start finds the cache
+        load_encoded(path, tokenizer, 100, tmp_path / "cache")
+        assert len(opened) == expected
+        opened.clear()
+    assert outcome(check.main, f"--data-path {path} --input-model {base}")[0] == 0
+    assert len(opened) == 1
 
 
 # Builds the cache again and again, each time killed one moment later than the time before, until it is there.
 KILLED_BUILDS = """
 import os, signal, sys
 from pathlib import Path
-from training.data import encoded
+from typing import BinaryIO
+from training.data import encoded, reader
 from training.text.tokenizer import load_tokenizer
 
 data, model, cache = sys.argv[1:]

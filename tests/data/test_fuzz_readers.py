@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from training.common.errors import UserError
 from training.data.encoded import encode_chunks, new_findings, read_conversations
 from training.data.reader import read_raw_rows, read_rows
-from training.text.conversation import FORMAT_KEYS, SPEAKERS, Conversation, from_row
+from training.text.conversation import Conversation, from_row
 from training.text.encoding import encode_turns
+from training.text.formats import SPEAKERS, answered_keys
 
 # Any text that Python has, halves of surrogate pairs included, and texts that mean something to us.
 TEXTS = st.one_of(
@@ -33,7 +34,7 @@ MESSAGES = st.lists(
 ROWS = st.one_of(
     VALUES,
     st.dictionaries(
-        st.sampled_from([*FORMAT_KEYS, "input", "output", "system"]),
+        st.sampled_from([*answered_keys(), "input", "output", "system"]),
         st.one_of(TEXTS, MESSAGES, VALUES),
         max_size=4,
     ),
@@ -102,8 +103,8 @@ def test_any_bytes_give_rows_or_an_error_with_a_place(path: Path, data: bytes) -
 @settings(max_examples=200, deadline=None)
 def test_any_row_is_counted_as_usable_or_not(path: Path, tokenizer, lines: list[bytes]) -> None:
     path.write_bytes(b"\n".join(lines))
-    findings = new_findings(str(path), tokenizer, 100)
-    for chunk in encode_chunks(str(path), tokenizer, 100):
+    findings = new_findings(tokenizer, 100)
+    for chunk in encode_chunks(read_raw_rows(str(path)), tokenizer, 100):
         findings += chunk.findings
     found = findings.summary()
     unusable = sum(noted["count"] for noted in found["unusable"].values())

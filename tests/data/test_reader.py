@@ -7,7 +7,7 @@ import pytest
 from training.common import hub
 from training.common.errors import UserError
 from training.data import reader
-from training.data.reader import fingerprint, has_bom, read_rows
+from training.data.reader import fingerprint, read_raw_rows, read_rows
 
 ROWS = [{"a": 1}, {"a": "两\u2028行"}, {"a": [{}]}]
 
@@ -73,7 +73,7 @@ def test_a_missing_file_is_an_error(name: str) -> None:
         read_rows(name)
 
 
-@pytest.mark.parametrize("read", [lambda path: list(read_rows(path)), fingerprint, has_bom])
+@pytest.mark.parametrize("read", [lambda path: list(read_rows(path)), fingerprint])
 def test_a_file_that_the_system_refuses_is_an_error(tmp_path: Path, monkeypatch, read) -> None:
     def refuse(path: str, mode: str) -> None:
         raise PermissionError(13, "Permission denied")
@@ -121,17 +121,44 @@ def test_a_fingerprint_is_that_of_the_bytes(tmp_path: Path, monkeypatch: pytest.
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         data = datasets.Dataset.from_json(str(path), cache_dir=str(tmp_path / "cache"))
         monkeypatch.setattr(datasets, "load_dataset", lambda name, split: data)
-        return fingerprint("org/set")
+        raw_rows = read_raw_rows("org/set")
+        assert len(list(raw_rows)) == len(rows)
+        assert not raw_rows.has_bom
+        assert raw_rows.fingerprint == fingerprint("org/set")
+        return raw_rows.fingerprint
 
     assert of_hub([{"a": "1"}], "c") == of_hub([{"a": "1"}], "d") != of_hub([{"a": "2"}], "d")
 
 
 def test_a_byte_order_mark_is_seen(tmp_path: Path) -> None:
-    (tmp_path / "with").write_bytes(b"\xef\xbb\xbf{}")
-    (tmp_path / "without").write_bytes(b"{}")
-    assert has_bom(str(tmp_path / "with"))
-    assert not has_bom(str(tmp_path / "without"))
-    assert not has_bom("org/set")
+    for text in (b"", b"{}", b"[{}]"):
+        for start in (b"\xef\xbb\xbf", b""):
+            (tmp_path / "rows").write_bytes(start + text)
+            raw_rows = read_raw_rows(str(tmp_path / "rows"))
+            assert len(list(raw_rows)) == (1 if text else 0)
+            assert raw_rows.has_bom == bool(start)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xef\xbb\xbf",
+        b'\xef\xbb\xbf\n \n{"a": 1}\n\n{"a": 2}',
+        b" [1, 2]\n",
+        b"[1, 2",
+        b"[\xff]",
+        b"{\xff\n",
+    ],
+)
+def test_the_fingerprint_of_what_was_read_is_that_of_the_file(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes(data)
+    raw_rows = read_raw_rows(str(path))
+    list(raw_rows)
+    assert raw_rows.fingerprint == fingerprint(str(path))
+    path.write_bytes(data + b"\n")
+    assert raw_rows.fingerprint != fingerprint(str(path))
 
 
 def test_a_name_that_the_hub_does_not_have_or_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from training.common.options import Source, parse_source, parse_test_size
-from training.data.split import held_out_count, sample, split
+from training.data.split import held_out_count, repetitions, split
 
 
 def hashes(*prompts: int) -> np.ndarray:
@@ -60,11 +60,11 @@ def test_a_file_whose_name_ends_like_a_weight(tmp_path) -> None:
 
 
 def test_a_weight_says_how_often_rows_are_seen() -> None:
-    half, twice, and_a_half = sample([10, 10, 10], [0.5, 2, 2.5], seed=1)
+    half, twice, and_a_half = repetitions([10, 10, 10], [0.5, 2, 2.5], seed=1)
     assert sorted(half) == [0] * 5 + [1] * 5
     assert twice.tolist() == [2] * 10
     assert sorted(and_a_half) == [2] * 5 + [3] * 5
-    again, other = (sample([10], [0.5], seed)[0].tolist() for seed in (1, 2))
+    again, other = (repetitions([10], [0.5], seed)[0].tolist() for seed in (1, 2))
     assert again == half.tolist() != other
 
 

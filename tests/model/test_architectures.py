@@ -27,8 +27,9 @@ from tests.tiny_models import TOKENIZERS, make_llama, make_qwen
 from training import check, merge_adapter, trainer
 from training.consts import BREAKER, CONTROL_TOKENS, END, HUMAN, SYSTEM, YAYI
 from training.text.conversation import Conversation, Turn, from_row
-from training.text.encoding import answer_header, encode, encode_prompt, render, special_tokens
-from training.text.tokenizer import load_base_tokenizer, load_tokenizer
+from training.text.encoding import answer_header, encode, encode_prompt
+from training.text.template import render
+from training.text.tokenizer import load_base_tokenizer, load_tokenizer, special_tokens
 
 SHAPES = ["bloom", "llama", "qwen"]
 OTHERS = ["llama", "qwen"]

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from training.common.errors import UserError
 from training.consts import CONTROL_TOKENS, END
 from training.model.load import ROW_MULTIPLE, fit_vocabulary, load_model
 from training.model.save import save_model
-from training.text.tokenizer import load_base_tokenizer
+from training.text.tokenizer import load_base_tokenizer, load_tokenizer_and_new_tokens
 from training.tiny_bloom import SPARE_ROWS, random_bloom
 
 
@@ -67,7 +67,7 @@ def test_a_head_of_its_own_gets_its_new_rows_too(base: str, tokenizer) -> None:
         )
     )
     before = [matrix.weight.clone() for matrix in (model.model.embed_tokens, model.lm_head)]
-    fit_vocabulary(model, tokenizer, known, seed=0)
+    fit_vocabulary(model, tokenizer, control_ids(tokenizer), seed=0)
     after = [matrix.weight for matrix in (model.model.embed_tokens, model.lm_head)]
     for old, new in zip(before, after, strict=True):
         assert_new_rows(old, new, sorted(known), list(range(len(known), new.shape[0])))
@@ -79,6 +79,25 @@ def test_a_model_that_knows_the_control_tokens_loads_unchanged(tokenizer, tmp_pa
     loaded = load_model(str(tmp_path), tokenizer)
     for name, tensor in saved.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_a_tokenizer_is_read_once_where_its_new_tokens_are_given(
+    base: str, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    from_pretrained = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda path: read.append(path) or from_pretrained(path)
+    )
+    ours, new_tokens = load_tokenizer_and_new_tokens(base)
+    assert new_tokens == control_ids(ours) == control_ids(tokenizer)
+    model = load_model(base, ours, new_tokens=new_tokens)
+    assert read == [base]
+
+    without = load_model(base, ours)
+    assert read == [base, base]
+    for one, other in zip(model.parameters(), without.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_new_rows_are_seeded(base: str, tokenizer) -> None:

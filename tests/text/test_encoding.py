@@ -3,6 +3,7 @@ import json
 import random
 import re
 
+import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -10,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tests.conftest import MULTI_TURN, SINGLE_TURN
 from training.consts import CONTROL_TOKENS, INTRO
 from training.text.conversation import Conversation, Turn, from_row
-from training.text.encoding import answer_header, encode, encode_prompt, render
+from training.text.encoding import answer_header, encode, encode_prompt, mask_labels, supervised_mask
+from training.text.template import render
 from training.text.tokenizer import load_tokenizer
 
 ODD_TEXTS = [
@@ -93,6 +95,19 @@ def test_ids_and_labels_as_drawn(tokenizer) -> None:
         "input_ids": prompt + answer,
         "labels": [-100] * len(prompt) + answer,
     }
+
+
+def test_the_mask_and_the_labels_as_drawn() -> None:
+    """
+    input_ids    h 1 2 3 y 1 4 3 e h 5 y 1 e
+    mask         . . . . . x x x x . . . x x      answers  (5, 9), (12, 14)
+    labels       . . . . . 1 4 3 e . . . 1 e      . = -100
+    """
+    h, y, e = 90, 91, 92
+    input_ids = np.array([h, 1, 2, 3, y, 1, 4, 3, e, h, 5, y, 1, e])
+    mask = supervised_mask(len(input_ids), [(5, 9), (12, 14)])
+    assert mask.tolist() == [False] * 5 + [True] * 4 + [False] * 3 + [True] * 2
+    assert mask_labels(input_ids, mask).tolist() == [-100] * 5 + [1, 4, 3, e] + [-100] * 3 + [1, e]
 
 
 def test_ids_are_those_of_the_whole_text_in_one_piece(tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Examples -> one batch of tensors."""
+"""Examples -> one batch of tensors, packed or padded."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,17 +9,17 @@ from training.consts import NOT_LEARNT
 
 Examples = Sequence[Mapping[str, Sequence[int]]]
 
-# What keeps a rank in step with the others when they have one more batch: nothing is learnt of it.
+# The batch of a rank that has none left while others have one more: without a supervised token.
 NO_EXAMPLES = [{"input_ids": [0], "labels": [NOT_LEARNT]}]
 
 
 def collate(examples: Examples) -> dict[str, torch.Tensor]:
-    """Examples end to end, without padding, for our Bloom.
+    """One packed batch for our Bloom: the examples end to end, without padding.
 
     input_ids       7 8 9 7 8      labels    . 8 9 . 8      document_lengths   3 2        . = -100
 
     Returns int64 tensors of shape (1, tokens), (1, tokens) and (examples,), such that `model(**batch).loss`
-    is the mean over the learnt tokens. Without examples, one token of which nothing is learnt.
+    is the mean over the supervised tokens. Without examples, the batch is one token that is not supervised.
     """
     examples = examples or NO_EXAMPLES
     return {
@@ -30,13 +30,13 @@ def collate(examples: Examples) -> dict[str, torch.Tensor]:
 
 
 def collate_padded(examples: Examples) -> dict[str, torch.Tensor]:
-    """Examples side by side, padded on the right to the longest, for any other model.
+    """One padded batch for any other model: the examples side by side, padded on the right to the longest.
 
     input_ids       7 8 9      labels    . 8 9      attention_mask   1 1 1
                     7 8 0                . 8 .                       1 1 0        . = -100
 
     Returns three int64 tensors of shape (examples, longest), such that `model(**batch).loss` is the mean over
-    the learnt tokens. The padding id is never seen: the mask hides it and its label is -100.
+    the supervised tokens. The model never sees the padding's id: the mask hides it, and its label is -100.
     """
     examples = examples or NO_EXAMPLES
     input_ids = _tensors(examples, "input_ids")

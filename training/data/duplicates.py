@@ -1,6 +1,7 @@
-"""Which rows are the same, and which ask the same but answer otherwise: by 64-bit hashes, in numpy.
+"""Rows that are equal, and rows that answer the same prompt differently, found by 64-bit hashes in numpy.
 
-By chance, two different texts share a hash in one of 37 million files of a million rows (n^2 / 2^65).
+That any two different texts among a million have the same hash has a probability of 1 in 37 million
+(n^2 / 2^65).
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from training.text.conversation import Conversation
 
 
 class RowHashes(NamedTuple):
-    """Of all of a conversation, and of each of its turns: the text up to its answer, and the answer."""
+    """Hashes of a conversation, of each turn's prompt (all text before its answer), and of each answer."""
 
     row: int
     prompts: list[int]
@@ -22,7 +23,10 @@ class RowHashes(NamedTuple):
 
 
 def row_hashes(conversation: Conversation) -> RowHashes:
-    """Hashes of a conversation whose turns all have their answer; each text's starts from the one before."""
+    """The hashes of a conversation whose turns all have their answer.
+
+    The hash of each text is seeded with the hash of all text before it.
+    """
     so_far = xxh3_64_intdigest((conversation.system or INTRO).encode())
     prompts, answers = [], []
     for turn in conversation.turns:
@@ -42,9 +46,10 @@ def duplicates(rows: np.ndarray, lines: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def conflicts(prompts: np.ndarray, answers: np.ndarray, lines: np.ndarray) -> Iterator[np.ndarray]:
-    """The lines of the rows that answer one prompt in different ways, given two hashes and the line per turn.
+    """For each prompt that has different answers, the lines of the rows that have it.
 
-    Of each answer the first row comes first, and then those that repeat one of them.
+    Takes the prompt's hash, the answer's hash and the line of every turn. The first row with each answer
+    comes first; then come the rows that repeat one of these answers.
     """
     order = np.lexsort((answers, prompts))
     prompts, answers, lines = prompts[order], answers[order], lines[order]

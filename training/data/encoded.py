@@ -17,44 +17,49 @@ from transformers import PreTrainedTokenizerFast
 
 from training.common.console import Progress
 from training.common.errors import UserError
-from training.consts import NOT_LEARNT
-from training.data.audit import Findings
 from training.data.cache import made_once
 from training.data.duplicates import row_hashes
-from training.data.reader import NotRead, RawRow, fingerprint, has_bom, parse, read_raw_rows, read_rows
+from training.data.findings import Findings
+from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
 from training.text.conversation import Conversation, format_of, from_row
-from training.text.encoding import encode_turns, special_tokens
-from training.text.tokenizer import tokenizer_fingerprint
+from training.text.encoding import encode_turns, mask_labels, supervised_mask
+from training.text.tokenizer import special_tokens, tokenizer_fingerprint
 
-# Rows that a thread takes at a time; with more of them their ids no longer stay in the processor's cache.
+# How many rows a thread takes at a time. The ids of more rows do not stay in the processor's cache.
 ROWS_PER_CHUNK = 128
 
-# Tokenizing leaves Python's lock to the other threads, which is most of the time; more would wait for it.
+# Threads run at the same time while they tokenize, which is most of the time. For the rest they hold Python's
+# lock, for which more threads than these would wait.
 MOST_THREADS = 16
 
 # The rooms that decide what a row becomes. A change of any file in them makes the cache anew.
 ENCODING_ROOMS = ("text", "data")
 
-# Of a row that is kept: where its tokens end among those of all rows, its line, its first prompt's hash.
+# What is stored of each example: where its tokens end among those of all examples, the line of its row, and
+# the hash of its first prompt.
 ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("prompt", "<u8")])
 
-# input_ids and labels, two int32 arrays of one length.
+# "input_ids" and "labels": two int32 arrays of one length.
 Example = dict[str, np.ndarray]
 
 
 class Chunk(NamedTuple):
-    """Some rows of a file: ids of those that are kept, end to end; which are learnt; and what was found."""
+    """The examples made of some rows of a file, and what was found in these rows.
+
+    input_ids: the ids of all examples end to end, (tokens,). supervised: their mask, (tokens,). rows: a ROW
+    for each example, whose tokens are counted from the start of the chunk. findings: those of all the rows.
+    """
 
     input_ids: np.ndarray
-    learnt: np.ndarray
+    supervised: np.ndarray
     rows: np.ndarray
     findings: Findings
 
 
 class EncodedFile(Dataset):
-    """The examples of a data file, read from the cache's files as they are needed.
+    """The examples of a data file, which are read from the cache's files as they are needed.
 
-    Raises UserError where those are not as they were written.
+    Raises UserError if those files are not as they were written.
     """
 
     def __init__(self, directory: Path, data_path: str, data_fingerprint: str) -> None:
@@ -63,14 +68,14 @@ class EncodedFile(Dataset):
             self.summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
             kept = self.summary["kept"]
             self._input_ids = _mapped(directory / "input_ids.bin", np.dtype("<i4"), kept["tokens"])
-            self._learnt = _mapped(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
+            self._supervised = _mapped(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
             self.rows = _mapped(directory / "rows.bin", ROW, kept["rows"])
         except (OSError, ValueError) as error:
             raise UserError(f"{directory}: damaged ({error}); remove it, and it is made again") from None
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example."""
+        """How many tokens each example has."""
         return np.diff(self.rows["end"], prepend=0)
 
     def __len__(self) -> int:
@@ -80,7 +85,7 @@ class EncodedFile(Dataset):
         end = self.rows["end"][index]
         start = self.rows["end"][index - 1] if index else 0
         input_ids = np.array(self._input_ids[start:end])
-        return {"input_ids": input_ids, "labels": np.where(self._learnt[start:end], input_ids, NOT_LEARNT)}
+        return {"input_ids": input_ids, "labels": mask_labels(input_ids, self._supervised[start:end])}
 
 
 def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
@@ -99,11 +104,11 @@ def encoding_code() -> list[Path]:
 def load_encoded(
     data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int, cache_dir: Path
 ) -> EncodedFile:
-    """The rows of `data_path` that can be used, each at most `max_length` tokens long; what else it holds is
-    in the summary.
+    """The examples of `data_path`, each at most `max_length` tokens long, and the summary of its findings.
 
-    A longer row is cut after its last turn that fits, or dropped if its first turn does not; never cut inside
-    an answer. Raises UserError for a file that cannot be read.
+    A longer row is cut after its last turn that fits, never inside an answer; it is dropped if its first turn
+    does not fit. A row that cannot be used is only in the summary. Raises UserError for a file that cannot be
+    read.
     """
     data = fingerprint(data_path)
     depends_on = [
@@ -117,55 +122,56 @@ def load_encoded(
     key = hashlib.blake2b("\0".join(depends_on).encode(), digest_size=16).hexdigest()
 
     def make(directory: Path) -> None:
-        _write_encoded(data_path, tokenizer, max_length, directory)
-        if fingerprint(data_path) != data:
+        raw_rows = read_raw_rows(data_path)
+        _write_encoded(raw_rows, tokenizer, max_length, directory)
+        if raw_rows.fingerprint != data:
             raise UserError(f"{data_path}: changed while it was read; start again")
 
     return EncodedFile(made_once(cache_dir / key, make), data_path, data)
 
 
 def _write_encoded(
-    data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int, directory: Path
+    raw_rows: RawRows, tokenizer: PreTrainedTokenizerFast, max_length: int, directory: Path
 ) -> None:
-    findings = new_findings(data_path, tokenizer, max_length)
+    findings = new_findings(tokenizer, max_length)
     tokens = 0
     with (
         open(directory / "input_ids.bin", "wb") as ids_file,
-        open(directory / "learnt.bin", "wb") as learnt_file,
+        open(directory / "learnt.bin", "wb") as supervised_file,
         open(directory / "rows.bin", "wb") as rows_file,
     ):
-        for chunk in encode_chunks(data_path, tokenizer, max_length):
+        for chunk in encode_chunks(raw_rows, tokenizer, max_length):
             chunk.rows["end"] += tokens
             tokens += len(chunk.input_ids)
             ids_file.write(chunk.input_ids.astype("<i4").tobytes())
-            learnt_file.write(chunk.learnt.tobytes())
+            supervised_file.write(chunk.supervised.tobytes())
             rows_file.write(chunk.rows.tobytes())
             findings += chunk.findings
     summary = json.dumps(findings.summary(), ensure_ascii=False)
     (directory / "summary.json").write_text(summary, encoding="utf-8")
 
 
-def new_findings(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Findings:
-    """What is known of a data file before its rows, to be added to."""
-    findings = Findings(max_length, special_tokens(tokenizer))
-    if has_bom(data_path):
-        findings.add_bom()
-    return findings
+def new_findings(tokenizer: PreTrainedTokenizerFast, max_length: int) -> Findings:
+    """The findings of no rows, to which those of chunks are added."""
+    return Findings(max_length, special_tokens(tokenizer))
 
 
-def encode_chunks(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Iterator[Chunk]:
-    """All rows in the file's order, on all cores, in memory that does not grow with the file.
+def encode_chunks(raw_rows: RawRows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Iterator[Chunk]:
+    """Encode all rows in the file's order, on all cores, in memory that does not grow with the file.
 
-    Raises UserError for a file that cannot be read; a row that cannot be used is in its chunk's findings.
+    There is a first chunk even where there is no row. Raises UserError for a file that cannot be read; a row
+    that cannot be used is in its chunk's findings.
     """
-    raw_rows = read_raw_rows(data_path)
-    progress = Progress(f"encoding {data_path}", "rows")
+    progress = Progress(f"encoding {raw_rows.data_path}", "rows")
     threads = min(os.cpu_count() or 1, MOST_THREADS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of its own inside each of ours would be too many
     with ThreadPoolExecutor(threads) as pool:
         at_work: deque[Future[Chunk]] = deque()
-        while rows := list(islice(raw_rows, ROWS_PER_CHUNK)):
-            at_work.append(pool.submit(_encode_chunk, rows, tokenizer, max_length))
+        is_first = True
+        while (rows := list(islice(raw_rows, ROWS_PER_CHUNK))) or is_first:
+            has_bom = is_first and raw_rows.has_bom
+            at_work.append(pool.submit(_encode_chunk, rows, tokenizer, max_length, has_bom))
+            is_first = False
             if len(at_work) > threads:
                 yield at_work.popleft().result()
             progress.advance(len(rows))
@@ -173,8 +179,12 @@ def encode_chunks(data_path: str, tokenizer: PreTrainedTokenizerFast, max_length
             yield at_work.popleft().result()
 
 
-def _encode_chunk(raw_rows: list[RawRow], tokenizer: PreTrainedTokenizerFast, max_length: int) -> Chunk:
-    findings = Findings(max_length, special_tokens(tokenizer))
+def _encode_chunk(
+    raw_rows: list[RawRow], tokenizer: PreTrainedTokenizerFast, max_length: int, has_bom: bool
+) -> Chunk:
+    findings = new_findings(tokenizer, max_length)
+    if has_bom:
+        findings.add_bom()
     usable: list[tuple[int, str, Conversation]] = []
     for raw in raw_rows:
         try:
@@ -201,10 +211,12 @@ def _encode_chunk(raw_rows: list[RawRow], tokenizer: PreTrainedTokenizerFast, ma
             ]
             rows.append((len(kept_ids), line, hashes.prompts[0]))
 
-    learnt = np.zeros(len(kept_ids), dtype=bool)
-    for start, end in kept_answers:
-        learnt[start:end] = True
-    return Chunk(np.fromiter(kept_ids, np.int32, len(kept_ids)), learnt, np.array(rows, dtype=ROW), findings)
+    return Chunk(
+        input_ids=np.fromiter(kept_ids, np.int32, len(kept_ids)),
+        supervised=supervised_mask(len(kept_ids), kept_answers),
+        rows=np.array(rows, dtype=ROW),
+        findings=findings,
+    )
 
 
 def read_conversations(data_path: str) -> Iterator[tuple[str, Conversation]]:

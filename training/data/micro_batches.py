@@ -1,7 +1,7 @@
 """Which examples each micro-batch of each rank holds.
 
-Every rank computes the same list of micro-batches for the whole world, and takes every n-th of it. Each
-example is seen once an epoch: nothing is repeated to make the ranks' shares equal, and nothing dropped.
+Every rank computes the same list of micro-batches for all ranks; of n ranks, each takes every n-th of them.
+Each example is seen once an epoch: none is repeated, and none dropped, to make the ranks' shares equal.
 """
 
 from bisect import bisect_left, insort
@@ -13,11 +13,12 @@ from torch.utils.data import Sampler
 
 
 class MicroBatches(Sampler[list[int]]):
-    """One rank's micro-batches, as lists of indices; the empty list where the others have one more.
+    """The micro-batches of one rank, as lists of indices of examples.
 
-    batch_size: examples in each. tokens_per_batch: instead, as many examples as there is room for, by best
-    fit. seed: of the order, which is another one each epoch; without it, examples stay in theirs. The number
-    of micro-batches is the same in every epoch and on every rank.
+    lengths: the tokens of each example. batch_size: how many examples a micro-batch has. tokens_per_batch: or
+    how many tokens it has at most, its examples being chosen by `best_fit`. seed: for the order of examples,
+    which differs from epoch to epoch; without a seed they stay in order. The number of micro-batches is the
+    same in every epoch and on every rank: a rank without a share of the last ones gets an empty list.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class MicroBatches(Sampler[list[int]]):
         return iter(batches[self.rank :: self.world_size])
 
     def of_all_ranks(self, epoch: int, start: int, stop: int) -> list[list[int]]:
-        """What the ranks together have as their micro-batches `start` to `stop` of an epoch."""
+        """The micro-batches `start` to `stop` (not included) of an epoch, of all ranks together."""
         return self._batches(epoch)[start * self.world_size : stop * self.world_size]
 
     def _batches(self, epoch: int) -> list[list[int]]:
@@ -66,11 +67,11 @@ class MicroBatches(Sampler[list[int]]):
 
 
 def best_fit(order: np.ndarray, lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Examples in batches of at most `room` tokens: the longest first, each where it leaves the least room.
+    """Pack examples into batches of at most `room` tokens, by the method called best fit decreasing.
 
-    order decides among examples of one length, so the number of batches does not depend on it. The method is
-    best fit decreasing; never more than 11/9 of the fewest batches possible, and four
-    (https://doi.org/10.1137/0203025).
+    The longest example comes first, and each goes into the batch where it leaves the least room. `order`
+    decides only among examples of one length, so the number of batches does not depend on it. If the fewest
+    batches possible are n, the method makes at most 11/9 n + 4 (https://doi.org/10.1137/0203025).
     """
     batches: list[list[int]] = []
     with_room: dict[int, list[list[int]]] = defaultdict(list)

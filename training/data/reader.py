@@ -11,6 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 from training.common.errors import UserError, first_line
 from training.common.hub import check_on_hub
 
+DIGEST_BYTES = 16
+
 UTF8_BOM = b"\xef\xbb\xbf"
 
 REST_NOT_READ = "the array was not read from here on"
@@ -18,9 +20,10 @@ NO_ROW_READ = "no row of the array was read"
 
 
 class RawRow(NamedTuple):
-    """One row before it is parsed, and the number of the line that it starts on (on the hub, of the row).
+    """One row before it is parsed.
 
-    The content is the bytes of a line, a value that was parsed already, or `NotRead`.
+    number: of the line that the row starts on; in a data set of the hub, of the row. content: the bytes of a
+    line, a value that was parsed already, or `NotRead`.
     """
 
     number: int
@@ -28,7 +31,7 @@ class RawRow(NamedTuple):
 
 
 class NotRead(NamedTuple):
-    """Why a JSON array cannot be read on from here; no row follows."""
+    """Stands in the place of a row from which on a JSON array cannot be read; no row follows."""
 
     problem: str
 
@@ -53,18 +56,61 @@ def _parsed(data_path: str, raw_rows: Iterator[RawRow]) -> Iterator[tuple[str, A
             raise UserError(f"{place}: {error}") from None
 
 
-def read_raw_rows(data_path: str) -> Iterator[RawRow]:
-    """The rows of `read_rows` for `parse`, so that one bad row need not be the end.
+class RawRows(Iterator[RawRow]):
+    """The rows of a data file or data set, and what else one reading of it tells.
 
-    JSON Lines are read as a stream, a JSON array whole. Raises UserError for a path that does not exist.
+    has_bom: whether the file starts with a byte order mark, which is read over; known with the first row.
     """
-    if _is_file(data_path):
-        return _read_file(data_path)
-    return (RawRow(number, row) for number, row in enumerate(_hub_rows(data_path), start=1))
+
+    def __init__(self, data_path: str) -> None:
+        self.data_path = data_path
+        self.has_bom = False
+        self._digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._hub_rows = None if _is_file(data_path) else _hub_rows(data_path)
+        self._rows = self._read_file() if self._hub_rows is None else self._read_hub()
+
+    def __next__(self) -> RawRow:
+        return next(self._rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """The `fingerprint` of what the rows were read from, once they all are, whatever came later."""
+        if self._hub_rows is not None:
+            return _hash_of_files(_files_of(self._hub_rows))
+        return self._digest.hexdigest()
+
+    def _read_file(self) -> Iterator[RawRow]:
+        with _reading(self.data_path) as file:
+            start = file.read(len(UTF8_BOM))
+            self.has_bom = start == UTF8_BOM
+            if self.has_bom:
+                self._digest.update(start)
+            else:
+                file.seek(0)
+            if _next_character(file) == b"[":
+                data = file.read()
+                self._digest.update(data)
+                yield from _read_array(data)
+                return
+            for number, line in enumerate(file, start=1):
+                self._digest.update(line)
+                if not line.isspace():
+                    yield RawRow(number, line)
+
+    def _read_hub(self) -> Iterator[RawRow]:
+        return (RawRow(number, row) for number, row in enumerate(self._hub_rows, start=1))
+
+
+def read_raw_rows(data_path: str) -> RawRows:
+    """The rows of `read_rows` before they are parsed, so that one bad row need not be the end.
+
+    JSON Lines are read as a stream, a JSON array as a whole. Raises UserError for a path that does not exist.
+    """
+    return RawRows(data_path)
 
 
 def parse(raw: RawRow) -> Any:
-    """The JSON value of a row. Raises ValueError, without the place, for what is not JSON in UTF-8."""
+    """The JSON value of a row. Raises ValueError, which names no place, if it is not JSON in UTF-8."""
     if isinstance(raw.content, NotRead):
         raise ValueError(raw.content.problem)
     if not isinstance(raw.content, bytes):
@@ -78,25 +124,23 @@ def parse(raw: RawRow) -> Any:
         raise ValueError(f"not JSON ({_reason(error)}); expected {hint}") from None
 
 
-def has_bom(data_path: str) -> bool:
-    """Whether it is a file that starts with a byte order mark, which is read over."""
-    if not _is_file(data_path):
-        return False
-    with _reading(data_path) as file:
-        return file.read(len(UTF8_BOM)) == UTF8_BOM
-
-
 def fingerprint(data_path: str) -> str:
     """A hash of the bytes of a file, or of the files that a data set of the hub was downloaded to.
 
     Raises UserError for a path that does not exist or cannot be read.
     """
-    if _is_file(data_path):
-        paths = [data_path]
-    else:
-        paths = [file["filename"] for file in _hub_rows(data_path).cache_files]
-        assert paths, "load_dataset keeps its rows in files"
-    digest = hashlib.blake2b(digest_size=16)
+    return _hash_of_files([data_path] if _is_file(data_path) else _files_of(_hub_rows(data_path)))
+
+
+def _files_of(hub_rows: Any) -> list[str]:
+    """The files that a data set of the hub was downloaded to."""
+    paths = [file["filename"] for file in hub_rows.cache_files]
+    assert paths, "load_dataset keeps its rows in files"
+    return paths
+
+
+def _hash_of_files(paths: list[str]) -> str:
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for path in paths:
         with _reading(path) as file:
             while block := file.read(1 << 20):
@@ -105,7 +149,7 @@ def fingerprint(data_path: str) -> str:
 
 
 def _is_file(data_path: str) -> bool:
-    """True for a file, False for what can be the name of a data set on the hub; UserError for the rest."""
+    """Whether this is a file. Raises UserError if it can be no name of a data set on the hub either."""
     if os.path.isfile(data_path):
         return True
     if os.path.isdir(data_path):
@@ -117,7 +161,7 @@ def _is_file(data_path: str) -> bool:
 
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[BinaryIO]:
-    """The file, open; UserError for what the system refuses."""
+    """Open the file. Raises UserError for what the system refuses while it is open."""
     try:
         with open(path, "rb") as file:
             yield file
@@ -125,20 +169,8 @@ def _reading(path: str) -> Iterator[BinaryIO]:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def _read_file(path: str) -> Iterator[RawRow]:
-    with _reading(path) as file:
-        start = file.read(len(UTF8_BOM))
-        file.seek(len(UTF8_BOM) if start == UTF8_BOM else 0)
-        if _next_character(file) == b"[":
-            yield from _read_array(file.read())
-            return
-        for number, line in enumerate(file, start=1):
-            if not line.isspace():
-                yield RawRow(number, line)
-
-
 def _next_character(file: BinaryIO) -> bytes:
-    """The first byte that is not white space; the file stands where it stood."""
+    """The next byte that is not white space; the position in the file stays as it was."""
     position = file.tell()
     while (character := file.read(1)).isspace():
         pass
@@ -147,7 +179,7 @@ def _next_character(file: BinaryIO) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """Why json refused: a JSONDecodeError says where, a number too long or nesting too deep does not."""
+    """What the json library says: with the column, unless a number is too long or the nesting too deep."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return str(error).partition(";")[0]
@@ -197,7 +229,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def _hub_rows(name: str) -> Any:
-    """The data set, as the datasets library holds it."""
+    """The "train" split of a data set, as an object of the datasets library."""
     check_on_hub(name, "dataset")
     import datasets  # slow to import, and only needed here
 

@@ -8,19 +8,19 @@ import torch
 
 
 class Split(NamedTuple):
-    """Which rows, by their number over all files, are trained on and which are held out."""
+    """The rows that are trained on and those that are held out, as numbers that count on over all files."""
 
-    train: list[int]  # in order, and as often as they are seen in an epoch
+    train: list[int]  # in order; a row that is seen several times in an epoch is there several times
     held_out: list[int]
-    taken: list[int]  # how many rows are seen of each file, the repeated ones as often as they are
-    wanted: int  # how many were to be held out
-    moved: int  # how many changed sides so that all rows with one prompt are on the same
+    taken: list[int]  # for each file, how many rows are seen in an epoch, repetitions included
+    wanted: int  # how many rows were to be held out
+    moved: int  # how many rows changed sides, so that all rows with one prompt are on the same side
 
 
 def held_out_count(rows: int, test_size: int | float) -> int:
-    """How many of `rows` to hold out: the count, or the ratio of them, at least one.
+    """How many of `rows` to hold out: as `test_size` says, or a tenth where that leaves no row to train on.
 
-    Where that leaves nothing to train on, a tenth.
+    A ratio holds out one row at least.
     """
     count = max(1, round(rows * test_size)) if isinstance(test_size, float) else test_size
     return count if count < rows else rows // 10
@@ -31,10 +31,11 @@ def split(
 ) -> Split:
     """Take from each file as many rows as its weight says, and hold some of them out, at random by `seed`.
 
-    `prompts` has for each file the hashes of its rows' prompts. Rows with the same prompt are all held out or
-    all trained on; trained on where they are more than there is still room for. A row is held out once.
+    prompts: for each file, the hashes of its rows' prompts. Rows with the same prompt are either all held out
+    or all trained on: they are trained on where they are more than are still to be held out. A row that is
+    seen several times is held out once.
     """
-    times = sample([len(file) for file in prompts], weights, seed)
+    times = repetitions([len(file) for file in prompts], weights, seed)
     numbers = np.flatnonzero(np.concatenate(times))
     wanted = held_out_count(len(numbers), test_size)
     shuffled = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed)).numpy()
@@ -50,10 +51,11 @@ def split(
     )
 
 
-def sample(sizes: Sequence[int], weights: Sequence[float], seed: int) -> list[np.ndarray]:
-    """For each file, how often each of its rows is seen: `weight` times on average.
+def repetitions(sizes: Sequence[int], weights: Sequence[float], seed: int) -> list[np.ndarray]:
+    """How often each row of each file is seen in an epoch: on average as often as the file's weight says.
 
-    A weight of 0.5 takes a random half of the rows, one of 2.5 each row twice and a random half once more.
+    A weight of 0.5 takes a random half of the rows; a weight of 2.5 takes each row twice, and a random half
+    of them once more. Returns an array of integers for each file, one for each row.
     """
     random = np.random.default_rng(seed)
     times = []
@@ -66,9 +68,10 @@ def sample(sizes: Sequence[int], weights: Sequence[float], seed: int) -> list[np
 
 
 def _choose(groups: np.ndarray, room: int) -> np.ndarray:
-    """Which of some elements to choose: `room` of them, the first ones if each group has one element only.
+    """Choose `room` elements, or fewer, so that of each group all elements are chosen or none.
 
-    Groups are taken whole, in the order of their first elements, and passed over where there is no room left.
+    groups: the group of each element. Groups are taken in the order of their first elements; one that has
+    more elements than there is room left is passed over. Returns a boolean for each element.
     """
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     ends = np.cumsum(sizes)

@@ -1,6 +1,7 @@
 """Load a model's weights, and fit its vocabulary to the tokenizer."""
 
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from training.common.errors import UserError, first_line
 from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
 from training.model.bloom import BloomForCausalLM
-from training.text.tokenizer import check_model_path, load_base_tokenizer
+from training.text.tokenizer import check_model_path
+from training.text.tokenizer import new_tokens as find_new_tokens
 
-# Rows are added up to the next multiple of this: a matrix product is faster on such widths.
+# Embedding rows are added up to the next multiple of this: a matrix product is faster on such widths.
 ROW_MULTIPLE = 64
 
-# The noise that tells new rows apart, in standard deviations of the trained rows.
+# The noise that tells new embedding rows apart, in standard deviations of the old tokens' rows.
 NEW_ROW_NOISE = 0.01
 
 
@@ -32,21 +34,22 @@ def load_model(
     tokenizer: PreTrainedTokenizerFast,
     *,
     dtype: torch.dtype | str = "auto",
-    known: set[int] | None = None,
+    new_tokens: Collection[int] | None = None,
     seed: int = 0,
     **loading: Any,
 ) -> PreTrainedModel:
-    """The causal language model at `path`, with a row in and out for every token of `tokenizer`.
+    """The causal language model at `path`, with embedding rows, in and out, for every token of `tokenizer`.
 
-    A Bloom comes as `training.model.bloom`'s, any other model as transformers' own.
-    dtype: of the weights in memory; "auto" is what was saved. known: ids of the tokenizer at `path`, for who
-    has read it already. seed: of the noise in new rows. loading: more that transformers' `from_pretrained`
-    takes. Raises UserError where there is no model.
+    A Bloom comes as `training.model.bloom`'s class, any other model as transformers' own.
+    dtype: the type of the weights in memory; "auto" is that of the saved ones. new_tokens: the ids of
+    `tokenizer` that the tokenizer at `path` does not have; without them, that tokenizer is read as well.
+    seed: for the noise in new embedding rows. loading: more arguments for transformers' `from_pretrained`.
+    Raises UserError where there is no model.
     """
     model = load_base_model(path, dtype=dtype, **loading)
-    if known is None:
-        known = set(load_base_tokenizer(path).get_vocab().values())
-    fit_vocabulary(model, tokenizer, known, seed)
+    if new_tokens is None:
+        new_tokens = find_new_tokens(path, tokenizer)
+    fit_vocabulary(model, tokenizer, new_tokens, seed)
     model.config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
     model.generation_config = default_generation_config(tokenizer)
     return model
@@ -80,20 +83,20 @@ def _no_model(path: str, error: Exception) -> UserError:
 
 
 def fit_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: set[int], seed: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, new_tokens: Collection[int], seed: int
 ) -> None:
-    """Give every token of `tokenizer` its rows in the embedding and the head; never take one away.
+    """Give every token of `tokenizer` an embedding row, in and out; never take a row away.
 
-    known: the ids that the model's own tokenizer had. Where rows are missing, the matrices grow to the next
-    multiple of ROW_MULTIPLE. Rows of tokens outside `known`, and rows added, become the mean of the known
-    rows plus a little noise; known rows are not touched.
+    new_tokens: the ids that the model's own tokenizer did not have. Where rows are missing, the embedding and
+    the head grow to the next multiple of ROW_MULTIPLE. The rows of new tokens, and the rows added, become the
+    mean of the other tokens' rows plus a little noise; the other tokens' rows are not touched.
     """
-    vocabulary = set(tokenizer.get_vocab().values())
+    known = set(tokenizer.get_vocab().values()).difference(new_tokens)
     rows = model.config.vocab_size
     fitted = fitted_rows(rows, tokenizer)
     if fitted > rows:
         model.resize_token_embeddings(fitted, mean_resizing=False)
-    new = sorted((vocabulary - known) | set(range(rows, model.config.vocab_size)))
+    new = sorted({*new_tokens, *range(rows, model.config.vocab_size)})
     if new:
         trained = torch.tensor(sorted(token_id for token_id in known if token_id < rows))
         for matrix in token_matrices(model):
@@ -101,13 +104,16 @@ def fit_vocabulary(
 
 
 def fitted_rows(rows: int, tokenizer: PreTrainedTokenizerFast) -> int:
-    """How many rows a vocabulary of `rows` has once there is one for every token."""
+    """How many embedding rows a model with `rows` of them has once there is one for every token."""
     needed = max(tokenizer.get_vocab().values()) + 1
     return rows if needed <= rows else -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def average_rows(model: PreTrainedModel, replaced: dict[int, list[int]]) -> None:
-    """Set each token's rows, in and out, to the mean of the rows of the tokens that it takes the place of."""
+    """Set the embedding rows, in and out, of each token in `replaced` to the mean of those of its tokens.
+
+    replaced: for each token, the ids of the tokens that it takes the place of.
+    """
     with torch.no_grad():
         for matrix in token_matrices(model):
             for token, tokens in replaced.items():
@@ -115,7 +121,7 @@ def average_rows(model: PreTrainedModel, replaced: dict[int, list[int]]) -> None
 
 
 def token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
-    """The embedding, and the head's matrix and bias unless they are the embedding or missing."""
+    """The embedding, the head's matrix unless it is the embedding, and the head's bias if there is one."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     matrices = [embedding.weight]
     if head is not None and head.weight is not embedding.weight:
@@ -147,7 +153,7 @@ def gather_weights(
 
 
 def default_generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """The original release's sampling, ended and padded by `<|End|>`."""
+    """The sampling of the original release, with `<|End|>` as eos and pad token."""
     end = tokenizer.convert_tokens_to_ids(END)
     return GenerationConfig(
         do_sample=True,

@@ -127,15 +127,19 @@ def base_of(path: str) -> str:
 
 
 def load_any(
-    path: str, tokenizer: PreTrainedTokenizerFast, *, known: set[int], **loading: Any
+    path: str,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    new_tokens: Sequence[int] | None = None,
+    **loading: Any,
 ) -> PreTrainedModel:
     """As `load_model`; of an adapter, its base model with the adapter merged into the weights.
 
-    Weights that are in 8 or 4 bits cannot take it without loss; there it stays beside them. known: ids of the
-    tokenizer at `path`.
+    Weights that are in 8 or 4 bits cannot take it without loss; there it stays beside them.
+    new_tokens: as for `load_model`; those of an adapter's base model are found by its own tokenizer.
     """
     if not is_adapter(path):
-        return load_model(path, tokenizer, known=known, **loading)
+        return load_model(path, tokenizer, new_tokens=new_tokens, **loading)
     if not Path(path, ADAPTER_WEIGHTS).is_file():
         raise UserError(f"{path}: an adapter without {ADAPTER_WEIGHTS}; save it in that format")
     model = load_model(base_of(path), tokenizer, **loading)

@@ -13,7 +13,8 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 from training.common.errors import UserError, first_line
 from training.common.hub import check_on_hub
 from training.consts import BREAKER, CONTROL_TOKENS, END
-from training.text.encoding import answer_header, chat_template, special_tokens
+from training.text.encoding import answer_header
+from training.text.template import chat_template
 
 # What makes a directory one of an adapter.
 ADAPTER_CONFIG = "adapter_config.json"
@@ -26,16 +27,27 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
     Raises UserError where there is no usable tokenizer.
     """
-    return teach_to_chat(load_base_tokenizer(path))
+    return load_tokenizer_and_new_tokens(path)[0]
 
 
-def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Give it the control tokens, and return it.
+def load_tokenizer_and_new_tokens(path: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """What `load_tokenizer` gives, and the ids of the control tokens that the tokenizer at `path` lacks.
 
-    Tokens that are there keep their ids; missing control tokens get the next free ones. Saved, it renders and
-    tokenizes chats by itself as training does.
+    `load_model` and `add_adapter` take those ids as `new_tokens`, so that the tokenizer is read once.
     """
-    # Also those that are there have to be looked for before the normalizer runs, which removes the breakers.
+    tokenizer = load_base_tokenizer(path)
+    return tokenizer, teach_to_chat(tokenizer)
+
+
+def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Give a tokenizer the control tokens and the chat template; return the ids of the tokens it lacked.
+
+    Tokens that are there keep their ids; missing control tokens get the next free ones. Saved, the tokenizer
+    renders and tokenizes chats by itself as training does.
+    """
+    backend = tokenizer.backend_tokenizer
+    missing = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is None]
+    # Special tokens that were there, too, have to be looked for before the normalizer removes the breakers.
     found = tokenizer.added_tokens_decoder.values()
     late = [str(token) for token in found if token.special and token.normalized]
     special = [AddedToken(token, special=True, normalized=False) for token in (*late, *CONTROL_TOKENS)]
@@ -46,15 +58,25 @@ def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast
         tokenizer.add_bos_token = tokenizer.add_eos_token = False
     _leave_spaces(tokenizer)
     _remove_breakers(tokenizer)
-    tokenizer.chat_template = chat_template(special_tokens(tokenizer), answer_header(tokenizer))
-    return tokenizer
+    tokenizer.chat_template = chat_template_for(tokenizer)
+    return sorted(backend.token_to_id(token) for token in missing)
+
+
+def chat_template_for(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The chat template of this recipe for a tokenizer that has the control tokens."""
+    return chat_template(special_tokens(tokenizer), answer_header(tokenizer))
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Texts that the tokenizer takes for a single token wherever they stand, the control tokens included."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer as it is found at `path`.
+    """The tokenizer as it is found at `path`, as an object of the library's general class.
 
-    Of the library's general class: one of a class such as Qwen2Tokenizer, saved, would be loaded with that
-    class's normalizer and not with ours.
+    A saved tokenizer of a class such as Qwen2Tokenizer would be loaded with that class's normalizer instead
+    of ours. Raises UserError where there is no usable tokenizer.
     """
     check_model_path(path)
     try:
@@ -78,7 +100,7 @@ def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
 
 def new_tokens(path: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Ids of `tokenizer` that the tokenizer at `path` does not have."""
+    """The ids of `tokenizer` that the tokenizer at `path`, which is read for this, does not have."""
     known = set(load_base_tokenizer(path).get_vocab().values())
     return sorted(set(tokenizer.get_vocab().values()) - known)
 
@@ -121,10 +143,10 @@ def check_base_model(path: str) -> None:
 
 
 def _leave_spaces(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Add no space to a text, and take none off.
+    """Change the tokenizer so that it adds no space to a text, and takes none off.
 
-    SentencePiece puts one before each text, and its decoder takes it off: of a conversation's pieces each
-    would get one, where the whole text has it at its start at most.
+    SentencePiece puts a space before each text, and its decoder takes it off again. Here every piece of a
+    conversation would get one, though the whole text has at most one, at its start.
     """
     parts = ("normalizer", "pre_tokenizer", "decoder")
     found, shell = tokenizer.backend_tokenizer, Tokenizer(models.BPE())
@@ -139,7 +161,7 @@ def _leave_spaces(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _without_spaces(part: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A part of the tokenizers library's, as its JSON has it."""
+    """A normalizer, pre-tokenizer or decoder, in the tokenizers library's JSON, without what adds spaces."""
     match part:
         case {"type": "Prepend"} | {"type": "Strip", "content": _}:
             return None

@@ -1,0 +1,222 @@
+"""Findings: what a data file holds and what is wrong with it, counted while its rows are read."""
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from training.consts import BREAKER
+from training.data.duplicates import RowHashes, conflicts, duplicates
+from training.text.conversation import Conversation, domain_of
+
+# So many errors are kept with their text; the rest are counted.
+ERRORS_KEPT = 100
+
+# So many lines are kept of everything else that is found.
+LINES_KEPT = 3
+
+QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
+
+# Any text that looks like a control token of ours or of another model. The tokenizer's own are added to it.
+LOOKALIKE = r"<[|｜][^<>|｜\n]{1,30}[|｜]>"
+
+# What may be wrong with a row that can be used.
+NOTES = {
+    "dropped": "DROPPED, first turn beyond --max-length",
+    "cut": "cut after the last turn within --max-length",
+    "duplicate": "the same as an earlier row",
+    "conflict": "the same prompt as another row, but another answer",
+    "lookalike": "a text that looks like a control token (it stays text)",
+    "breaker": "U+E000 in a text (it is removed)",
+    "nul": "NUL in a text",
+    "bom": "a byte order mark (at the start of the file it is read over; in a text it stays)",
+}
+
+
+@dataclass
+class NotedRows:
+    """How many rows something was found in, and the first LINES_KEPT of their lines.
+
+    Each entry of `lines` is a list: of one line, or of the lines of rows that belong together.
+    """
+
+    count: int = 0
+    lines: list[list[int]] = field(default_factory=list)
+
+    def add(self, count: int, lines: Iterable[list[int]]) -> None:
+        self.count += count
+        self.lines += list(lines)[: LINES_KEPT - len(self.lines)]
+
+
+class Findings:
+    """What the rows of a file hold, and what is wrong with them, counted row by row for `summary`.
+
+    The findings of two parts of a file add up by `+=`, in the file's order.
+    """
+
+    def __init__(self, max_length: int, special_tokens: Iterable[str]) -> None:
+        self._max_length = max_length
+        names = sorted(map(re.escape, special_tokens), key=len, reverse=True)
+        self._lookalike = re.compile("|".join([LOOKALIKE, *names]), re.IGNORECASE)
+        self._rows = 0
+        self._ends_at: tuple[int, str] | None = None
+        self._errors: list[tuple[int, str]] = []
+        self._unusable: dict[str, NotedRows] = {}
+        self._notes = {kind: NotedRows() for kind in NOTES}
+        self._formats: Counter[str] = Counter()
+        self._domains: Counter[str] = Counter()
+        self._turns: Counter[int] = Counter()
+        self._supervised = 0
+        self._kept = Counter(rows=0, tokens=0, learnt=0)
+        # One entry for each usable row.
+        self._lines = array("q")
+        self._lengths = array("q")
+        self._row_hashes = array("Q")
+        # One entry for each turn of a usable row.
+        self._turn_lines = array("q")
+        self._prompts = array("Q")
+        self._answers = array("Q")
+
+    def add_unusable(self, line: int, problem: str, *, ends_file: bool = False) -> None:
+        """Note a row that cannot be used; `ends_file` where the rows after it cannot be read either."""
+        self._rows += 1
+        if ends_file:
+            self._ends_at = (line, problem)
+        if len(self._errors) < ERRORS_KEPT:
+            self._errors.append((line, problem))
+        self._unusable.setdefault(reason_of(problem), NotedRows()).add(1, [[line]])
+
+    def add_usable(
+        self,
+        line: int,
+        row_format: str,
+        conversation: Conversation,
+        hashes: RowHashes,
+        answers: Sequence[tuple[int, int]],
+        kept_length: int,
+    ) -> None:
+        """Note a row that can be used.
+
+        answers: where the supervised tokens of each answer start and end. kept_length: how many tokens of the
+        row training sees; 0 for a row that is dropped.
+        """
+        length = answers[-1][1]
+        self._rows += 1
+        self._formats[row_format] += 1
+        self._domains[domain_of(conversation)] += 1
+        self._turns[len(answers)] += 1
+        self._lengths.append(length)
+        self._lines.append(line)
+        self._supervised += sum(end - start for start, end in answers)
+        if kept_length:
+            self._kept["rows"] += 1
+            self._kept["tokens"] += kept_length
+            self._kept["learnt"] += sum(end - start for start, end in answers if end <= kept_length)
+        self._row_hashes.append(hashes.row)
+        self._turn_lines.extend([line] * len(answers))
+        self._prompts.extend(hashes.prompts)
+        self._answers.extend(hashes.answers)
+
+        if kept_length < length:
+            self._notes["cut" if kept_length else "dropped"].add(1, [[line]])
+        texts = "\n".join(texts_of(conversation))
+        for kind, found in (
+            ("lookalike", self._lookalike.search(texts)),
+            ("breaker", BREAKER in texts),
+            ("nul", "\0" in texts),
+            ("bom", "\ufeff" in texts),
+        ):
+            if found:
+                self._notes[kind].add(1, [[line]])
+
+    def add_bom(self) -> None:
+        """Note a byte order mark at the start of the file."""
+        self._notes["bom"].add(1, [[1]])
+
+    def __iadd__(self, later: "Findings") -> "Findings":
+        self._rows += later._rows
+        self._ends_at = self._ends_at or later._ends_at
+        self._errors += later._errors[: ERRORS_KEPT - len(self._errors)]
+        for mine, theirs in ((self._unusable, later._unusable), (self._notes, later._notes)):
+            for kind, noted in theirs.items():
+                mine.setdefault(kind, NotedRows()).add(noted.count, noted.lines)
+        for name in ("_formats", "_domains", "_turns", "_kept"):
+            getattr(self, name).update(getattr(later, name))
+        self._supervised += later._supervised
+        for name in ("_lines", "_lengths", "_row_hashes", "_turn_lines", "_prompts", "_answers"):
+            getattr(self, name).extend(getattr(later, name))
+        return self
+
+    def summary(self) -> dict[str, Any]:
+        """All findings, in JSON's types: the check prints them, the cache stores them, the log quotes them.
+
+        rows                             rows in the file
+        ends_at                          [line, problem] where a JSON array could not be read on, or null
+        unusable                         {reason: {"count", "lines"}}
+        errors                           [[line, problem]] of the first ERRORS_KEPT unusable rows
+        notes                            {kind of NOTES: {"count", "lines"}}
+        formats, domains, turns          {name, prefix or number: usable rows}
+        max_length                       longest row in training, in tokens
+        tokens, learnt                   tokens of the usable rows, and how many of them are supervised
+        quantiles, histogram             {percent: tokens of a row}, {longest: rows}
+        kept                             {"rows", "tokens", "learnt"} that training sees
+
+        "lines" is as in `NotedRows`.
+        """
+        lengths, lines, turn_lines = map(np.asarray, (self._lengths, self._lines, self._turn_lines))
+        rows, prompts, answers = map(np.asarray, (self._row_hashes, self._prompts, self._answers))
+        same = [group.tolist() for group in duplicates(rows, lines)]
+        opposed = [group.tolist() for group in conflicts(prompts, answers, turn_lines)]
+        notes = {
+            **self._notes,
+            "duplicate": _noted_groups(same, sum(len(group) - 1 for group in same)),
+            "conflict": _noted_groups(opposed, len({line for group in opposed for line in group})),
+        }
+        quantiles = np.quantile(lengths, np.array(QUANTILES) / 100, method="lower") if len(lengths) else []
+        return {
+            "rows": self._rows,
+            "ends_at": self._ends_at and list(self._ends_at),
+            "unusable": {reason: vars(noted) for reason, noted in self._unusable.items()},
+            "errors": [list(error) for error in self._errors],
+            "notes": {kind: vars(noted) for kind, noted in notes.items() if noted.count},
+            "formats": dict(self._formats.most_common()),
+            "domains": dict(self._domains.most_common()),
+            "turns": {str(turns): rows for turns, rows in sorted(self._turns.items())},
+            "max_length": self._max_length,
+            "tokens": int(lengths.sum()),
+            "learnt": self._supervised,
+            "quantiles": {str(q): int(value) for q, value in zip(QUANTILES, quantiles, strict=False)},
+            "histogram": dict(_histogram(lengths)),
+            "kept": dict(self._kept),
+        }
+
+
+def texts_of(conversation: Conversation) -> Iterable[str]:
+    """Every text of a conversation."""
+    yield conversation.system
+    for turn in conversation.turns:
+        yield turn.human
+        yield turn.yayi
+
+
+def reason_of(problem: str) -> str:
+    """The text that problems of one kind share: `problem` without brackets, indices and quoted values."""
+    return re.sub(r"(?<=\[)\d+(?=\])|'[^']*'", "…", re.sub(r" \(.*\)", "", problem))
+
+
+def _noted_groups(groups: list[list[int]], count: int) -> NotedRows:
+    return NotedRows(count, [group[:LINES_KEPT] for group in sorted(groups)[:LINES_KEPT]])
+
+
+def _histogram(lengths: np.ndarray) -> list[tuple[str, int]]:
+    """How many rows are at most 16, 32, 64, ... tokens long, and too long for the number before."""
+    if not len(lengths):
+        return []
+    exponents = np.maximum(np.ceil(np.log2(lengths)).astype(int), 4)
+    counts = np.bincount(exponents)
+    first = int(exponents.min())
+    return [(str(2**exponent), int(counts[exponent])) for exponent in range(first, len(counts))]

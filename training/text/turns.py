@@ -1,0 +1,24 @@
+"""Conversation and Turn, which every row becomes: the code behind the reader knows nothing else."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the human says, and what YaYi answers; None where the answer is still to come."""
+
+    human: str
+    yayi: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One or more turns. Only the last may lack its answer; an empty system text means the intro."""
+
+    turns: tuple[Turn, ...]
+    system: str = ""
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether the last answer is still to come."""
+        return self.turns[-1].yayi is None
