@@ -25,9 +25,9 @@ from inference.options import load_chosen, model_options
 from inference.resumable import held, refusals, write_text
 from training.common.errors import UserError, run_command
 from training.consts import NOT_LEARNT
-from training.data.collate import collate, collate_padded
+from training.data.collate import collator
 from training.data.reader import read_rows
-from training.model.bloom import BloomForCausalLM
+from training.model.load import is_packed
 from training.text.conversation import Conversation, domain_of, from_row
 from training.text.encoding import encode
 
@@ -125,7 +125,7 @@ def count_learnt(examples: Sequence[dict[str, list[int]]]) -> int:
 @torch.inference_mode()
 def summed_loss(model: PreTrainedModel, examples: Sequence[dict[str, list[int]]], batch_size: int) -> float:
     """The loss of all learnt tokens together, in nats, by the model's own loss in training."""
-    collated = collate if isinstance(model, BloomForCausalLM) else collate_padded
+    collated = collator(is_packed(model.config))
     total = 0.0
     for start in range(0, len(examples), batch_size):
         batch = collated(examples[start : start + batch_size])

@@ -23,7 +23,7 @@ from training.common.console import Progress, quiet_libraries
 from training.common.errors import UserError, run_command
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
-from training.model.load import average_rows, fit_vocabulary, is_bloom, load_base_model
+from training.model.load import average_rows, fit_vocabulary, load_base_model, read_config
 from training.model.save import save_model
 from training.text.conversation import from_row
 from training.text.tokenizer import check_base_model, load_base_tokenizer
@@ -66,7 +66,7 @@ def main(input_model: str, paths: tuple[str, ...], num_tokens: int, output_dir: 
         raise UserError(f"{output_dir}: holds something already; give another --output-dir")
     check_base_model(input_model)
     tokenizer = load_base_tokenizer(input_model)
-    is_bloom(input_model)  # a directory without a model is found out before the work
+    read_config(input_model)  # a directory without a model is found out before the work
     corpus = read_corpus(paths)
     for line in corpus.left_out_lines():
         print(line)

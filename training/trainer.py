@@ -19,10 +19,9 @@ from training.common.console import quiet_libraries, say
 from training.common.errors import UserError, run_command
 from training.common.options import Options
 from training.cost.ways import plan, this_machine
-from training.data.collate import collate, collate_padded
+from training.data.collate import collator
 from training.data.examples import Examples, build_datasets
-from training.model.bloom import BloomForCausalLM
-from training.model.load import load_model
+from training.model.load import is_packed, load_model
 from training.model.lora import add_adapter, quantized_loading
 from training.run.arguments import check_options, training_arguments
 from training.run.checkpoints import check_disk_space, export_model
@@ -116,8 +115,7 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
         seed=options.seed,
         **(quantized_loading(args.device) if options.load_in_4bit else {}),
     )
-    is_packed = isinstance(model, BloomForCausalLM)
-    if is_packed:
+    if is_packed(model.config):
         say("Bloom: no padding, fused attention, logits only where they are supervised")
         # A Bloom has no other limit; servers and our chat go by this one.
         model.config.seq_length = max(getattr(model.config, "seq_length", 0), options.max_length)
@@ -136,7 +134,7 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
     return SFTTrainer(
         model=model,
         args=args,
-        data_collator=collate if is_packed else collate_padded,
+        data_collator=collator(is_packed(model.config)),
         train_dataset=data.training,
         eval_dataset=data.held_out if len(data.held_out) else None,
         tokenizer=data.tokenizer,

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from training.cost.flops import MatrixProducts, matrix_products
 from training.model.bloom import LOGITS_AT_ONCE, BloomForCausalLM, Documents, alibi_columns
+from training.model.load import is_packed
 from training.model.lora import add_adapter
 
 # In float32: the weights that the optimizer changes, and Adam's two moments.
@@ -49,7 +50,7 @@ class Shapes(NamedTuple):
     frozen: int
     frozen_linear: int  # of these, what 4 bits apply to
     largest: int  # of the matrices: ZeRO-3 puts together one at a time
-    is_bloom: bool
+    is_packed: bool
     vocabulary: int
     hidden_size: int
     layers: int
@@ -102,7 +103,7 @@ def empty_model(
 ) -> PreTrainedModel:
     """The model of a configuration, on the meta device: shapes without values."""
     with torch.device("meta"):
-        if config.model_type == "bloom":
+        if is_packed(config):
             model = BloomForCausalLM(config).to(dtype)
         else:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -143,7 +144,7 @@ def shapes_of(
         frozen=sum(weight.numel() for weight in frozen),
         frozen_linear=products.frozen,
         largest=max(weight.numel() for weight in weights),
-        is_bloom=config.model_type == "bloom",
+        is_packed=is_packed(config),
         vocabulary=config.vocab_size,
         hidden_size=config.hidden_size,
         layers=config.num_hidden_layers,
@@ -166,8 +167,7 @@ def _kept(
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     kept: dict[int, torch.UntypedStorage] = {}
-    is_bloom = config.model_type == "bloom"
-    if is_bloom:  # outside of the mode, whose tensors would stay in a cache
+    if is_packed(config):  # outside of the mode, whose tensors would stay in a cache
         positions = torch.arange(batch.length).repeat(batch.rows)
         documents = Documents([batch.length] * batch.rows, alibi_columns(positions, config, dtype))
     model = empty_model(config, dtype, adapter, new_tokens).train()
@@ -184,7 +184,7 @@ def _kept(
 
         bare = model.get_base_model() if adapter else model
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            if is_bloom:
+            if is_packed(config):
                 input_ids = torch.zeros(1, batch.tokens, dtype=torch.int64)
                 bare._through_blocks(bare._embedded(input_ids), documents)
             else:
@@ -281,7 +281,7 @@ def _head_bytes(shapes: Shapes, width: int, learnt: int) -> int:
     """Logits and what is computed of them; of a Bloom, also the gradients of the head, which ours computes
     beside its loss, and of the embedding.
     """
-    if not shapes.is_bloom:
+    if not shapes.is_packed:
         # transformers' loss: logits and their gradient, and two float32 tensors of the same shape.
         return learnt * shapes.vocabulary * (2 * width + 8)
     of_slice = 8 * min(LOGITS_AT_ONCE, learnt * shapes.vocabulary)

@@ -23,8 +23,7 @@ from training.cost.memory import (
 )
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
-from training.model.load import fitted_rows, read_config
-from training.text.tokenizer import new_tokens
+from training.model.load import fitted_rows, is_packed, read_config
 
 # Of an A100 in bf16, without sparsity (NVIDIA's data sheet of the A100), and the share of it that is stated.
 TFLOPS, UTILIZATION = 312.0, 0.4
@@ -86,15 +85,21 @@ class Way(NamedTuple):
 
 
 def plan(
-    options: Options, tokenizer: PreTrainedTokenizerFast, rows: Examples | None, machine: Machine
+    options: Options,
+    tokenizer: PreTrainedTokenizerFast,
+    new_tokens: list[int],
+    examples: Examples | None,
+    machine: Machine,
 ) -> Iterator[str]:
-    """The plan as lines of text. options: the trainer's. rows: those to train on; None: rows of --max-length.
+    """The plan as lines of text.
 
-    Raises UserError for an --lora-target that no layer has.
+    options: those of the trainer. new_tokens: ids that the input model's own tokenizer does not have.
+    examples: those to train on; None stands for examples of --max-length. Raises UserError for an
+    --lora-target that no layer has.
     """
     config = fitted_config(options.input_model, tokenizer)
-    work = work_of(options, rows, machine.cards, is_padded=config.model_type != "bloom")
-    ways = list(ways_of(options, config, new_tokens(options.input_model, tokenizer), work, machine.cards))
+    work = work_of(options, examples, machine.cards, packed=is_packed(config))
+    ways = list(ways_of(options, config, new_tokens, work, machine.cards))
     parameters = empty_model(config, torch.float32).num_parameters()
     yield (
         f"{options.input_model}: {parameters / 1e6:,.1f} M parameters, vocabulary {config.vocab_size:,}; "
@@ -139,9 +144,9 @@ def does_fit(way: Way, machine: Machine) -> bool:
     return way.memory.peak + SET_ASIDE <= machine.memory
 
 
-def work_of(options: Options, rows: Examples | None, cards: int, is_padded: bool) -> Work:
+def work_of(options: Options, examples: Examples | None, cards: int, packed: bool) -> Work:
     """What the longest micro-batch of the run holds, and all micro-batches together."""
-    if rows is None:
+    if examples is None:
         if options.tokens_per_batch:
             count = max(1, options.tokens_per_batch // options.max_length)
         else:
@@ -150,20 +155,22 @@ def work_of(options: Options, rows: Examples | None, cards: int, is_padded: bool
         pairs = ASSUMED_TOKENS * (options.max_length + 1) // 2
         whole = Tokens(ASSUMED_TOKENS, ASSUMED_TOKENS, 0, pairs)
         return Work(longest, longest.tokens, whole, " of --max-length, all learnt: there is no --data-path")
-    sampler = MicroBatches(rows.lengths, rank=0, world_size=cards, seed=options.seed, **options.micro_batch)
+    sampler = MicroBatches(
+        examples.lengths, rank=0, world_size=cards, seed=options.seed, **options.micro_batch
+    )
     steps = -(-len(sampler) // options.gradient_accumulation_steps)
     epochs = options.max_steps / steps if options.max_steps else options.epochs
     longest = MicroBatch(1, 1)
     for epoch in range(math.ceil(epochs)):
         for batch in sampler.of_all_ranks(epoch, 0, len(sampler)):
-            lengths = rows.lengths[batch]
-            length = int(lengths.max() if is_padded else -(-lengths.sum() // len(batch)))
+            lengths = examples.lengths[batch]
+            length = int(-(-lengths.sum() // len(batch)) if packed else lengths.max())
             longest = max(longest, MicroBatch(len(batch), length), key=lambda batch: batch.tokens)
-    kept = [file.summary["kept"] for file in rows.dataset.datasets]
+    kept = [file.summary["kept"] for file in examples.dataset.datasets]
     learnt_share = sum(file["learnt"] for file in kept) / sum(file["tokens"] for file in kept)
-    total = int(rows.lengths.sum() * epochs)
-    pairs = int((rows.lengths * (rows.lengths + 1) // 2).sum() * epochs)
-    learnt = longest.tokens if is_padded else int(longest.tokens * learnt_share)
+    total = int(examples.lengths.sum() * epochs)
+    pairs = int((examples.lengths * (examples.lengths + 1) // 2).sum() * epochs)
+    learnt = int(longest.tokens * learnt_share) if packed else longest.tokens
     return Work(longest, learnt, Tokens(total, int(total * learnt_share), 0, pairs))
 
 

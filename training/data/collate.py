@@ -1,6 +1,6 @@
 """Examples -> one batch of tensors, packed or padded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -45,6 +45,11 @@ def collate_padded(examples: Examples) -> dict[str, torch.Tensor]:
         "labels": pad_sequence(_tensors(examples, "labels"), batch_first=True, padding_value=NOT_LEARNT),
         "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),
     }
+
+
+def collator(is_packed: bool) -> Callable[[Examples], dict[str, torch.Tensor]]:
+    """The function that makes a batch for a model: see `is_packed` of `training.model.load`."""
+    return collate if is_packed else collate_padded
 
 
 def _tensors(examples: Examples, key: str) -> list[torch.Tensor]:

@@ -57,16 +57,19 @@ def load_model(
 
 def load_base_model(path: str, *, dtype: torch.dtype | str = "auto", **loading: Any) -> PreTrainedModel:
     """The causal language model as it is found at `path`. Raises UserError where there is none."""
-    model_class = BloomForCausalLM if is_bloom(path) else AutoModelForCausalLM
+    model_class = BloomForCausalLM if is_packed(read_config(path)) else AutoModelForCausalLM
     try:
         return model_class.from_pretrained(path, dtype=dtype, **loading)
     except (OSError, ValueError, SafetensorError) as error:
         raise _no_model(path, error) from None
 
 
-def is_bloom(path: str) -> bool:
-    """Whether the model at `path` is a Bloom. Raises UserError where there is no model."""
-    return read_config(path).model_type == "bloom"
+def is_packed(config: PretrainedConfig) -> bool:
+    """Whether models of this configuration take packed batches, examples laid end to end without padding.
+
+    A Bloom does, for which we have a class of our own; every other model takes padded batches.
+    """
+    return config.model_type == "bloom"
 
 
 def read_config(path: str) -> PretrainedConfig:

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from training.common.console import say
 from training.common.errors import UserError
 from training.common.options import Options
-from training.model.load import is_bloom
+from training.model.load import is_packed, read_config
 from training.run.launch import check_bf16, check_learning_rate, read_deepspeed_config
 from training.text.tokenizer import check_base_model
 
@@ -23,7 +23,7 @@ def check_options(options: Options) -> dict[str, Any] | None:
     if options.bf16:
         check_bf16()
         check_learning_rate(deepspeed_config or {}, options.lr)
-    if options.tokens_per_batch and not is_bloom(options.input_model):
+    if options.tokens_per_batch and not is_packed(read_config(options.input_model)):
         raise UserError("--tokens-per-batch: for a Bloom only; other models' batches are padded")
     return deepspeed_config
 
