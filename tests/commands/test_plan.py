@@ -59,23 +59,23 @@ def test_what_is_counted_without_weights_is_what_a_real_model_has_and_keeps(
     model = load_model(path, tokenizer, dtype=torch.float32)
     if adapter:
         model = add_adapter(model, new, **adapter._asdict())
-    batch = MicroBatch(rows=3, length=40)
+    batch = MicroBatch(examples=3, length=40)
     shapes = shapes_of(fitted_config(path, tokenizer), batch, torch.float32, adapter, new)
     weights = list(model.parameters())
-    assert shapes.trained == sum(weight.numel() for weight in weights if weight.requires_grad)
+    assert shapes.trainable == sum(weight.numel() for weight in weights if weight.requires_grad)
     assert shapes.frozen == sum(weight.numel() for weight in weights if not weight.requires_grad)
     assert shapes.largest == max(weight.numel() for weight in weights)
 
     computed = shapes.around_blocks + shapes.layers * shapes.of_block
     if architecture == "bloom":
-        examples = [{"input_ids": [7] * batch.length, "labels": [7] * batch.length}] * batch.rows
+        examples = [{"input_ids": [7] * batch.length, "labels": [7] * batch.length}] * batch.examples
         bare = model.get_base_model() if adapter else model
         bare.lm_head = torch.nn.Identity()
         bare.lm_head.forward = lambda hidden, *_, **__: hidden
         kept = kept_by(bare, **{name: value for name, value in collate(examples).items() if name != "labels"})
     else:
         bare = (model.get_base_model() if adapter else model).base_model
-        ids = torch.full((batch.rows, batch.length), 7)
+        ids = torch.full((batch.examples, batch.length), 7)
         padding = torch.ones_like(ids)
         padding[0, -1] = 0  # without any, the library passes no mask
         kept = kept_by(bare, input_ids=ids, attention_mask=padding, use_cache=False)
@@ -119,13 +119,13 @@ HOW = {
     "offload": False,
     "ranks": 8,
     "dtype": torch.bfloat16,
-    "learnt": 16384,
+    "supervised": 16384,
     "bucket": 2 * 10**8,
 }
 
 
 def test_bloomz_is_counted_from_its_configuration_alone(bloomz: Shapes) -> None:
-    assert (bloomz.trained, bloomz.frozen) == (7_069_016_064, 0)
+    assert (bloomz.trainable, bloomz.frozen) == (7_069_016_064, 0)
     assert bloomz.embedded == 16384 * 4096 * 2
 
 
@@ -156,7 +156,7 @@ def test_the_command_needs_a_configuration_and_a_tokenizer_but_no_weights(
     status, out, err = outcome(plan.main, f"{command} 80")
     assert (status, err) == (0, "")
     assert "7,069.0 M parameters, vocabulary 250,880; 8 x 80.0 GB" in out
-    assert "16,384 tokens in 8 row(s) of --max-length" in out
+    assert "16,384 tokens in 8 example(s) of --max-length" in out
     table = planned(out)
     assert len(table) == 9
     assert all("fits" in figures for figures in table.values())
@@ -181,7 +181,7 @@ def test_with_data_the_batches_and_the_time_are_those_of_the_run(outcome, base: 
     tokenizer = load_tokenizer(base)
     values = trainer.main.make_context("", f"{more} --input-model {base} --local-output-dir x".split()).params
     lengths = build_datasets(Options(**values), tokenizer)[0].lengths
-    assert f"longest micro-batch: {4 * -(-lengths.sum() // 4):,} tokens in 4 row(s)\n" in out
+    assert f"longest micro-batch: {4 * -(-lengths.sum() // 4):,} tokens in 4 example(s)\n" in out
     assert f"for {3 * lengths.sum():,} tokens" in out
     _, halved, _ = outcome(plan.main, f"{command} --epochs 3 --utilization 0.2 --gpu-tflops 1e-6")
     _, whole, _ = outcome(plan.main, f"{command} --epochs 3 --utilization 0.4 --gpu-tflops 1e-6")

@@ -7,48 +7,49 @@ from transformers import PreTrainedModel
 
 
 class Tokens(NamedTuple):
-    """What is in some batches."""
+    """How many tokens some batches have."""
 
     total: int = 0  # without padding
-    learnt: int = 0
+    supervised: int = 0
     padding: int = 0
-    pairs: int = 0  # of a token and one that it looks at: itself, and those before it in its document
+    pairs: int = 0  # pairs of a token and one that it attends to: itself, or one before it in its document
 
     def __add__(self, other: "Tokens") -> "Tokens":
         return Tokens(*(one + another for one, another in zip(self, other, strict=True)))
 
 
 class MatrixProducts(NamedTuple):
-    """What the matrix products of a model depend on."""
+    """The sizes that the FLOPs of a model's matrix products depend on."""
 
-    weights: int  # of the linear layers, without the head
+    weights: int  # all weights of the linear layers, without the head
     head: int  # vocabulary * hidden
     attention: int  # layers * hidden
-    frozen: int = 0  # of the weights, those that are not trained
-    frozen_head: int = 0
+    frozen: int = 0  # how many of `weights` are frozen
+    frozen_head: int = 0  # `head` if it is frozen, or 0
 
     def flops(self, tokens: Tokens) -> int:
-        """Of one forward and backward pass over these tokens; what is computed twice is counted once.
+        """FLOPs of one forward and backward pass over these tokens; what is computed twice is counted once.
 
-        6 for each weight and token (https://arxiv.org/abs/2001.08361, section 2.1), 4 where the weight is
-        frozen, which needs no gradient; the head's weights for learnt tokens only. In attention 12 * hidden
-        for each layer and pair: a product for the score and one for the value, with two FLOPs for each
-        component, three times (https://arxiv.org/abs/2204.02311, appendix B, which does not leave out the
-        pairs that causal attention never looks at).
+        There are 6 for each weight and token (https://arxiv.org/abs/2001.08361, section 2.1), and 4 where the
+        weight is frozen and needs no gradient. The head's weights count for supervised tokens only. Attention
+        has 12 * hidden for each layer and pair: a product for the score and one for the value, with two FLOPs
+        for each component, once forward and twice backward (https://arxiv.org/abs/2204.02311, appendix B,
+        which also counts the pairs that causal attention leaves out).
         """
-        every = 6 * (self.weights * tokens.total + self.head * tokens.learnt)
-        not_needed = 2 * (self.frozen * tokens.total + self.frozen_head * tokens.learnt)
+        every = 6 * (self.weights * tokens.total + self.head * tokens.supervised)
+        not_needed = 2 * (self.frozen * tokens.total + self.frozen_head * tokens.supervised)
         return every - not_needed + 12 * self.attention * tokens.pairs
 
     def flops_of_checkpointing(self, tokens: Tokens) -> int:
-        """Of the forward pass through the blocks that activation checkpointing makes once more, at most.
+        """FLOPs, at most, of the second forward pass through the blocks under activation checkpointing.
 
-        torch leaves out what comes after the last tensor that is kept: a block's last product.
+        torch stops that pass at the last tensor that is kept, and so leaves out a block's last product.
         """
         return 2 * self.weights * tokens.total + 4 * self.attention * tokens.pairs
 
 
 def matrix_products(model: PreTrainedModel) -> MatrixProducts:
+    """The matrix products of a model, with an adapter or without."""
     head = model.get_output_embeddings()
     head = getattr(head, "original_module", head)  # an adapter wraps it
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
@@ -63,5 +64,5 @@ def matrix_products(model: PreTrainedModel) -> MatrixProducts:
 
 
 def _size(layer: nn.Linear) -> int:
-    """Of its matrix, whatever form that is kept in."""
+    """The number of weights in a layer's matrix, in whatever form they are kept."""
     return layer.in_features * layer.out_features

@@ -15,27 +15,27 @@ from training.model.bloom import LOGITS_AT_ONCE, BloomForCausalLM, Documents, al
 from training.model.load import is_packed
 from training.model.lora import add_adapter
 
-# In float32: the weights that the optimizer changes, and Adam's two moments.
+# Bytes of a trainable weight in the optimizer: the weight and Adam's two moments, all in float32.
 OPTIMIZER_BYTES = 12
 
-# What DeepSpeed's estimators multiply an offloaded optimizer by, 1.5 unless told otherwise; this is what runs
-# on a CPU took (tests/benchmarks/plan.py).
+# The factor by which DeepSpeed's estimators multiply an offloaded optimizer. Theirs is 1.5 unless told
+# otherwise; 1.3 is what runs on a CPU took (tests/benchmarks/plan.py).
 HOST_BUFFERS = 1.3
 
-# Weights that ZeRO-3 leaves together for their next use, unless told otherwise (stage3_max_live_parameters).
+# Weights that ZeRO-3 keeps gathered for their next use, unless told otherwise (stage3_max_live_parameters).
 MAX_LIVE = 1_000_000_000
 
-# A weight in 4 bits, and its share of the float32 that each 64 weights have in common
+# Bytes of a weight in 4 bits: its half byte, and its share of the float32 that 64 weights have in common
 # (https://arxiv.org/abs/2305.14314, section 3, without double quantization).
 BYTES_IN_4_BITS = 1 / 2 + 4 / 64
 
-
-# Bytes a weight: of Adam's two moments in float32, and with the float32 copy that DeepSpeed keeps.
+# Bytes of a trainable weight in a checkpoint: Adam's two moments in float32, and DeepSpeed's float32 copy
+# too.
 ADAM_BYTES, DEEPSPEED_ADAM_BYTES = 8, 12
 
 
 class Adapter(NamedTuple):
-    """What `training.model.lora.add_adapter` takes of the options."""
+    """The options of an adapter, as `training.model.lora.add_adapter` takes them."""
 
     rank: int
     alpha: int
@@ -44,12 +44,12 @@ class Adapter(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """A model's weights by their number, and what its blocks keep for the backward pass, in bytes."""
+    """How many weights a model has, and how many bytes its blocks keep for the backward pass."""
 
-    trained: int
+    trainable: int
     frozen: int
-    frozen_linear: int  # of these, what 4 bits apply to
-    largest: int  # of the matrices: ZeRO-3 puts together one at a time
+    frozen_linear: int  # how many of `frozen` can be kept in 4 bits
+    largest: int  # weights of the largest matrix: ZeRO-3 gathers one matrix at a time
     is_packed: bool
     vocabulary: int
     hidden_size: int
@@ -61,18 +61,18 @@ class Shapes(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """rows of so many tokens each. Laid end to end, only the number of tokens matters."""
+    """Examples of one length. In a packed batch, only the number of tokens matters."""
 
-    rows: int
-    length: int
+    examples: int
+    length: int  # tokens of each example
 
     @property
     def tokens(self) -> int:
-        return self.rows * self.length
+        return self.examples * self.length
 
 
 class Memory(NamedTuple):
-    """Bytes of a card, or of a process without one; the last two are of the host, for all ranks."""
+    """Bytes that a run takes of each card, or of each process where there is no card, and of the host."""
 
     weights: int
     optimizer: int
@@ -81,12 +81,14 @@ class Memory(NamedTuple):
     exchanged: int  # gradients on their way between ranks
     gradients: int
     step: int  # what the optimizer's step takes beside the gradients
-    offloaded: int
-    loading: int
+    offloaded: int  # of the host, for all ranks: the offloaded optimizer
+    loading: int  # of the host, for all ranks: the weights while they are loaded
 
     @property
     def peak(self) -> int:
-        """A backward pass begins with all activations and no gradients; a step has it the other way round."""
+        """The larger of two moments: a backward pass begins with all activations and no gradients, and an
+        optimizer step has all gradients and no activations.
+        """
         passes = self.activations + self.head + self.exchanged
         return self.weights + self.optimizer + max(passes, self.gradients + self.step)
 
@@ -111,7 +113,7 @@ def empty_model(
 
 
 def _move_to_processor(model: PreTrainedModel) -> None:
-    """In a FakeTensorMode: away from the meta device, for which torch has no fused attention."""
+    """Move a model, in a FakeTensorMode, off the meta device, for which torch has no fused attention."""
     moved: dict[torch.Tensor, torch.Tensor] = {}  # a tied weight stays one
     for module in model.modules():
         own = [
@@ -133,14 +135,14 @@ def shapes_of(
     adapter: Adapter | None = None,
     new_tokens: Sequence[int] = (),
 ) -> Shapes:
-    """What a model of `config`, its vocabulary fitted already, has and keeps for a micro-batch."""
+    """The weights of a model, and what it keeps for a micro-batch; `config` has the fitted vocabulary."""
     model = empty_model(config, dtype, adapter, new_tokens)
     weights = list(model.parameters())
     frozen = [weight for weight in weights if not weight.requires_grad]
     products = matrix_products(model)
     one, two = (_kept(config, batch, dtype, adapter, new_tokens, layers) for layers in (1, 2))
     return Shapes(
-        trained=sum(weight.numel() for weight in weights if weight.requires_grad),
+        trainable=sum(weight.numel() for weight in weights if weight.requires_grad),
         frozen=sum(weight.numel() for weight in frozen),
         frozen_linear=products.frozen,
         largest=max(weight.numel() for weight in weights),
@@ -163,13 +165,13 @@ def _kept(
     new_tokens: Sequence[int],
     layers: int,
 ) -> int:
-    """Bytes that a model of so many layers keeps for the backward pass, but for weights and head."""
+    """Bytes that a model of `layers` blocks keeps for the backward pass, without weights and head."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     kept: dict[int, torch.UntypedStorage] = {}
     if is_packed(config):  # outside of the mode, whose tensors would stay in a cache
-        positions = torch.arange(batch.length).repeat(batch.rows)
-        documents = Documents([batch.length] * batch.rows, alibi_columns(positions, config, dtype))
+        positions = torch.arange(batch.length).repeat(batch.examples)
+        documents = Documents([batch.length] * batch.examples, alibi_columns(positions, config, dtype))
     model = empty_model(config, dtype, adapter, new_tokens).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _move_to_processor(model)
@@ -188,20 +190,20 @@ def _kept(
                 input_ids = torch.zeros(1, batch.tokens, dtype=torch.int64)
                 bare._through_blocks(bare._embedded(input_ids), documents)
             else:
-                input_ids = torch.zeros(batch.rows, batch.length, dtype=torch.int64)
+                input_ids = torch.zeros(batch.examples, batch.length, dtype=torch.int64)
                 bare.base_model(input_ids=input_ids, use_cache=False)
         return sum(storage.nbytes() for storage in kept.values())
 
 
 class States(NamedTuple):
-    """Bytes of a rank; the last two are of the host, for all ranks."""
+    """Bytes of weights, optimizer and gradients, for each rank and for the host."""
 
     weights: int
     optimizer: int
     gradients: int
     step: int
-    offloaded: int
-    loading: int
+    offloaded: int  # of the host, for all ranks
+    loading: int  # of the host, for all ranks
 
     @property
     def of_rank(self) -> int:
@@ -209,30 +211,31 @@ class States(NamedTuple):
 
 
 def model_states(
-    trained: int, frozen_bytes: int, largest: int, *, stage: int, offload: bool, ranks: int, width: int
+    trainable: int, frozen_bytes: int, largest: int, *, stage: int, offload: bool, ranks: int, width: int
 ) -> States:
-    """What weights, gradients and AdamW take under ZeRO stage 2 or 3, offload being that of the optimizer.
+    """What weights, gradients and AdamW take under ZeRO stage 2 or 3.
 
-    trained, largest: weights that are trained, and those of the largest matrix. width: bytes of a weight.
+    trainable: the number of trainable weights. largest: the number of weights of the largest matrix. offload:
+    whether the optimizer is offloaded. width: bytes of a weight.
 
     In bf16 the sum for a card is what DeepSpeed's own estimators give (stage_1_and_2.py and stage3.py in
-    deepspeed/runtime/zero), but for a copy of the gradients that a step makes, and ZeRO-3's gradients. An
-    offloaded optimizer takes what they give with HOST_BUFFERS.
+    deepspeed/runtime/zero); in addition this counts the copy of the gradients that a step makes, and ZeRO-3's
+    gradients. An offloaded optimizer takes what they give with HOST_BUFFERS.
     """
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-    share = trained // ranks
-    weights = width * trained + frozen_bytes
+    share = trainable // ranks
+    weights = width * trainable + frozen_bytes
     loading = ranks * weights
-    if stage == 3:  # rank 0 reads them and hands out shares; those in use, and a gradient, are put together
+    if stage == 3:  # rank 0 reads them and hands out shares; those in use, and one gradient, are gathered
         loading = weights
         in_use = max(width * largest, min(weights, width * MAX_LIVE))
         weights = weights // ranks + in_use + width * largest
     if offload:
-        # As for one rank: for more, the estimator has each load float32.
-        offloaded, _ = estimate_zero2_model_states_mem_needs(trained, additional_buffer_factor=HOST_BUFFERS)
+        # The estimate for one rank: for more, it adds the float32 weights that each would load.
+        offloaded, _ = estimate_zero2_model_states_mem_needs(trainable, additional_buffer_factor=HOST_BUFFERS)
         return States(weights, 0, 0, 0, offloaded, loading)
-    in_float32 = 4 * share  # the gradients, as the optimizer takes them
+    in_float32 = 4 * share  # the optimizer takes the gradients in float32
     return States(weights, OPTIMIZER_BYTES * share, width * share, in_float32 + width * share, 0, loading)
 
 
@@ -244,22 +247,23 @@ def memory_of(
     ranks: int,
     dtype: torch.dtype,
     checkpointing: bool,
-    learnt: int,
+    supervised: int,
     bucket: int,
     in_4_bits: bool = False,
 ) -> Memory:
     """What a rank takes for the micro-batch of `shapes`.
 
-    learnt: its tokens that have logits. bucket: how many gradients ranks exchange at a time.
+    supervised: how many tokens of the micro-batch get logits. bucket: how many gradients the ranks exchange
+    at a time.
     """
     width = dtype.itemsize
     frozen = width * shapes.frozen
     if in_4_bits:
         frozen += int((BYTES_IN_4_BITS - width) * shapes.frozen_linear)
     states = model_states(
-        shapes.trained, frozen, shapes.largest, stage=stage, offload=offload, ranks=ranks, width=width
+        shapes.trainable, frozen, shapes.largest, stage=stage, offload=offload, ranks=ranks, width=width
     )
-    # The block whose turn it is has gradients of what it kept.
+    # One block at a time has gradients of what it kept.
     if checkpointing:
         activations = shapes.layers * shapes.embedded + 2 * shapes.of_block + shapes.around_blocks
     else:
@@ -268,8 +272,8 @@ def memory_of(
         weights=states.weights,
         optimizer=states.optimizer,
         activations=activations,
-        head=_head_bytes(shapes, width, learnt),
-        exchanged=2 * width * min(bucket, shapes.trained),  # one bucket fills while another is on its way
+        head=_head_bytes(shapes, width, supervised),
+        exchanged=2 * width * min(bucket, shapes.trainable),  # one bucket fills while another is on its way
         gradients=states.gradients,
         step=states.step,
         offloaded=states.offloaded,
@@ -277,25 +281,30 @@ def memory_of(
     )
 
 
-def _head_bytes(shapes: Shapes, width: int, learnt: int) -> int:
-    """Logits and what is computed of them; of a Bloom, also the gradients of the head, which ours computes
-    beside its loss, and of the embedding.
+def _head_bytes(shapes: Shapes, width: int, supervised: int) -> int:
+    """Bytes of the logits and of what is computed from them.
+
+    For a packed batch, these include the gradients of the head, which our Bloom computes beside the loss, and
+    of the embedding.
     """
     if not shapes.is_packed:
-        # transformers' loss: logits and their gradient, and two float32 tensors of the same shape.
-        return learnt * shapes.vocabulary * (2 * width + 8)
-    of_slice = 8 * min(LOGITS_AT_ONCE, learnt * shapes.vocabulary)
+        # transformers' loss has logits, their gradient, and two float32 tensors of the same shape.
+        return supervised * shapes.vocabulary * (2 * width + 8)
+    of_slice = 8 * min(LOGITS_AT_ONCE, supervised * shapes.vocabulary)
     return of_slice + 2 * width * (shapes.products.head - shapes.products.frozen_head)
 
 
 def numel(weight: nn.Parameter) -> int:
-    """Under ZeRO-3 a rank holds no element of a weight; `ds_numel` is what all hold together. Of weights in
-    4 bits, two are in each element that torch sees.
+    """The number of weights in a parameter, however it is kept.
+
+    Under ZeRO-3 a rank holds no element of it, and `ds_numel` is what all ranks hold together. In 4 bits,
+    each element that torch sees holds two weights.
     """
     return _elements(weight) * (2 if getattr(weight, "bnb_quantized", False) else 1)
 
 
 def stored_bytes(weight: nn.Parameter) -> int:
+    """The bytes that a parameter takes, on all ranks together under ZeRO-3."""
     return _elements(weight) * weight.element_size()
 
 
@@ -304,4 +313,5 @@ def _elements(weight: nn.Parameter) -> int:
 
 
 def trainable_weights(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """The parameters that the optimizer changes."""
     return [weight for weight in model.parameters() if weight.requires_grad]

@@ -25,22 +25,22 @@ from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
 from training.model.load import fitted_rows, is_packed, read_config
 
-# Of an A100 in bf16, without sparsity (NVIDIA's data sheet of the A100), and the share of it that is stated.
+# The peak of an A100 in bf16, without sparsity (NVIDIA's data sheet), and the share of it that is assumed.
 TFLOPS, UTILIZATION = 312.0, 0.4
 
-# A card's memory that is nobody's: CUDA's own, and what the allocator cannot use. An allowance, not measured.
+# Bytes of a card that a run cannot use: CUDA's own, and what the allocator wastes. Assumed, not measured.
 SET_ASIDE = 1_000_000_000
 
-# `reduce_bucket_size` of the ZeRO-2 configurations; "auto" in those of ZeRO-3 is the hidden size's square.
+# `reduce_bucket_size` of our ZeRO-2 configurations; "auto" in those of ZeRO-3 is the hidden size squared.
 ZERO2_BUCKET = 200_000_000
 
-# Of the adapter's plans where no --lora-rank is given.
+# The rank of the adapter in a plan without --lora-rank.
 LORA_RANK = 16
 
-# Tokens that time is computed for where there are no data.
+# How many tokens the time is computed for where there is no data.
 ASSUMED_TOKENS = 1_000_000
 
-# By stage and offload, the quickest first.
+# Our configurations by ZeRO stage and offload of the optimizer, the quickest first.
 CONFIGS = {
     (2, False): "config/deepspeed_zero2_bf16_no_offload.json",
     (3, False): "config/deepspeed_zero3_bf16_no_offload.json",
@@ -50,38 +50,38 @@ CONFIGS = {
 
 
 class Machine(NamedTuple):
-    """cards: those of a box, or the processes of one without. memory: bytes of each."""
+    """The cards of a box, or the processes of a machine without cards."""
 
     cards: int
-    memory: int
+    memory: int  # bytes of each card
     tflops: float = TFLOPS
     utilization: float = UTILIZATION
 
 
 def this_machine(ranks: int) -> Machine:
-    """The cards here, or the memory that each of `ranks` processes has of a machine without."""
+    """The machine that this runs on. Without cards, each of `ranks` processes has its share of the memory."""
     if torch.cuda.is_available():
         return Machine(ranks, torch.cuda.get_device_properties(0).total_memory)
     return Machine(ranks, psutil.virtual_memory().total // ranks)
 
 
 class Work(NamedTuple):
-    """The longest micro-batch, and all that is learnt in the run."""
+    """What a run computes: its longest micro-batch, and all its tokens."""
 
     longest: MicroBatch
-    learnt: int  # tokens of the longest
+    supervised: int  # supervised tokens of the longest micro-batch
     whole: Tokens
-    assumed: str = ""
+    assumed: str = ""  # what is said of a micro-batch that is not one of the run
 
 
 class Way(NamedTuple):
-    """One way of making the run. checkpoint: bytes; flops: of the whole run."""
+    """One way of making the run."""
 
     name: str
-    options: str
+    options: str  # what the trainer's command line needs for it
     memory: Memory
-    checkpoint: int
-    flops: int
+    checkpoint: int  # bytes of one checkpoint
+    flops: int  # of the whole run
 
 
 def plan(
@@ -105,7 +105,8 @@ def plan(
         f"{options.input_model}: {parameters / 1e6:,.1f} M parameters, vocabulary {config.vocab_size:,}; "
         f"{machine.cards} x {bytes_text(machine.memory)}"
     )
-    yield f"longest micro-batch: {work.longest.tokens:,} tokens in {work.longest.rows:,} row(s){work.assumed}"
+    longest = work.longest
+    yield f"longest micro-batch: {longest.tokens:,} tokens in {longest.examples:,} example(s){work.assumed}"
     yield f"GB, computed; {bytes_text(SET_ASIDE)} of each card is set aside"
     yield from _table(ways, machine)
     yield "peak: weights, optimizer, and the larger of activations, head and exchanged, or gradients and step"
@@ -134,7 +135,7 @@ def _table(ways: list[Way], machine: Machine) -> Iterator[str]:
 
 
 def fitted_config(path: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
-    """A model's configuration with a row for every token."""
+    """A model's configuration with an embedding row for every token."""
     config = read_config(path)
     config.vocab_size = fitted_rows(config.vocab_size, tokenizer)
     return config
@@ -154,7 +155,8 @@ def work_of(options: Options, examples: Examples | None, cards: int, packed: boo
         longest = MicroBatch(count, options.max_length)
         pairs = ASSUMED_TOKENS * (options.max_length + 1) // 2
         whole = Tokens(ASSUMED_TOKENS, ASSUMED_TOKENS, 0, pairs)
-        return Work(longest, longest.tokens, whole, " of --max-length, all learnt: there is no --data-path")
+        assumed = " of --max-length, all supervised: there is no --data-path"
+        return Work(longest, longest.tokens, whole, assumed)
     sampler = MicroBatches(
         examples.lengths, rank=0, world_size=cards, seed=options.seed, **options.micro_batch
     )
@@ -167,17 +169,18 @@ def work_of(options: Options, examples: Examples | None, cards: int, packed: boo
             length = int(-(-lengths.sum() // len(batch)) if packed else lengths.max())
             longest = max(longest, MicroBatch(len(batch), length), key=lambda batch: batch.tokens)
     kept = [file.summary["kept"] for file in examples.dataset.datasets]
-    learnt_share = sum(file["learnt"] for file in kept) / sum(file["tokens"] for file in kept)
+    supervised_share = sum(file["learnt"] for file in kept) / sum(file["tokens"] for file in kept)
     total = int(examples.lengths.sum() * epochs)
     pairs = int((examples.lengths * (examples.lengths + 1) // 2).sum() * epochs)
-    learnt = int(longest.tokens * learnt_share) if packed else longest.tokens
-    return Work(longest, learnt, Tokens(total, int(total * learnt_share), 0, pairs))
+    supervised = int(longest.tokens * supervised_share) if packed else longest.tokens
+    return Work(longest, supervised, Tokens(total, int(total * supervised_share), 0, pairs))
 
 
 def ways_of(
     options: Options, config: PretrainedConfig, new: list[int], work: Work, cards: int
 ) -> Iterator[Way]:
-    """All weights first, unless the options ask for an adapter; with the quickest configuration first."""
+    """The ways, the quickest first: all weights unless the options ask for an adapter, and then an
+    adapter."""
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     rank = options.lora_rank or LORA_RANK
     adapter = Adapter(rank, 2 * rank, options.lora_dropout, options.lora_target)  # alpha costs nothing
@@ -213,20 +216,20 @@ def _way(
         ranks=cards,
         dtype=dtype,
         checkpointing=options.gradient_checkpointing,
-        learnt=work.learnt,
+        supervised=work.supervised,
         bucket=ZERO2_BUCKET if stage == 2 else shapes.hidden_size**2,
         in_4_bits=in_4_bits,
     )
     flops = shapes.products.flops(work.whole)
     if options.gradient_checkpointing:
         flops += shapes.products.flops_of_checkpointing(work.whole)
-    weights = shapes.trained * dtype.itemsize
+    weights = shapes.trainable * dtype.itemsize
     return Way(
         name=f"{name}, ZeRO-{stage}{', offload' if offload else ''}",
         options=f"{adapter}--deepspeed {CONFIGS[stage, offload]}",
         memory=memory,
         checkpoint=weights
         if options.save_only_model
-        else 2 * weights + DEEPSPEED_ADAM_BYTES * shapes.trained,
+        else 2 * weights + DEEPSPEED_ADAM_BYTES * shapes.trainable,
         flops=flops,
     )

@@ -261,7 +261,7 @@ class SFTTrainer(Trainer):
         steps_here = self.state.global_step - self.first_step
         seconds_a_step = (time.perf_counter() - self._started) / steps_here
         return {
-            "learnt_tokens_per_second": tokens.learnt / seconds,
+            "learnt_tokens_per_second": tokens.supervised / seconds,
             "tokens_per_second": tokens.total / seconds,
             "padding_share": tokens.padding / (tokens.total + tokens.padding),
             "matrix_product_share": flops_per_second / self._product_flops_per_second,

@@ -20,7 +20,7 @@ def count_tokens(batch: Mapping[str, torch.Tensor]) -> Tokens:
     total = int(lengths.sum())
     return Tokens(
         total=total,
-        learnt=int((batch["labels"] != NOT_LEARNT).sum()),
+        supervised=int((batch["labels"] != NOT_LEARNT).sum()),
         padding=batch["input_ids"].numel() - total,
         pairs=int((lengths * (lengths + 1) // 2).sum()),
     )
