@@ -51,20 +51,20 @@ def encode_plainly(path: str, tokenizer: PreTrainedTokenizerFast) -> Iterator[tu
 
 
 def plainly(path: str, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """(tokens, learnt tokens) of a file."""
-    tokens = learnt = 0
+    """(tokens, supervised tokens) of a file."""
+    tokens = supervised = 0
     for input_ids, labels in encode_plainly(path, tokenizer):
         tokens += len(input_ids)
-        learnt += np.count_nonzero(labels != NOT_LEARNT)
-    return tokens, learnt
+        supervised += np.count_nonzero(labels != NOT_LEARNT)
+    return tokens, supervised
 
 
 def ours(path: str, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    tokens = learnt = 0
+    tokens = supervised = 0
     for chunk in encode_chunks(read_raw_rows(path), tokenizer, max_length=1 << 30):
         tokens += len(chunk.input_ids)
-        learnt += np.count_nonzero(chunk.supervised)
-    return tokens, learnt
+        supervised += np.count_nonzero(chunk.supervised)
+    return tokens, supervised
 
 
 @click.command()

@@ -151,7 +151,7 @@ def test_the_numbers_are_those_of_the_encoded_rows(base: str, tokenizer, outcome
     conversations = [Conversation((Turn("q" * i, "a" * (i * i)),) * 2) for i in range(1, 12)]
     encoded = [encode(conversation, tokenizer) for conversation in conversations]
     lengths = [len(example["input_ids"]) for example in encoded]
-    learnt = sum(label != -100 for example in encoded for label in example["labels"])
+    supervised = sum(label != -100 for example in encoded for label in example["labels"])
     rows = [
         {"messages": [{"role": role, "content": text} for turn in conversation.turns
                       for role, text in (("user", turn.human), ("assistant", turn.yayi))]}
@@ -161,7 +161,7 @@ def test_the_numbers_are_those_of_the_encoded_rows(base: str, tokenizer, outcome
     status, out, _ = outcome(check.main, f"--data-path {path} --input-model {base} --max-length 200 --json")
     found = json.loads(out)
     assert status == 0
-    assert (found["tokens"], found["learnt"]) == (sum(lengths), learnt)
+    assert (found["tokens"], found["learnt"]) == (sum(lengths), supervised)
     assert found["quantiles"]["0"] == min(lengths)
     assert found["quantiles"]["50"] == sorted(lengths)[5]
     assert found["quantiles"]["100"] == max(lengths)
@@ -240,7 +240,7 @@ def test_the_two_forms_say_what_is_kept() -> None:
     assert full_form("f", findings.summary())[-1].endswith("sees 1 rows of 25 tokens, 15 of them supervised")
 
 
-def test_what_is_learnt_is_coloured_for_a_terminal(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervised_tokens_are_coloured_for_a_terminal(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     echoed: list[str] = []
     monkeypatch.setattr(click, "echo", echoed.append)
     check.main.main(f"--data-path {SINGLE_TURN} --input-model {base}".split(), standalone_mode=False)

@@ -46,7 +46,7 @@ def test_no_examples_are_a_batch_that_teaches_nothing(base: str, make) -> None:
     assert model.get_input_embeddings().weight.grad.abs().max() == 0
 
 
-def test_the_loss_of_a_batch_is_the_mean_over_its_learnt_tokens(base: str) -> None:
+def test_the_loss_of_a_batch_is_the_mean_over_its_supervised_tokens(base: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(base)
     losses = []
     for example in EXAMPLES:

@@ -154,8 +154,8 @@ def test_a_control_token_that_somebody_typed_stays_text(tokenizer, literal: str)
     assert control_tokens(typed) == control_tokens(plain)
     encoded = encode(typed, tokenizer)
     assert tokenizer.decode(encoded["input_ids"]) == render(typed)
-    learnt = [label for label in encoded["labels"] if label != -100]
-    assert tokenizer.decode(learnt) == f":\nc {literal} d\n\n<|End|>:\n{literal}\n\n<|End|>"
+    supervised = [label for label in encoded["labels"] if label != -100]
+    assert tokenizer.decode(supervised) == f":\nc {literal} d\n\n<|End|>:\n{literal}\n\n<|End|>"
 
 
 def test_the_private_use_character_is_the_one_that_text_loses(tokenizer) -> None:

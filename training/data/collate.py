@@ -7,13 +7,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.consts import NOT_LEARNT
 
-Examples = Sequence[Mapping[str, Sequence[int]]]
+EncodedExamples = Sequence[Mapping[str, Sequence[int]]]
 
 # The batch of a rank that has none left while others have one more: without a supervised token.
 NO_EXAMPLES = [{"input_ids": [0], "labels": [NOT_LEARNT]}]
 
 
-def collate(examples: Examples) -> dict[str, torch.Tensor]:
+def collate(examples: EncodedExamples) -> dict[str, torch.Tensor]:
     """One packed batch for our Bloom: the examples end to end, without padding.
 
     input_ids       7 8 9 7 8      labels    . 8 9 . 8      document_lengths   3 2        . = -100
@@ -29,7 +29,7 @@ def collate(examples: Examples) -> dict[str, torch.Tensor]:
     }
 
 
-def collate_padded(examples: Examples) -> dict[str, torch.Tensor]:
+def collate_padded(examples: EncodedExamples) -> dict[str, torch.Tensor]:
     """One padded batch for any other model: the examples side by side, padded on the right to the longest.
 
     input_ids       7 8 9      labels    . 8 9      attention_mask   1 1 1
@@ -47,10 +47,10 @@ def collate_padded(examples: Examples) -> dict[str, torch.Tensor]:
     }
 
 
-def collator(is_packed: bool) -> Callable[[Examples], dict[str, torch.Tensor]]:
+def collator(is_packed: bool) -> Callable[[EncodedExamples], dict[str, torch.Tensor]]:
     """The function that makes a batch for a model: see `is_packed` of `training.model.load`."""
     return collate if is_packed else collate_padded
 
 
-def _tensors(examples: Examples, key: str) -> list[torch.Tensor]:
+def _tensors(examples: EncodedExamples, key: str) -> list[torch.Tensor]:
     return [torch.as_tensor(example[key], dtype=torch.int64) for example in examples]

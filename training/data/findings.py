@@ -123,7 +123,7 @@ class Findings:
 
         if kept_length < length:
             self._notes["cut" if kept_length else "dropped"].add(1, [[line]])
-        texts = "\n".join(texts_of(conversation))
+        texts = "\n".join(_texts(conversation))
         for kind, found in (
             ("lookalike", self._lookalike.search(texts)),
             ("breaker", BREAKER in texts),
@@ -195,7 +195,7 @@ class Findings:
         }
 
 
-def texts_of(conversation: Conversation) -> Iterable[str]:
+def _texts(conversation: Conversation) -> Iterable[str]:
     """Every text of a conversation."""
     yield conversation.system
     for turn in conversation.turns:
