@@ -5,7 +5,6 @@ python -m training.extend_vocabulary --input-model checkpoints/bloomz-7b1-mt --c
 """
 
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,12 +20,14 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from training.common.console import Progress, quiet_libraries
 from training.common.errors import UserError, run_command
+from training.common.files import check_empty
+from training.common.hub import check_base_model
 from training.data.audit import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.model.load import average_rows, fit_vocabulary, is_bloom, load_base_model
 from training.model.save import save_model
 from training.text.conversation import from_row
-from training.text.tokenizer import check_base_model, load_base_tokenizer
+from training.text.tokenizer import load_base_tokenizer
 
 # Every so-manieth document is held out.
 HELD_OUT_EVERY = 10
@@ -62,8 +63,7 @@ BEST_SHOWN = 10
 def main(input_model: str, paths: tuple[str, ...], num_tokens: int, output_dir: Path) -> None:
     """Add the pieces of --corpus that save the most tokens to a model's tokenizer, with a row for each."""
     quiet_libraries()
-    if output_dir.exists() and os.listdir(output_dir):
-        raise UserError(f"{output_dir}: holds something already; give another --output-dir")
+    check_empty(output_dir, "give another --output-dir")
     check_base_model(input_model)
     tokenizer = load_base_tokenizer(input_model)
     is_bloom(input_model)  # a directory without a model is found out before the work

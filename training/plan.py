@@ -14,9 +14,10 @@ import click
 from training import trainer
 from training.common.console import quiet_libraries
 from training.common.errors import run_command
+from training.common.hub import check_base_model
 from training.cost.ways import TFLOPS, UTILIZATION, Machine, plan
 from training.data.examples import build_datasets
-from training.text.tokenizer import check_base_model, load_tokenizer
+from training.text.tokenizer import load_tokenizer
 
 # In the trainer's command only.
 NOT_HERE = ("plan",)

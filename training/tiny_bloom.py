@@ -3,8 +3,8 @@
 python -m training.tiny_bloom --data-path data/yayi_train_example.json --output-dir checkpoints/tiny-bloom
 """
 
-import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import click
 import torch
@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from training.common.errors import UserError, run_command
+from training.common.files import check_empty
 from training.consts import INTRO
 from training.data.encoded import read_conversations
 from training.model.save import save_model
@@ -92,8 +93,7 @@ def texts_of(data_path: str) -> Iterator[str]:
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
 def main(data_path: str, output_dir: str, seed: int) -> None:
     """Make a tiny random Bloom and a tokenizer trained on DATA-PATH."""
-    if os.path.isdir(output_dir) and os.listdir(output_dir):
-        raise UserError(f"{output_dir}: holds something already; give another --output-dir, or remove it")
+    check_empty(Path(output_dir), "give another --output-dir, or remove it")
     tokenizer = train_tokenizer(texts_of(data_path))
     model = random_bloom(len(tokenizer) + SPARE_ROWS, seed)
     try:

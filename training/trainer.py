@@ -24,6 +24,7 @@ from transformers import TrainingArguments
 
 from training.common.console import quiet_libraries, say
 from training.common.errors import UserError, run_command
+from training.common.hub import check_base_model, is_adapter
 from training.consts import CONTEXT
 from training.cost.ways import plan, this_machine
 from training.data.audit import ON_BAD_ROW
@@ -58,7 +59,7 @@ from training.run.resume import (
 )
 from training.run.sft_trainer import SCHEDULES, SFTTrainer
 from training.run.stopping import StopRequest, command_line, command_to_continue
-from training.text.tokenizer import check_base_model, is_adapter, load_tokenizer, new_tokens
+from training.text.tokenizer import load_tokenizer, new_tokens
 
 
 class Parsed(click.ParamType):
