@@ -1,4 +1,4 @@
-"""An adapter and its base model -> a plain model, which needs neither peft nor the base.
+"""Merge an adapter into its base model: a plain model, which needs neither peft nor the base.
 
 python -m training.merge_adapter --adapter checkpoints/my-lora --output-dir checkpoints/my-model
 """
