@@ -9,12 +9,14 @@ import openai
 
 from training.common.errors import UserError, first_line
 
-# How often a request is tried again that the server was too busy for, or that got lost.
+# How often a request is sent again for which the server was too busy, or which got lost.
 RETRIES = 5
 
 
-def ask(url: str, model: str, questions: Sequence[str], sampling: dict[str, Any]) -> list[dict[str, Any]]:
-    """The answer to each question, all asked at the same time, and whether the model ended it itself.
+def ask_endpoint(
+    url: str, model: str, questions: Sequence[str], sampling: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Each question's answer and whether the model ended it itself; all are asked at the same time.
 
     sampling: temperature, top_p and max_tokens, as the endpoint takes them. Raises UserError for a server
     that cannot be reached, refuses, or answers with something else.

@@ -17,14 +17,14 @@ class Interval(NamedTuple):
     high: float
 
 
-def of_share(count: int, total: int) -> Interval:
+def share_interval(count: int, total: int) -> Interval:
     """Wilson's interval of count/total, which holds at 0 and 1 too (https://doi.org/10.2307/2276774)."""
     found = binomtest(count, total).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
-def of_mean(values: Sequence[float], weights: Sequence[float]) -> Interval:
-    """The percentile bootstrap's interval of a weighted mean, the values drawn with their weights.
+def mean_interval(values: Sequence[float], weights: Sequence[float]) -> Interval:
+    """The percentile bootstrap's interval of a weighted mean; values are drawn with their weights.
 
     (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.)
     """

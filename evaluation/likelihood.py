@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
-from inference.batch import left_padded
+from inference.batch_answers import pad_left
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode, encode_prompt
 
@@ -15,39 +15,39 @@ from training.text.encoding import encode, encode_prompt
 def answer_ids(
     prompt: Conversation, answers: Sequence[str], tokenizer: PreTrainedTokenizerFast
 ) -> list[list[int]]:
-    """What training would have the model learn for each answer: its tokens up to and including `<|End|>`."""
+    """The supervised tokens of each answer, those that training has: up to and including its `<|End|>`."""
     prompt_ids = encode_prompt(prompt, tokenizer)
     *before, last = prompt.turns
-    learnt = []
+    supervised = []
     for answer in answers:
         whole = Conversation((*before, Turn(last.human, answer)), prompt.system)
         ids = encode(whole, tokenizer)["input_ids"]
         assert ids[: len(prompt_ids)] == prompt_ids, "a prompt's ids are a prefix of training's"
-        learnt.append(ids[len(prompt_ids) :])
-    return learnt
+        supervised.append(ids[len(prompt_ids) :])
+    return supervised
 
 
 @torch.inference_mode()
 def log_likelihoods(
     model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]]
 ) -> list[list[float]]:
-    """The natural logarithm of the probability of each answer after its prompt: one number an answer.
+    """The natural logarithm of the probability of each answer after its prompt: one number for each answer.
 
-    prompts: ids of each; answers: for each prompt, the ids of each of its answers. A prompt is read once,
-    whatever the number of its answers.
+    prompts: the input_ids of each; answers: for each prompt, the input_ids of each of its answers. A prompt
+    is read once, whatever the number of its answers.
 
     prompts   . 7 8    answers of the first   1 2 .        read first   . 7 8    then   1 . .    after . 7 8
               5 7 8    of the second          3 4 9                     5 7 8           3 4 .    after 5 7 8
                                               6                                         . . .    after 5 7 8
     """
-    mask = left_padded([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
+    mask = pad_left([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
     cache = DynamicCache(config=model.config)
-    first = _read(model, left_padded(prompts, 0).to(model.device), mask, cache, logits_to_keep=1)[:, -1]
+    first = _read(model, pad_left(prompts, 0).to(model.device), mask, cache, logits_to_keep=1)[:, -1]
 
     owner_of = [owner for owner, several in enumerate(answers) for _ in several]
     flat = [answer for several in answers for answer in several]
     owners = torch.tensor(owner_of, device=model.device)
-    # What follows an answer's last token is not asked. Padding is at the end, where no token sees it.
+    # What follows an answer's last token does not matter. Padding is at the end, where no token sees it.
     shortened = [torch.tensor(answer[:-1], dtype=torch.int64) for answer in flat]
     input_ids = pad_sequence(shortened, batch_first=True).to(model.device)
     later = None
@@ -72,7 +72,7 @@ def _read(
     cache: DynamicCache,
     logits_to_keep: int = 0,
 ) -> torch.Tensor:
-    """Logits (rows, tokens, vocabulary) of what follows what is in `cache`; mask: (rows, all tokens)."""
+    """Logits (rows, tokens, vocabulary) for input_ids that go on from `cache`; mask: (rows, all tokens)."""
     positions = {}
     if "position_ids" in inspect.signature(model.forward).parameters:
         positions = {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]}

@@ -1,7 +1,9 @@
 """Tables of scores as one picture: bars with intervals, and a radar of the categories."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontEntry
 from matplotlib.ft2font import FT2Font
 
 from training.common.errors import UserError
+from training.common.files import write_atomic
 
 Painter = Callable[[Axes, dict[str, Any]], None]
 
@@ -22,14 +26,17 @@ PUBLISHED, MEASURED = "0.75", "tab:blue"
 # A radar with fewer categories is no shape.
 FEWEST_SPOKES = 3
 
-# Names by which fonts with Chinese characters go; they are looked at first.
+# matplotlib's font that has a box for every character there is.
+PLACEHOLDER_NAME = "Last Resort"
+
+# What the names of fonts with Chinese characters contain; such fonts are looked at first.
 CHINESE_NAMES = ("CJK", "SC", "Hei", "Song", "Kai", "Han")
 
 
 def draw(tables: Sequence[dict[str, Any]], path: Path) -> None:
-    """A panel of bars for each table, and a radar where it has categories.
+    """Draw a panel of bars for each table, and a radar of the categories where it has enough of them.
 
-    A row with "interval" was measured here, any other was published. Raises UserError where no font on the
+    A row with "interval" was measured here; any other was published. Raises UserError where no font on the
     machine has the characters of the tables.
     """
     with matplotlib.rc_context({"font.family": ["DejaVu Sans", *chinese_fonts(_texts(tables))]}):
@@ -39,14 +46,11 @@ def draw(tables: Sequence[dict[str, Any]], path: Path) -> None:
         FigureCanvasAgg(figure)
         for place, (paint, table, kind) in enumerate(panels, start=1):
             paint(figure.add_subplot(lines, 2, place, projection=kind), table)
-        # Under another name first: whoever looks while it is drawn sees the one before.
-        new = path.with_name(f".{path.name}")
-        figure.savefig(new, format="png", bbox_inches="tight")
-        new.replace(path)
+        write_atomic(path, lambda new: figure.savefig(new, format="png", bbox_inches="tight"))
 
 
 def _panels(table: dict[str, Any]) -> list[tuple[Painter, dict[str, Any], str | None]]:
-    """How to paint a table, in one panel or two: the function, the table, the kind of axes."""
+    """The panels of a table, one or two: the function that paints it, the table, and the kind of axes."""
     bars, radar = (_bars, table, None), (_radar, table, "polar")
     return [bars, radar] if len(table["categories"]) >= FEWEST_SPOKES else [bars]
 
@@ -58,19 +62,45 @@ def _texts(tables: Sequence[dict[str, Any]]) -> Iterable[str]:
 
 
 def chinese_fonts(texts: Iterable[str]) -> list[str]:
-    """The family of a font on this machine that has what matplotlib's own lacks of `texts`, if anything."""
+    """The family of a font on this machine with the characters of `texts` that matplotlib's own font lacks.
+
+    The list is empty where nothing is lacking. Raises UserError where no font has those characters.
+    """
     own = FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
     lacking = {ord(character) for text in texts for character in text if character.isprintable()} - own.keys()
     if not lacking:
         return []
-    fonts = font_manager.fontManager.ttflist
-    for font in sorted(fonts, key=lambda font: not any(name in font.name for name in CHINESE_NAMES)):
+    for font in _fonts_on_machine():
         if lacking <= FT2Font(font.fname).get_charmap().keys():
             return [font.name]
     raise UserError(
         f"no font on this machine has {''.join(map(chr, sorted(lacking)[:8]))}…, for the picture; install "
         "one (Debian: apt-get install fonts-noto-cjk)"
     )
+
+
+def _fonts_on_machine() -> Iterator[FontEntry]:
+    """The fonts that are there now, those with a Chinese name first.
+
+    matplotlib reads its list from a cache that is written once: fonts that came later are not in it, and
+    fonts that were removed still are. What came later is looked for when nothing in the list was taken.
+    """
+
+    def sorted_fonts(fonts: Iterable[FontEntry]) -> list[FontEntry]:
+        there = (
+            font
+            for font in fonts
+            if os.path.isfile(font.fname) and not font.name.startswith(PLACEHOLDER_NAME)
+        )
+        return sorted(there, key=lambda font: not any(name in font.name for name in CHINESE_NAMES))
+
+    manager = font_manager.fontManager
+    known = list(manager.ttflist)
+    yield from sorted_fonts(known)
+    for path in set(font_manager.findSystemFonts()) - {font.fname for font in known}:
+        with contextlib.suppress(OSError, RuntimeError):  # not a font, or not one that can be scaled
+            manager.addfont(path)
+    yield from sorted_fonts(font for font in manager.ttflist if font not in known)
 
 
 def _bars(axes: Axes, table: dict[str, Any]) -> None:
@@ -92,7 +122,7 @@ def _bars(axes: Axes, table: dict[str, Any]) -> None:
 
 
 def _radar(axes: Axes, table: dict[str, Any]) -> None:
-    """The measured models; of the published ones the best, and the original's own."""
+    """Paint the measured models, the best of the published ones, and the original's own."""
     count = len(table["categories"])
     angles = [2 * math.pi * index / count for index in range(count)]
     for row in table["rows"]:

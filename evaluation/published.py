@@ -23,7 +23,7 @@ def read_published() -> list[dict[str, Any]]:
 
 
 def inconsistencies(table: dict[str, Any]) -> Iterator[str]:
-    """What a published table says that its own numbers do not bear out; each as a sentence."""
+    """Sentences about what a published table says and its own numbers contradict."""
     rows, (lowest, highest) = table["rows"], RANGES[table["kind"]]
     for row in rows:
         better = sum(other["mean"] > row["mean"] for other in rows)

@@ -1,4 +1,4 @@
-"""Ratings -> means by domain and category, ranks, and which ranks the data do not separate."""
+"""Ratings -> means by domain and category, ranks, the ranks that the data leave open, and their report."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,9 @@ from typing import Any
 import krippendorff
 import numpy as np
 
-from evaluation import intervals
+from evaluation.intervals import mean_interval
 from evaluation.ratings import HIGHEST, LOWEST, Ratings
+from evaluation.tables import score_table
 
 # What the original calls the mean of ratings.
 MEAN = "准确性平均分"
@@ -26,8 +27,8 @@ def agreement(scores: np.ndarray) -> float | None:
     return float(alpha)
 
 
-def tables(ratings: Ratings) -> list[dict[str, Any]]:
-    """One for each domain, with its alpha, number of questions, categories, and a row for each model."""
+def score_tables(ratings: Ratings) -> list[dict[str, Any]]:
+    """A table for each domain, with its alpha, number of questions, categories, and a row for each model."""
     scores = np.asarray(ratings.scores)
     return [
         _table(domain, ratings, scores) for domain in dict.fromkeys(item.domain for item in ratings.items)
@@ -46,7 +47,7 @@ def _table(domain: str, ratings: Ratings, scores: np.ndarray) -> dict[str, Any]:
     in_category = [category for category, _ in questions]
     weights = [1 / in_category.count(category) for category in in_category]
     categories = [category for category in dict.fromkeys(in_category) if category]
-    ranks = ranked(values, weights)
+    ranks = rank_models(values, weights)
     rows = []
     for model in sorted(ranks, key=lambda model: ranks[model]["rank"]):
         of_category = defaultdict(list)
@@ -65,25 +66,39 @@ def _table(domain: str, ratings: Ratings, scores: np.ndarray) -> dict[str, Any]:
     }
 
 
-def ranked(values: Mapping[str, Sequence[float]], weights: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """Of each model its weighted mean with interval, its rank by it, and the ranks that the data leave open.
+def rank_models(values: Mapping[str, Sequence[float]], weights: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """Each model's weighted mean with its interval, its rank, and the ranks that the data leave open.
 
-    Two models are separated if the interval of the difference of their means, over the same questions, leaves
-    out 0. A model may be as high as right below those that are separated from it above, and as low as right
-    above those below.
+    Two models are separated if the interval of the difference of their means, over the same questions, does
+    not contain 0. The best rank that a model may have is the one after all models that are separated from it
+    above; the worst is the one before all that are separated from it below.
     """
     mean = {model: round(float(np.average(scores, weights=weights)), 9) for model, scores in values.items()}
     result = {}
     for model, scores in values.items():
         above = below = 0
         for other in values.keys() - {model}:
-            low, high = intervals.of_mean(np.subtract(values[other], scores), weights)
+            low, high = mean_interval(np.subtract(values[other], scores), weights)
             above += low > 0
             below += high < 0
         result[model] = {
             "rank": 1 + sum(mean[other] > mean[model] for other in mean),
             "ranks": [1 + above, len(values) - below],
             "mean": mean[model],
-            "interval": intervals.of_mean(scores, weights),
+            "interval": mean_interval(scores, weights),
         }
     return result
+
+
+def ratings_report(result: dict[str, Any]) -> str:
+    """The result of an evaluation by ratings, as Markdown."""
+    text = f"{result['raters']} raters; Krippendorff's alpha (ordinal) {alpha_text(result['alpha'])}\n"
+    for table in result["tables"]:
+        text += f"\n### {table['title']}\n\n{score_table(table)}"
+        text += f"\n{table['questions']} questions, alpha {alpha_text(table['alpha'])}\n"
+    return text
+
+
+def alpha_text(alpha: float | None) -> str:
+    """An alpha with three decimals, or a dash where there is none."""
+    return "–" if alpha is None else f"{alpha:.3f}"

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from inference.resumable import write_text
+from inference.resumable import write_output, write_result
 from training.common.errors import UserError, first_line
 
 LOWEST, HIGHEST = 1, 5
@@ -26,13 +26,13 @@ RATER, ITEM, QUESTION, ANSWER = "评分员", "编号", "问题", "回答"
 SCORE = "评分（1非常差 2较差 3一般 4较好 5非常好）"
 COLUMNS = (RATER, ITEM, "领域", "类别", QUESTION, ANSWER, SCORE)
 
-# Which item is which; not for the raters.
+# The file that says which item is which; it is not for the raters.
 KEY = "key.json"
 
 # What spreadsheets write: the one that is made here, "Unicode text", and "CSV" on a Chinese Windows.
 ENCODINGS = ("utf-8-sig", "utf-16", "gb18030")
 
-# Of what is wrong with all the sheets, so many are shown.
+# How many of the problems that all the sheets have are shown.
 PROBLEMS_SHOWN = 20
 
 # Spreadsheets take a text for a formula that begins so.
@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 
 def write_sheets(items: Sequence[Item], raters: int, seed: int, directory: Path) -> list[Path]:
-    """A sheet for each rater, and last the key. The paths of the sheets."""
+    """Write a sheet for each rater, and last the key. Returns the paths of the sheets."""
     shuffled = random.Random(seed)
     numbers = list(range(1, len(items) + 1))
     shuffled.shuffle(numbers)
@@ -59,9 +59,9 @@ def write_sheets(items: Sequence[Item], raters: int, seed: int, directory: Path)
     paths = []
     for rater in range(1, raters + 1):
         paths.append(directory / sheet_name(rater))
-        write_text(paths[-1], ["\ufeff", _sheet(rater, key, shuffled)])
+        write_output(paths[-1], "\ufeff" + _sheet(rater, key, shuffled))
     whole = {"raters": raters, "items": {number: item._asdict() for number, item in key.items()}}
-    write_text(directory / KEY, [json.dumps(whole, ensure_ascii=False, indent=1) + "\n"])
+    write_result(directory / KEY, whole)
     return paths
 
 
@@ -97,7 +97,7 @@ class Ratings(NamedTuple):
 
 
 def read_sheets(directory: Path) -> Ratings:
-    """All the sheets, filled in. Raises UserError that lists every cell to mend."""
+    """The scores of all the sheets. Raises UserError that lists every cell to mend."""
     key, raters = _read_key(directory)
     problems: list[str] = []
     scores = []
@@ -131,7 +131,7 @@ def _read_key(directory: Path) -> tuple[dict[str, Item], int]:
 
 
 def _read_sheet(path: Path, rater: int, key: dict[str, Item]) -> tuple[dict[str, int], list[str]]:
-    """The scores by the number of the item; and what is wrong, from behind the path on."""
+    """(the scores by the number of their item, the problems); a problem's text goes on after the path."""
     try:
         lines = _lines(path.read_bytes())
     except OSError as error:

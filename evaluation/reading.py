@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from evaluation.questions import LETTERS
+from evaluation.objective_questions import LETTERS
 
 # "答案是B", "正确选项为：(B)", "我选 B", "The answer is B", "Answer: B"; not "不选B".
 STATED = re.compile(
@@ -26,7 +26,7 @@ DENIED = re.compile(
 OPENING = re.compile(r"\s*\(?([A-Z])(?:\s*$|\s*\n|\s*[.,、:。)](?!\s*[A-Z](?![A-Za-z])))")
 
 
-def chosen(answer: str, options: Sequence[str]) -> int | None:
+def read_choice(answer: str, options: Sequence[str]) -> int | None:
     """Index of the one option that an answer chooses; None where it cannot be read, or chooses several.
 
     The answer begins with its letter; or says "答案是B" or the like (what it says last counts); or quotes the

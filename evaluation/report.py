@@ -10,11 +10,14 @@ from typing import Any
 
 import click
 
-from evaluation import objective, perplexity, subjective
+from evaluation.objective_scores import objective_report, objective_table
+from evaluation.perplexity_scores import perplexity_report
 from evaluation.picture import draw
 from evaluation.published import inconsistencies, read_published
+from evaluation.ranking import ratings_report
 from evaluation.tables import MODEL, RANK, markdown, mean, rank, scores
-from inference.resumable import say, write_text
+from inference.resumable import write_output
+from training.common.console import say
 from training.common.errors import UserError, first_line, run_command
 
 SOURCE, PUBLISHED = "来源", "原作者发布"
@@ -23,9 +26,9 @@ RESULT_FILE, REPORT, PICTURE = "result.json", "report.md", "report.png"
 
 # What each kind of result is reported by, and the headline over it.
 KINDS = {
-    "objective": (objective.report, "Objective questions"),
-    "subjective": (subjective.report, "Ratings"),
-    "perplexity": (lambda result: perplexity.report([result]), "Held-out loss"),
+    "objective": (objective_report, "Objective questions"),
+    "subjective": (ratings_report, "Ratings"),
+    "perplexity": (lambda result: perplexity_report([result]), "Held-out loss"),
 }
 
 
@@ -37,9 +40,12 @@ def main(directory: Path) -> None:
         raise UserError(f"{directory}: no such directory; give the one that holds the evaluations' --output")
     results = read_results(directory)
     tables = beside_published(results)
-    write_text(directory / REPORT, document(results, tables))
+    write_output(directory / REPORT, document(results, tables))
     draw(tables, directory / PICTURE)
-    say(f"{directory / REPORT}, {directory / PICTURE}: {len(results)} results beside the published ones")
+    say(
+        f"{directory / REPORT}, {directory / PICTURE}: {len(results)} results beside the published ones",
+        on_stderr=True,
+    )
 
 
 def read_results(directory: Path) -> dict[str, dict[str, Any]]:
@@ -80,12 +86,12 @@ def beside_published(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]
 def _tables_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     """A result's scores in the shape of the published tables; a held-out loss has none."""
     if result["kind"] == "objective":
-        return [objective.table(result)]
+        return [objective_table(result)]
     return result["tables"] if result["kind"] == "subjective" else []
 
 
 def document(results: dict[str, dict[str, Any]], tables: Sequence[dict[str, Any]]) -> str:
-    """report.md."""
+    """The text of report.md."""
     return "\n".join(_sections(results, tables))
 
 

@@ -8,11 +8,10 @@ python -m evaluation.subjective sheets --answers checkpoints/demo-answers.jsonl 
     --answers checkpoints/other-answers.jsonl --raters 3 --output checkpoints/evaluation/sheets
 python -m evaluation.subjective score --sheets checkpoints/evaluation/sheets
 
-A question is {"domain": "基础能力-主观题", "category": "翻译题", "question": "..."}, the category where the
-domain has such. A model's mean in a domain is that of its categories' means, as in the original's tables.
+A question is {"domain": "基础能力-主观题", "category": "翻译题", "question": "..."}; a domain need not have
+categories. A model's mean in a domain is the mean of its categories' means, as in the original's tables.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,15 +20,25 @@ from typing import Any
 import click
 import numpy as np
 
-from evaluation import endpoint, ranking
-from evaluation.answers import Question, read_answers, read_questions
+from evaluation.endpoint import ask_endpoint
+from evaluation.ranking import agreement, ratings_report, score_tables
 from evaluation.ratings import KEY, read_sheets, write_sheets
-from evaluation.tables import score_table
-from inference.batch import answering, check_room
+from evaluation.subjective_questions import SubjectiveQuestion, read_answers, read_subjective_questions
+from inference.batch_answers import batch_answerer, check_prompt_lengths
 from inference.generation import context_length
-from inference.options import load_chosen, model_options, sampling_options
-from inference.resumable import Journal, held, record_of, refusals, say, work_through, write_rows, write_text
-from training.common.errors import UserError, run_command
+from inference.options import load_from_options, model_options, sampling_options
+from inference.resumable import (
+    Journal,
+    claim_output,
+    record_of,
+    refusals,
+    work_through,
+    write_result,
+    write_rows,
+)
+from training.common.console import say
+from training.common.errors import run_command
+from training.common.files import check_empty
 from training.data.reader import fingerprint
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode_prompt
@@ -65,17 +74,19 @@ def ask(**options: Any) -> None:
 @click.option(
     "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory to make."
 )
-@click.option("--seed", type=int, default=515, help="Of the order and the numbers of the answers.")
+@click.option("--seed", type=int, default=515, help="Seed of the order and the numbers of the answers.")
 def sheets(answers: Sequence[str], raters: int, output: Path, seed: int) -> None:
     """Make a blind sheet for each rater, to be opened in a spreadsheet."""
     items = read_answers(answers)
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output}: holds something already; move it, or give another --output")
+    check_empty(output, "move it, or give another --output")
     with refusals(output):
         output.mkdir(parents=True, exist_ok=True)
     paths = write_sheets(items, raters, seed, output)
-    say(f"{', '.join(map(str, paths))}: {len(items):,} answers each, to be rated in the last column")
-    say(f"{output / KEY}: which answer is whose; not for the raters")
+    say(
+        f"{', '.join(map(str, paths))}: {len(items):,} answers each, to be rated in the last column",
+        on_stderr=True,
+    )
+    say(f"{output / KEY}: which answer is whose; not for the raters", on_stderr=True)
 
 
 @main.command()
@@ -88,25 +99,27 @@ def score(sheets: Path) -> None:
     result = {
         "kind": "subjective",
         "raters": len(ratings.scores),
-        "alpha": ranking.agreement(np.asarray(ratings.scores)),
-        "tables": ranking.tables(ratings),
+        "alpha": agreement(np.asarray(ratings.scores)),
+        "tables": score_tables(ratings),
     }
-    write_text(sheets / "result.json", [json.dumps(result, ensure_ascii=False, indent=1) + "\n"])
-    print(report(result), end="")
+    write_result(sheets / "result.json", result)
+    print(ratings_report(result), end="")
 
 
 def collect(options: SimpleNamespace) -> None:
     """Write --output: each question with the model's name and answer."""
-    with held(options.output):
-        questions = read_questions(options.questions)
+    with claim_output(options.output):
+        questions = read_subjective_questions(options.questions)
         journal = Journal(
             options.output, record_of(options, {"--questions": fingerprint(options.questions)}, FREE_OPTIONS)
         )
         rest = [row for row in range(len(questions)) if row not in journal.answers]
         if rest and options.endpoint:
-            work_through(rest, journal, len(questions), options.batch_size, by_endpoint(questions, options))
+            work_through(
+                rest, journal, len(questions), options.batch_size, endpoint_answerer(questions, options)
+            )
         elif rest:
-            answer = by_model(questions, journal, options)
+            answer = model_answerer(questions, journal, options)
             work_through(rest, journal, len(questions), options.batch_size, answer)
         given = [journal.answers[row] for row in range(len(questions))]
         rows = (
@@ -116,22 +129,27 @@ def collect(options: SimpleNamespace) -> None:
         write_rows(options.output, rows)
         journal.path.unlink()
     cut_off = sum(not one["ended"] for one in given)
-    say(f"{options.output}: {len(given):,} answers, {cut_off:,} of them cut off")
+    say(f"{options.output}: {len(given):,} answers, {cut_off:,} of them cut off", on_stderr=True)
 
 
 Answering = Callable[[list[int]], list[dict[str, Any]]]
 
 
-def by_model(questions: Sequence[Question], journal: Journal, options: SimpleNamespace) -> Answering:
-    """A function from numbers of questions to answers of the model that is loaded here."""
-    model, tokenizer = load_chosen(options, untaught=True)
+def model_answerer(
+    questions: Sequence[SubjectiveQuestion], journal: Journal, options: SimpleNamespace
+) -> Answering:
+    """A function from the indices of questions to the answers of the model that is loaded here."""
+    model, tokenizer = load_from_options(options, untaught=True)
     prompts = [encode_prompt(Conversation((Turn(one.question),)), tokenizer) for one in questions]
-    check_room([repr(one.question) for one in questions], prompts, context_length(model))
-    return answering(model, tokenizer, prompts, journal, options)
+    check_prompt_lengths([repr(one.question) for one in questions], prompts, context_length(model))
+    return batch_answerer(model, tokenizer, prompts, journal, options)
 
 
-def by_endpoint(questions: Sequence[Question], options: SimpleNamespace) -> Answering:
-    """The same of a model behind an endpoint, which has no repetition penalty."""
+def endpoint_answerer(questions: Sequence[SubjectiveQuestion], options: SimpleNamespace) -> Answering:
+    """A function from the indices of questions to the answers of a model behind an endpoint.
+
+    Endpoints take no repetition penalty.
+    """
     sampling = {
         "temperature": options.temperature,
         "top_p": options.top_p,
@@ -142,23 +160,10 @@ def by_endpoint(questions: Sequence[Question], options: SimpleNamespace) -> Answ
 
     def answer(rows: list[int]) -> list[dict[str, Any]]:
         texts = [questions[row].question for row in rows]
-        answers = endpoint.ask(options.endpoint, options.model, texts, sampling)
+        answers = ask_endpoint(options.endpoint, options.model, texts, sampling)
         return [{"row": row} | one for row, one in zip(rows, answers, strict=True)]
 
     return answer
-
-
-def report(result: dict[str, Any]) -> str:
-    """The tables as Markdown."""
-    text = f"{result['raters']} raters; Krippendorff's alpha (ordinal) {shown_alpha(result['alpha'])}\n"
-    for table in result["tables"]:
-        text += f"\n### {table['title']}\n\n{score_table(table)}"
-        text += f"\n{table['questions']} questions, alpha {shown_alpha(table['alpha'])}\n"
-    return text
-
-
-def shown_alpha(alpha: float | None) -> str:
-    return "–" if alpha is None else f"{alpha:.3f}"
 
 
 if __name__ == "__main__":

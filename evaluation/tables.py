@@ -7,7 +7,7 @@ MODEL, RANK = "模型", "排名"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """With a line for the header, one below it, and one a row."""
+    """The table as Markdown: a line for the header, one below it, and one for each row."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
 
@@ -17,8 +17,9 @@ def _cell(text: str) -> str:
 
 
 def score_table(table: dict[str, Any]) -> str:
-    """A table of scores as Markdown, two decimals each; in one that was measured, ranks and means with what
-    else they could be.
+    """A table of scores as Markdown, with two decimals each.
+
+    Of a table that was measured, means have their intervals, and ranks those that the data leave open.
     """
     header = [MODEL, RANK, table["score"], *table["categories"]]
     return markdown(header, [[row["model"], rank(row), mean(row), *scores(row)] for row in table["rows"]])

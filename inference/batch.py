@@ -2,9 +2,9 @@
 
 python -m inference.batch --model checkpoints/demo --input questions.jsonl --output answers.jsonl
 
-A row is one that training reads, or {"prompt": "...", "system": "..."}. An answer that its last turn has
-already is left out and asked for anew: the model does not see it. The output has a line for each row, in the
-order of the input: the row as it was, and added to it
+A row is one that training reads, or {"prompt": "...", "system": "..."}. If its last turn has an answer, the
+model does not see that answer, and gives its own. The output has a line for each row, in the order of the
+input: the row as it was, and added to it
 
     "answer"   what the model said
     "ended"    whether it said <|End|>; if not, --max-new-tokens cut it off
@@ -14,30 +14,28 @@ continues it.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import click
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from inference.generation import context_length, generation_config, spoken
-from inference.options import load_chosen, model_options, sampling_of, sampling_options
-from inference.resumable import Journal, held, record_of, say, work_through, write_rows
+from inference.batch_answers import batch_answerer, check_prompt_lengths
+from inference.generation import context_length
+from inference.options import load_from_options, model_options, sampling_options
+from inference.resumable import Journal, claim_output, record_of, work_through, write_rows
+from training.common.console import say
 from training.common.errors import UserError, run_command
-from training.consts import END
 from training.data.reader import fingerprint, read_rows
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode_prompt
 
-# What is added to a row.
+# The keys that are added to a row.
 ANSWER, ENDED = "answer", "ended"
 
-# Options that may change before a run is continued: they say where and how fast, not what is answered. (Only
-# sampled answers are others in another batch, as with another seed.)
+# Options that may change before a run is continued: they say where and how fast, not what is answered. (The
+# batch size changes sampled answers, as the seed does.)
 FREE_OPTIONS = ("input", "output", "device", "batch_size")
 
 
@@ -63,20 +61,20 @@ def main(**options: Any) -> None:
 
 
 def answer_file(options: SimpleNamespace) -> None:
-    """Write --output. What can be wrong with the files raises UserError before the model is loaded."""
-    with held(options.output):
-        questions = read_questions(options.input)
+    """Write --output. Whatever is wrong with the files raises UserError before the model is loaded."""
+    with claim_output(options.output):
+        prompts = read_prompts(options.input)
         journal = Journal(
             options.output, record_of(options, {"--input": fingerprint(options.input)}, FREE_OPTIONS)
         )
-        if len(journal.answers) < len(questions):
-            answer_rest(questions, journal, options)
-        write_rows(options.output, finished_rows(questions, journal))
+        if len(journal.answers) < len(prompts):
+            answer_prompts(prompts, journal, options)
+        write_rows(options.output, rows_with_answers(prompts, journal))
         journal.path.unlink()
-    say(summary(journal, options))
+    say(speed_line(journal, options), on_stderr=True)
 
 
-class Question(NamedTuple):
+class PromptRow(NamedTuple):
     """A row of the input, where it stands, and the conversation that the model is to continue."""
 
     place: str
@@ -84,18 +82,18 @@ class Question(NamedTuple):
     conversation: Conversation
 
 
-def read_questions(path: str) -> list[Question]:
-    """Raises UserError with the place of a row that cannot be asked, or cannot take its answer."""
-    questions = []
+def read_prompts(path: str) -> list[PromptRow]:
+    """The rows of a file. Raises UserError with the place of a row that is not to be answered."""
+    prompts = []
     for place, row in read_rows(path):
         try:
-            questions.append(Question(place, row, prompt_of(row)))
+            prompts.append(PromptRow(place, row, prompt_of(row)))
             check_takes_answer(row)
         except ValueError as error:
             raise UserError(f"{place}: {error}") from None
-    if not questions:
+    if not prompts:
         raise UserError(f"{path}: no rows")
-    return questions
+    return prompts
 
 
 def prompt_of(row: Any) -> Conversation:
@@ -116,97 +114,26 @@ def check_takes_answer(row: dict[str, Any]) -> None:
         raise ValueError("half of a surrogate pair, which is no character") from None
 
 
-class Answered(NamedTuple):
-    """An answer, whether it said `<|End|>`, and how many tokens it took."""
-
-    answer: str
-    ended: bool
-    tokens: int
-
-
-def answer_rest(questions: Sequence[Question], journal: Journal, options: SimpleNamespace) -> None:
+def answer_prompts(prompts: Sequence[PromptRow], journal: Journal, options: SimpleNamespace) -> None:
     """Answer what is not in `journal`, the longest prompts first, so that want of memory shows at once."""
-    model, tokenizer = load_chosen(options)
-    prompts = [encode_prompt(question.conversation, tokenizer) for question in questions]
-    check_room([question.place for question in questions], prompts, context_length(model))
-    rest = [row for row in range(len(questions)) if row not in journal.answers]
-    rest.sort(key=lambda row: len(prompts[row]), reverse=True)
-    answer = answering(model, tokenizer, prompts, journal, options)
-    work_through(rest, journal, len(questions), options.batch_size, answer)
+    model, tokenizer = load_from_options(options)
+    input_ids = [encode_prompt(prompt.conversation, tokenizer) for prompt in prompts]
+    check_prompt_lengths([prompt.place for prompt in prompts], input_ids, context_length(model))
+    rest = [row for row in range(len(prompts)) if row not in journal.answers]
+    rest.sort(key=lambda row: len(input_ids[row]), reverse=True)
+    answer = batch_answerer(model, tokenizer, input_ids, journal, options)
+    work_through(rest, journal, len(prompts), options.batch_size, answer)
 
 
-def check_room(places: Sequence[str], prompts: Sequence[list[int]], context: int) -> None:
-    """Raise UserError for the first prompt that leaves no room for an answer."""
-    for place, prompt in zip(places, prompts, strict=True):
-        if len(prompt) >= context:
-            raise UserError(
-                f"{place}: its {len(prompt):,} tokens leave no room for an answer in the model's "
-                f"context of {context:,}; shorten the row, or take it out"
-            )
-
-
-def answering(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[list[int]],
-    journal: Journal,
-    options: SimpleNamespace,
-) -> Callable[[list[int]], list[dict[str, Any]]]:
-    """A function from indices of prompts to their answers, for `work_through`."""
-    config = generation_config(tokenizer, **sampling_of(options))
-
-    def answer(rows: list[int]) -> list[dict[str, Any]]:
-        # Anew for each batch, so that a run that is continued samples what an undisturbed one does.
-        if options.seed is not None:
-            torch.manual_seed(options.seed + len(journal.answers))
-        answers = answer_batch(model, tokenizer, [prompts[row] for row in rows], config)
-        return [{"row": row} | answer._asdict() for row, answer in zip(rows, answers, strict=True)]
-
-    return answer
-
-
-def answer_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[list[int]],
-    config: GenerationConfig,
-) -> list[Answered]:
-    """The answers to prompts. At temperature 0 each is what it would be alone.
-
-    input_ids        s 7 h 9 9 y     attention_mask  1 1 1 1 1 1     s, h, y = <|System|>, <|Human|>, <|YaYi|>
-                     e e s 7 h y                     . . 1 1 1 1     e = <|End|>, the padding
-    """
-    input_ids = left_padded(prompts, config.pad_token_id)
-    mask = left_padded([[1] * len(prompt) for prompt in prompts], 0)
-    sequences = model.generate(
-        input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
-    )
-    return [answered(ids, tokenizer) for ids in sequences[:, input_ids.shape[1] :].tolist()]
-
-
-def left_padded(rows: Iterable[list[int]], padding: int) -> torch.Tensor:
-    """(rows, tokens of the longest)."""
-    tensors = [torch.tensor(row) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=padding, padding_side="left")
-
-
-def answered(new_ids: list[int], tokenizer: PreTrainedTokenizerFast) -> Answered:
-    """new_ids: the answer's up to its `<|End|>`, and padding as far as the longest of the batch."""
-    end_id = tokenizer.convert_tokens_to_ids(END)
-    ended = end_id in new_ids
-    tokens = new_ids.index(end_id) + 1 if ended else len(new_ids)
-    return Answered("".join(spoken(tokenizer, new_ids)), ended, tokens)
-
-
-def finished_rows(questions: Sequence[Question], journal: Journal) -> Iterator[dict[str, Any]]:
-    """In the order of the input."""
-    for row, question in enumerate(questions):
+def rows_with_answers(prompts: Sequence[PromptRow], journal: Journal) -> Iterator[dict[str, Any]]:
+    """The rows of the output, in the order of the input."""
+    for row, prompt in enumerate(prompts):
         given = journal.answers[row]
-        yield question.row | {ANSWER: given["answer"], ENDED: given["ended"]}
+        yield prompt.row | {ANSWER: given["answer"], ENDED: given["ended"]}
 
 
-def summary(journal: Journal, options: SimpleNamespace) -> str:
-    """One line; the speed is that of answering, whichever runs did it."""
+def speed_line(journal: Journal, options: SimpleNamespace) -> str:
+    """One line about the answers; their speed is that of answering, whichever runs did it."""
     answers, seconds = journal.answers.values(), journal.seconds
     rows, tokens = len(answers), sum(answer["tokens"] for answer in answers)
     cut_off = sum(not answer["ended"] for answer in answers)

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.dialogue import Dialogue, load_dialogue
 from inference.generation import Answer, context_length, room_for_prompt, stream
-from inference.kv_cache import Memory
-from inference.options import load_chosen, model_options, sampling_of, sampling_options
-from inference.terminal import on_ctrl_c, typed
+from inference.kv_cache import KVCache
+from inference.options import load_from_options, model_options, sampling_of, sampling_options
+from inference.terminal import on_ctrl_c, read_inputs
 from training.common.errors import UserError, run_command
 from training.consts import INTRO
 from training.text.conversation import Turn
@@ -29,13 +29,14 @@ YAYI_LABEL = "YaYi: "
 HELP = """\
 /system [TEXT]  say who the assistant is, or show it
 /undo           take the last turn back
-/retry          have it answered again
-/reset          start anew
-/save FILE      keep the dialogue, as a row to learn from
-/load FILE      go on with one
+/retry          have the last turn answered again
+/reset          start a new dialogue
+/save FILE      write the dialogue into a new file, as a row to train on
+/load FILE      go on with the dialogue of a file
 /stats          tokens, speed, memory
 /exit           leave, as Ctrl-D does
-Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer. What begins with // is said with one /."""
+Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer. A text that begins with // is sent with
+one /."""
 
 
 @click.command(context_settings={"show_default": True})
@@ -60,14 +61,14 @@ def chat(options: SimpleNamespace) -> None:
     for name in ("prompt", "system"):
         if not is_text(getattr(options, name) or ""):
             raise UserError(f"--{name}: not UTF-8; check the terminal's encoding")
-    model, tokenizer = load_chosen(options)
+    model, tokenizer = load_from_options(options)
     talk = Talk(model, tokenizer, options.system, sampling_of(options))
     if options.prompt is not None:
         talk.say(options.prompt)
         return
     if sys.stdin.isatty():
         note("Ctrl-C stops an answer, Ctrl-D leaves, /help shows more")
-    for text in typed(HUMAN_LABEL):
+    for text in read_inputs(HUMAN_LABEL):
         if not is_text(text):
             note("not UTF-8, not sent")
         elif text.strip():
@@ -81,9 +82,9 @@ def chat(options: SimpleNamespace) -> None:
     print()
 
 
-def is_text(typed: str) -> bool:
+def is_text(entered: str) -> bool:
     """False for bytes in another encoding, which Python hands over as halves of surrogate pairs."""
-    return not any("\ud800" <= character <= "\udfff" for character in typed)
+    return not any("\ud800" <= character <= "\udfff" for character in entered)
 
 
 def note(text: str) -> None:
@@ -91,7 +92,7 @@ def note(text: str) -> None:
 
 
 def answer_or_obey(talk: "Talk", text: str) -> bool:
-    """Whether the chat goes on."""
+    """Answer a text, or do what it commands. Returns whether the chat goes on."""
     command = re.match(r"/(\w*)(?:\s+(.*))?$", text.strip(), re.DOTALL)
     if not command:
         talk.say(text.replace("//", "/", 1) if text.startswith("//") else text, YAYI_LABEL)
@@ -106,7 +107,7 @@ def answer_or_obey(talk: "Talk", text: str) -> bool:
 
 
 class Talk:
-    """A model, the dialogue with it, and what it has read of that."""
+    """A model, the dialogue with it, and the KV cache of that dialogue."""
 
     def __init__(
         self,
@@ -117,18 +118,25 @@ class Talk:
     ) -> None:
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.dialogue = Dialogue(system)
-        self.memory = Memory()
+        self.kv_cache = KVCache()
         self.latest: Answer | None = None
 
     def say(self, human: str, label: str = "") -> None:
-        """Print the answer as it comes, and remember it; as far as it came, if Ctrl-C stopped it."""
+        """Print the answer as it comes, and add the turn; if Ctrl-C stopped it, as far as the answer came."""
         longest, left_out = self.sampling["max_new_tokens"], self.dialogue.left_out
         prompt = self.dialogue.prompt(human, self.tokenizer, room_for_prompt(self.model, longest))
         if self.dialogue.left_out > left_out:
             count, context = self.dialogue.left_out - left_out, context_length(self.model)
             note(f"the dialogue outgrew the context of {context:,} tokens: {count} oldest turn(s) left out")
         print(label, end="", flush=True)
-        answer = stream(self.model, self.tokenizer, prompt, memory=self.memory, **self.sampling)
+        answer = stream(
+            self.model,
+            self.tokenizer,
+            prompt.conversation,
+            input_ids=prompt.input_ids,
+            kv_cache=self.kv_cache,
+            **self.sampling,
+        )
         with on_ctrl_c(answer.stop), answer:
             for piece in answer:
                 print(piece, end="", flush=True)
@@ -170,11 +178,11 @@ class Talk:
     def save(self, path: str) -> None:
         if not self.dialogue.turns:
             raise UserError("nothing was said yet")
-        self.dialogue.save(named(path))
+        self.dialogue.save(path_of(path))
         note(f"saved {path}")
 
     def load(self, path: str) -> None:
-        self.dialogue, waiting = load_dialogue(named(path))
+        self.dialogue, waiting = load_dialogue(path_of(path))
         for turn in self.dialogue.turns:
             print(f"{HUMAN_LABEL}{turn.human}\n{YAYI_LABEL}{turn.yayi}")
         if waiting is not None:
@@ -183,7 +191,7 @@ class Talk:
 
     def stats(self, _: str) -> None:
         print(f"{len(self.dialogue.turns)} turn(s), {self.dialogue.left_out} left out")
-        print(f"{len(self.memory):,} of {context_length(self.model):,} tokens in memory")
+        print(f"{len(self.kv_cache):,} of {context_length(self.model):,} tokens in memory")
         if self.latest and self.latest.tokens:
             latest = self.latest
             print(
@@ -194,7 +202,8 @@ class Talk:
         print(f"the model takes {self.model.get_memory_footprint() / 1e6:,.1f} MB")
 
 
-def named(path: str) -> Path:
+def path_of(path: str) -> Path:
+    """The path that a command was given. Raises UserError where it was given none."""
     if not path:
         raise UserError("name a file")
     return Path(path)

@@ -1,66 +1,94 @@
-"""A dialogue that goes on: its turns, what of them the model still reads, and the file it is kept in."""
+"""A dialogue that goes on: its turns, how many of them the model still reads, and the file it is kept in."""
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
 from training.common.errors import UserError
 from training.data.reader import read_rows
 from training.text.conversation import Conversation, Turn, from_row
-from training.text.encoding import encode_prompt
+from training.text.encoding import encode_turns
 
-# Of the room for a prompt, what is used when oldest turns have left: so the next turns fit as well, and the
-# model need not read all that is left again for each of them.
+# When the oldest turns have to leave, so many leave that the prompt takes this share of its room. So the next
+# turns fit as well, and the model need not read all that is left again for each of them.
 USED_AFTER_LEAVING = 0.75
 
 
+class Prompt(NamedTuple):
+    """A conversation whose last turn waits for its answer, and its input_ids, those of `encode_prompt`."""
+
+    conversation: Conversation
+    input_ids: list[int]
+
+
 class Dialogue:
-    """turns: all of them, answered. left_out: how many of the oldest the model no longer reads."""
+    """turns: all turns, each with its answer. left_out: how many of the oldest the model no longer reads."""
 
     def __init__(self, system: str = "", turns: tuple[Turn, ...] = ()) -> None:
         self.system, self.turns, self.left_out = system, turns, 0
+        self._encoded: dict[Conversation, list[int]] = {}
 
-    def prompt(self, human: str, tokenizer: PreTrainedTokenizerFast, room: int) -> Conversation:
+    def prompt(self, human: str, tokenizer: PreTrainedTokenizerFast, room: int) -> Prompt:
         """What the model reads to answer `human`: at most `room` tokens, without the oldest turns if need be.
 
-        Raises UserError where `human` alone is longer.
+        tokenizer: the same one for all prompts of a dialogue; it reads each turn once. Raises UserError where
+        `human` alone is longer than `room`.
         """
-        conversation = self._after_leaving(human)
-        if len(encode_prompt(conversation, tokenizer)) <= room:
-            return conversation
-        first_left_out, wanted = self.left_out, USED_AFTER_LEAVING * room
-        while (tokens := len(encode_prompt(conversation, tokenizer))) > wanted:
-            if self.left_out == len(self.turns):
-                break
-            self.left_out += 1
-            conversation = self._after_leaving(human)
+        opening, *turns = self._ids((*self.turns[self.left_out :], Turn(human)), tokenizer)
+        lengths = [len(ids) for ids in turns]
+        tokens, leaving = len(opening) + sum(lengths), 0
         if tokens > room:
-            self.left_out = first_left_out
-            raise UserError(f"too long: {tokens:,} tokens, and there is room for {room:,}; say it in parts")
-        return conversation
+            while tokens > USED_AFTER_LEAVING * room and leaving < len(turns) - 1:
+                tokens -= lengths[leaving]
+                leaving += 1
+            if tokens > room:
+                raise UserError(
+                    f"too long: {tokens:,} tokens, and there is room for {room:,}; say it in parts"
+                )
+        self.left_out += leaving
+        conversation = Conversation((*self.turns[self.left_out :], Turn(human)), self.system)
+        return Prompt(conversation, list(itertools.chain(opening, *turns[leaving:])))
+
+    def _ids(self, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+        """The ids of the system text, and of each of `turns`. What is known already is not tokenized again.
+
+        A conversation is cut beside control tokens, so that its ids are those of its parts in a row.
+        """
+        system, intro = Conversation((), self.system), Conversation(())
+        alone = [Conversation((turn,)) for turn in turns]
+        new = [part for part in dict.fromkeys((system, intro, *alone)) if part not in self._encoded]
+        for part, encoded in zip(new, encode_turns(new, tokenizer), strict=True):
+            self._encoded[part] = encoded.input_ids
+        before = len(self._encoded[intro])
+        return [self._encoded[system], *(self._encoded[part][before:] for part in alone)]
 
     def add(self, turn: Turn) -> None:
         self.turns = (*self.turns, turn)
 
     def take_back(self) -> Turn:
         """The last turn, which is gone then."""
-        *before, last = self.turns
-        self.turns = tuple(before)
-        self.left_out = min(self.left_out, len(before))
+        last = self.turns[-1]
+        self.go_on_from(self.turns[:-1])
         return last
 
+    def go_on_from(self, turns: tuple[Turn, ...]) -> None:
+        """Replace the turns, some of which may have been taken back or changed; those that left stay away."""
+        self.turns, self.left_out = turns, min(self.left_out, len(turns))
+
     def save(self, path: Path) -> None:
-        """As a row of the multi-round format, to learn from or to go on with. Raises UserError."""
-        speakers = [("human", turn.human, "yayi", turn.yayi) for turn in self.turns]
-        row = {
-            "system": self.system,
-            "conversations": [
-                {"from": who, "value": text}
-                for human, said, yayi, answered in speakers
-                for who, text in ((human, said), (yayi, answered))
-            ],
-        }
+        """Write the dialogue as a row of the multi-round format, to train on or to go on with.
+
+        Raises UserError where the file is there already or cannot be written.
+        """
+        messages = []
+        for turn in self.turns:
+            messages.append({"from": "human", "value": turn.human})
+            messages.append({"from": "yayi", "value": turn.yayi})
+        row = {"system": self.system, "conversations": messages}
         try:
             with path.expanduser().open("x", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -69,14 +97,11 @@ class Dialogue:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
 
-    def _after_leaving(self, human: str) -> Conversation:
-        return Conversation((*self.turns[self.left_out :], Turn(human)), self.system)
-
 
 def load_dialogue(path: Path) -> tuple[Dialogue, str | None]:
-    """(the dialogue of the only row in a file, in any format that training reads; what waits for an answer).
+    """(the dialogue, the question that waits for an answer, if any) of a file with one row.
 
-    Raises UserError with the place of what is wrong.
+    The row may have any format that training reads. Raises UserError with the place of what is wrong.
     """
     rows = list(read_rows(str(path.expanduser())))
     if len(rows) != 1:

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer
 
-from inference.kv_cache import Memory
+from inference.kv_cache import KVCache
 from training.common.errors import UserError, first_line
 from training.consts import (
     CONTEXT,
@@ -49,10 +49,10 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """(model, tokenizer) of a fine-tuned model, or of an adapter and its base, ready to answer.
 
-    dtype: "auto" is what was saved. device: "auto" lets accelerate place the weights; else as torch names it.
-    bits: 8 or 4, to keep the weights of the layers in so many. untaught: whether a model without control
-    tokens will do; it gets them, untrained. Raises UserError where there is no such device, no model, or one
-    that was not taught to chat as here.
+    dtype: "auto" is the one that was saved. device: "auto" lets accelerate place the weights; other names are
+    torch's. bits: 8 or 4 quantizes the weights of the layers to that many. untaught: whether a model without
+    control tokens is accepted; it gets them, untrained. Raises UserError where there is no such device, no
+    model, or one that was trained on another text of a dialogue.
     """
     if device != "auto":
         check_device(device)
@@ -71,11 +71,11 @@ def load(
 
 
 def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, untaught: bool) -> None:
-    """Raise UserError for a model that knows no control tokens, or was taught another text of a dialogue.
+    """Raise UserError for a model without control tokens, or one trained on another text of a dialogue.
 
-    untaught: a model without control tokens will do, and a line says so.
+    untaught: whether a model without control tokens is accepted; a line says so then.
 
-    A model without a chat template may be one of the original release, which had none.
+    A model without a chat template is accepted: it may be one of the original release, which had none.
     """
     missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
@@ -101,9 +101,10 @@ def check_device(device: str) -> None:
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """Tokens of a prompt and its answer that the model was made for.
+    """The number of tokens that a prompt and its answer may have together.
 
-    A Bloom has no limit of its own: there it is what it was trained on, which not every configuration says.
+    ALiBi sets a Bloom no limit: there it is the length that it was trained on, or CONTEXT where its
+    configuration does not say.
     """
     config = model.config.get_text_config()
     sizes = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
@@ -111,7 +112,10 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int:
-    """Tokens of the context that a dialogue may take, so that an answer fits behind it: a quarter at most."""
+    """The number of tokens that a prompt may have.
+
+    The rest of the context is for the answer: `max_new_tokens`, but no more than a quarter of the context.
+    """
     context = context_length(model)
     return context - min(max_new_tokens, context // 4)
 
@@ -144,7 +148,8 @@ def stream(
     tokenizer: PreTrainedTokenizerFast,
     conversation: Conversation,
     *,
-    memory: Memory | None = None,
+    input_ids: Sequence[int] | None = None,
+    kv_cache: KVCache | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = TEMPERATURE,
     top_p: float = TOP_P,
@@ -152,10 +157,11 @@ def stream(
 ) -> "Answer":
     """The answer as it comes: `with stream(...) as answer:` and iterate over its pieces of text.
 
-    memory: of this dialogue; what it has read of the conversation is not read again. temperature 0 is greedy.
-    Leaving the `with` block early stops the model.
+    input_ids: the prompt's, for callers that have tokenized the conversation already. kv_cache: that of this
+    dialogue; what it holds of the conversation is not computed again. temperature 0 is greedy. Leaving the
+    `with` block early stops the model.
     """
-    prompt_ids = encode_prompt(conversation, tokenizer)
+    prompt_ids = encode_prompt(conversation, tokenizer) if input_ids is None else list(input_ids)
     config = generation_config(
         tokenizer,
         max_new_tokens=max_new_tokens,
@@ -163,7 +169,7 @@ def stream(
         top_p=top_p,
         repetition_penalty=repetition_penalty,
     )
-    return Answer(model, tokenizer, prompt_ids, config, Memory() if memory is None else memory)
+    return Answer(model, tokenizer, prompt_ids, config, KVCache() if kv_cache is None else kv_cache)
 
 
 def generation_config(
@@ -174,7 +180,7 @@ def generation_config(
     top_p: float = TOP_P,
     repetition_penalty: float = REPETITION_PENALTY,
 ) -> GenerationConfig:
-    """transformers' configuration for these; `<|End|>` ends and pads."""
+    """transformers' configuration for this sampling; `<|End|>` ends an answer and pads a batch."""
     end = tokenizer.convert_tokens_to_ids(END)
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -187,10 +193,11 @@ def generation_config(
     )
 
 
-def spoken(tokenizer: PreTrainedTokenizerFast, token_ids: Iterable[int]) -> Iterator[str]:
-    """The text of an answer's tokens, up to `<|End|>` and without what stands around it.
+def answer_text(tokenizer: PreTrainedTokenizerFast, token_ids: Iterable[int]) -> Iterator[str]:
+    """The text of an answer's tokens, up to `<|End|>` and without the newlines that stand around an answer.
 
-    In pieces of whole characters, each as soon as its tokens are there: a Chinese character can be several.
+    It comes in pieces of whole characters, each as soon as its tokens are there; a Chinese character can take
+    several tokens.
     """
     end_id = tokenizer.convert_tokens_to_ids(END)
     opening = OPENING if answer_header(tokenizer) == COLON else ""
@@ -217,12 +224,12 @@ def spoken(tokenizer: PreTrainedTokenizerFast, token_ids: Iterable[int]) -> Iter
 
 
 class Answer:
-    """An answer in the making; iterating gives its text as `spoken` does.
+    """An answer in the making; iterating gives its text as `answer_text` does.
 
-    text: what was given so far. ended: whether the model said `<|End|>`; false while it speaks, when it was
-    stopped, and when it ran into `max_new_tokens`. stopped: whether somebody called `stop`. prompt_tokens: of
-    the prompt; recalled: how many of them were not read again. tokens: of the answer so far; seconds: until
-    the last of them; seconds_to_first.
+    text: what was given so far. ended: whether the model said `<|End|>`; false while it generates, when it
+    was stopped, and when it ran into `max_new_tokens`. stopped: whether somebody called `stop`.
+    prompt_tokens: the length of the prompt; recalled: how many of its tokens came from the KV cache. tokens:
+    the length of the answer so far; seconds_to_first, seconds: the time until its first and latest token.
     """
 
     def __init__(
@@ -231,7 +238,7 @@ class Answer:
         tokenizer: PreTrainedTokenizerFast,
         prompt_ids: list[int],
         config: GenerationConfig,
-        memory: Memory,
+        kv_cache: KVCache,
     ) -> None:
         self.text = ""
         self.ended = self.stopped = False
@@ -239,18 +246,18 @@ class Answer:
         self.recalled = self.tokens = 0
         self.seconds = self.seconds_to_first = 0.0
         self._tokenizer = tokenizer
-        self._memory = memory
+        self._kv_cache = kv_cache
         self._tokens = _TokenQueue()
         self._stop = _Stop()
         self._worker = threading.Thread(target=self._generate, args=(model, prompt_ids, config), daemon=True)
 
     @property
     def tokens_per_second(self) -> float:
-        """After the first."""
+        """The speed after the first token."""
         return (self.tokens - 1) / max(self.seconds - self.seconds_to_first, 1e-9)
 
     def stop(self) -> None:
-        """Have no more than the token that the model is at."""
+        """Stop the model after the token that it is computing."""
         self.stopped = self._stop.now = True
 
     def __enter__(self) -> "Answer":
@@ -265,14 +272,14 @@ class Answer:
         self._worker.join()
 
     def __iter__(self) -> Iterator[str]:
-        for piece in spoken(self._tokenizer, self._counted()):
+        for piece in answer_text(self._tokenizer, self._counted()):
             self.text += piece
             yield piece
 
     def _generate(self, model: PreTrainedModel, prompt_ids: list[int], config: GenerationConfig) -> None:
         input_ids = torch.tensor([prompt_ids], device=model.device)
         try:
-            cache = self._memory.recall(prompt_ids)
+            cache = self._kv_cache.recall(prompt_ids)
             self.recalled = cache.get_seq_length()
             sequences = model.generate(
                 input_ids,
@@ -282,7 +289,7 @@ class Answer:
                 streamer=self._tokens,
                 stopping_criteria=StoppingCriteriaList([self._stop]),
             )
-            self._memory.keep(cache, sequences[0].tolist())
+            self._kv_cache.keep(cache, sequences[0].tolist())
         except BaseException as error:  # raised again where the answer is read
             self._tokens.fail(error)
 
@@ -297,7 +304,7 @@ class Answer:
 
 
 class _TokenQueue(BaseStreamer):
-    """What `generate` produces after the prompt, for another thread to iterate over."""
+    """The tokens that `generate` produces after the prompt, for another thread to iterate over."""
 
     def __init__(self) -> None:
         self._items: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
@@ -322,7 +329,7 @@ class _TokenQueue(BaseStreamer):
 
 
 class _Stop(StoppingCriteria):
-    """Ends every row once `now` is set."""
+    """Ends every row of a batch once `now` is set."""
 
     now = False
 

@@ -1,22 +1,22 @@
-"""What a model has read of a dialogue, so that the next turn computes its own tokens only."""
+"""The keys and values of a dialogue so far, so that its next turn computes those of its own tokens only."""
 
 from collections.abc import Sequence
 
 from transformers import DynamicCache
 
 
-class Memory:
+class KVCache:
     """The keys and values of one dialogue, to be handed to each `stream` of it.
 
     Whatever became of the dialogue in the meantime (a turn taken back, an answer stopped or asked for again),
-    as much is used as the next prompt has in common with what was read, from the first token on.
+    the next prompt reuses all that it has in common with what was read, from the first token on.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def __len__(self) -> int:
-        """Tokens that need not be read again."""
+        """The number of tokens whose keys and values are held."""
         return len(self._ids)
 
     def clear(self) -> None:
@@ -24,9 +24,9 @@ class Memory:
         self._cache = DynamicCache()
 
     def recall(self, prompt_ids: Sequence[int]) -> DynamicCache:
-        """The cache of what `prompt_ids` begins with; the last of them at least is left to be read.
+        """The cache of the longest beginning of `prompt_ids` that is held, without their last token.
 
-        It is gone from here until `keep`, so that an answer that fails half way leaves nothing behind.
+        Nothing is held from here until `keep`, so that an answer that fails half way leaves nothing behind.
         """
         pairs = zip(self._ids, prompt_ids[:-1], strict=False)
         common = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
@@ -38,5 +38,5 @@ class Memory:
         return cache if common else DynamicCache()
 
     def keep(self, cache: DynamicCache, input_ids: Sequence[int]) -> None:
-        """Keep the cache of a prompt and its answer; the last token of an answer is never read."""
+        """Hold the cache of a prompt and its answer; an answer's last token has no keys and values yet."""
         self._cache, self._ids = cache, list(input_ids[: cache.get_seq_length()])

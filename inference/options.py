@@ -1,4 +1,4 @@
-"""The options that every command which lets a model answer has: which model, where, and how it samples."""
+"""The options of every command that lets a model answer: which model, where it runs, and how it samples."""
 
 import sys
 from collections.abc import Callable
@@ -20,34 +20,41 @@ MODEL_OPTIONS = (
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
         default="auto",
-        help="Of the weights; auto is what was saved.",
+        help="Precision of the weights; auto is the one that was saved.",
     ),
-    click.option("--load-in-8bit", is_flag=True, help="Keep the weights of the layers in 8 bits."),
-    click.option("--load-in-4bit", is_flag=True, help="The same in 4 bits."),
-    click.option("--device", default="auto", help="cpu, cuda:0, ...; auto lets accelerate decide."),
+    click.option("--load-in-8bit", is_flag=True, help="Quantize the weights of the layers to 8 bits."),
+    click.option("--load-in-4bit", is_flag=True, help="Quantize the weights of the layers to 4 bits."),
+    click.option(
+        "--device",
+        default="auto",
+        help="Where the model runs: cpu, cuda:0, ...; auto lets accelerate decide.",
+    ),
 )
 
 SAMPLING_OPTIONS = (
     click.option(
-        "--max-new-tokens", type=click.IntRange(min=1), default=MAX_NEW_TOKENS, help="Longest answer."
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        default=MAX_NEW_TOKENS,
+        help="Longest answer, in tokens.",
     ),
     click.option(
         "--temperature",
         type=click.FloatRange(min=0),
         default=TEMPERATURE,
-        help="0 is greedy; higher is bolder.",
+        help="0 always takes the likeliest token; higher values vary more.",
     ),
     click.option(
         "--top-p",
         type=click.FloatRange(min=0, max=1, min_open=True),
         default=TOP_P,
-        help="Sample among the likeliest tokens that have this probability together.",
+        help="Sample among the likeliest tokens that together have this probability.",
     ),
     click.option(
         "--repetition-penalty",
         type=click.FloatRange(min=0, min_open=True),
         default=REPETITION_PENALTY,
-        help="Above 1, tokens that were used already become less likely.",
+        help="Values above 1 make tokens that occur already less likely.",
     ),
     click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Makes sampled answers repeatable."),
 )
@@ -67,12 +74,12 @@ def _with(options: tuple[Callable, ...], command: Callable) -> Callable:
     return command
 
 
-def load_chosen(
+def load_from_options(
     options: SimpleNamespace, *, untaught: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """(model, tokenizer) as the model's options say; seeds the sampling if they say so.
+    """(model, tokenizer) of the model options; seeds the sampling if there is a seed.
 
-    untaught: whether a model without control tokens will do.
+    untaught: whether a model without control tokens is accepted.
     """
     if options.load_in_8bit and options.load_in_4bit:
         raise UserError("--load-in-8bit and --load-in-4bit contradict each other; give one")
@@ -91,6 +98,6 @@ def load_chosen(
 
 
 def sampling_of(options: SimpleNamespace) -> dict[str, Any]:
-    """What `stream` and `generation_config` take."""
+    """The sampling options, as `stream` and `generation_config` take them."""
     names = ("max_new_tokens", "temperature", "top_p", "repetition_penalty")
     return {name: getattr(options, name) for name in names}

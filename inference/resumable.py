@@ -1,56 +1,58 @@
-"""What a long command has answered so far, in a file that outlives it: the same command goes on from there.
+"""Long jobs of answering that can be interrupted at any moment: the same command goes on where they stopped.
 
-with held(output):
-    journal = Journal(output, {"--model": "checkpoints/demo", ...})
-    work_through(rest, journal, total, batch_size, answer_batch)
-    write_rows(output, rows)
-    journal.path.unlink()
+Each batch of answers is kept in OUTPUT.partial as soon as it is there. Only when all rows are answered is
+OUTPUT written, and OUTPUT.partial removed:
+
+    with claim_output(output):
+        journal = Journal(output, {"--model": "checkpoints/demo", ...})
+        work_through(rows_without_answer, journal, total, batch_size, answer)
+        write_rows(output, rows)
+        journal.path.unlink()
 """
 
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from training.common.console import say
 from training.common.errors import UserError
+from training.common.files import flush, hold_lock, write_atomic
 
 # Seconds between two lines about the progress, where there is no terminal for a bar.
 SAY_EVERY_S = 10
 
 
 @contextlib.contextmanager
-def held(output: Path) -> Iterator[None]:
-    """`output` is not there, and no other process will write it; UserError where that cannot be had."""
+def claim_output(output: Path) -> Iterator[None]:
+    """For the block, `output` is not there and no other process of this kind will write it.
+
+    Raises UserError where it is there already, cannot be written, or another process is writing it.
+    """
     if not os.path.isdir(output.parent):
         raise UserError(f"{output.parent}: no such directory")
-    lock = FileLock(f"{output}.partial.lock")  # the system gives it back however the process ends
-    with refusals(output):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"{output}: another process is writing it; wait for it, or end it") from None
-    try:
+    file = Path(f"{output}.partial.lock")
+    with contextlib.ExitStack() as stack:
+        with refusals(output):
+            taken = f"{output}: another process is writing it; wait for it, or end it"
+            stack.enter_context(hold_lock(file, taken))
+        # Removed while the lock is held: once it is free, the file may be another process's.
+        stack.callback(file.unlink, missing_ok=True)
         if os.path.lexists(output):
             raise UserError(f"{output}: is there already; move it, or give another --output")
         yield
-    finally:
-        # While it is held: once released, the file may be another process's.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 @contextlib.contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """What the system refuses, for want of room or of rights, is for the user to mend."""
+    """Turn what the system refuses in the block, for want of room or of rights, into a UserError."""
     try:
         yield
     except OSError as error:
@@ -58,7 +60,7 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 def record_of(options: SimpleNamespace, about: dict[str, str], free: Sequence[str]) -> dict[str, Any]:
-    """All that answers depend on: `about`, and every option but the `free` ones, as it was typed."""
+    """All that the answers depend on: `about`, and every option but the `free` ones, as it was typed."""
     record = dict(about)
     for name, value in sorted(vars(options).items()):
         if name not in free:
@@ -67,7 +69,7 @@ def record_of(options: SimpleNamespace, about: dict[str, str], free: Sequence[st
 
 
 class Journal:
-    """The answers so far, by the number of their row, and the seconds that they took; in OUTPUT.partial.
+    """The answers so far, by the number of their row, and the seconds that they took; kept in OUTPUT.partial.
 
     {"--input": "9b2f...", "--model": "checkpoints/demo", ...}                          what is answered
     {"seconds": 3.1, "answers": [{"row": 7, "answer": "...", "ended": true, "tokens": 52}, ...]}
@@ -78,7 +80,10 @@ class Journal:
     """
 
     def __init__(self, output: Path, record: dict[str, Any]) -> None:
-        """record: all that the answers depend on. Raises UserError where the file is of another."""
+        """Read the journal of `output`, if there is one.
+
+        record: all that the answers depend on. Raises UserError where the file was begun with another record.
+        """
         self.path = Path(f"{output}.partial")
         self.answers: dict[int, dict[str, Any]] = {}
         self.seconds = 0.0
@@ -93,13 +98,14 @@ class Journal:
             self._remember(json.loads(line))
 
     def add(self, answers: Sequence[dict[str, Any]], seconds: float) -> None:
-        """Keep the answers of a batch, each with its "row": when this returns, they are on the disk."""
+        """Keep the answers of a batch, each with its "row"; when this returns, they are on the disk."""
         batch = {"seconds": seconds, "answers": answers}
         line = json.dumps(batch, ensure_ascii=False).encode() + b"\n"
         with refusals(self.path), open(self.path, "ab") as file:
             file.truncate(self._whole_bytes)
             file.write(line if self._whole_bytes else self._first_line + line)
-            flush(file)
+            file.flush()
+            flush(self.path)
             self._whole_bytes = file.tell()
         self._remember(batch)
 
@@ -109,7 +115,7 @@ class Journal:
 
 
 def difference(first_line: bytes, record: dict[str, Any]) -> str:
-    """Why a file that begins with this line is not one to continue, and what to do."""
+    """Why a file that begins with this line cannot be continued with this record, and what to do."""
     try:
         begun = json.loads(first_line)
     except ValueError:
@@ -128,15 +134,19 @@ def work_through(
     batch_size: int,
     answer: Callable[[list[int]], list[dict[str, Any]]],
 ) -> None:
-    """Answer `rows`, a batch at a time and in this order, into `journal`, which then has `total` of them."""
+    """Answer `rows` in this order, a batch at a time, into `journal`, which has `total` answers afterwards.
+
+    answer: gives the answers to the rows of a batch, each with its "row".
+    """
     batches = [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
     try:
-        for batch in _shown(batches, len(journal.answers), total):
+        for batch in _with_progress(batches, len(journal.answers), total):
             started = time.perf_counter()
             answers = answer(batch)
             journal.add(answers, time.perf_counter() - started)
     except KeyboardInterrupt:
-        say(f"stopped with {len(journal.answers):,} rows answered; the same command goes on from there")
+        count = len(journal.answers)
+        say(f"stopped with {count:,} rows answered; the same command goes on from there", on_stderr=True)
         raise
     except torch.OutOfMemoryError:
         raise UserError(
@@ -145,10 +155,10 @@ def work_through(
         ) from None
 
 
-def _shown(batches: Sequence[list[int]], done: int, total: int) -> Iterator[list[int]]:
-    """The batches; how far they are is shown by a bar on a terminal, elsewhere by a line now and then."""
+def _with_progress(batches: Sequence[list[int]], done: int, total: int) -> Iterator[list[int]]:
+    """The batches; the progress is shown by a bar on a terminal, and elsewhere by a line now and then."""
     if done:
-        say(f"going on with {done:,} of {total:,} rows answered")
+        say(f"going on with {done:,} of {total:,} rows answered", on_stderr=True)
     said = time.monotonic()
     with tqdm(total=total, initial=done, unit="row", disable=None, dynamic_ncols=True) as bar:
         for batch in batches:
@@ -157,33 +167,25 @@ def _shown(batches: Sequence[list[int]], done: int, total: int) -> Iterator[list
             bar.update(len(batch))
             if bar.disable and time.monotonic() - said >= SAY_EVERY_S:
                 said = time.monotonic()
-                say(f"{done:,} of {total:,} rows answered")
+                say(f"{done:,} of {total:,} rows answered", on_stderr=True)
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def write_output(output: Path, content: str | Callable[[Path], object]) -> None:
+    """Write a file atomically, as `write_atomic` does; what the system refuses becomes a UserError."""
+    with refusals(output):
+        write_atomic(output, content)
 
 
 def write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """As JSON Lines. The file has its name once it is complete and on the disk."""
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(output, lines)
+    """Write rows as JSON Lines."""
+
+    def write(path: Path) -> None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    write_output(output, write)
 
 
-def write_text(output: Path, parts: Iterable[str]) -> None:
-    """The same for any text."""
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    with refusals(output):
-        try:
-            with open(unfinished, "w", encoding="utf-8") as file:
-                file.writelines(parts)
-                flush(file)
-            unfinished.rename(output)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-
-def flush(file: IO) -> None:
-    """To the disk itself."""
-    file.flush()
-    os.fsync(file.fileno())
+def write_result(output: Path, result: dict[str, Any]) -> None:
+    """Write the result of an evaluation as indented JSON."""
+    write_output(output, json.dumps(result, ensure_ascii=False, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What a person types: in a terminal with editing, several lines and a history; from a pipe line by line."""
+"""Read what a person types: in a terminal with editing, several lines and a history; from a pipe by lines."""
 
 import contextlib
 import os
@@ -12,8 +12,8 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 
 
-def typed(label: str) -> Iterator[str]:
-    """Each text that was entered, until Ctrl-D or the end of the input. Ctrl-C discards a line."""
+def read_inputs(label: str) -> Iterator[str]:
+    """Each text that a person enters, until Ctrl-D or the end of the input. Ctrl-C discards a line."""
     read = _editor(label) if sys.stdin.isatty() else lambda: input("")
     while True:
         try:
@@ -26,7 +26,7 @@ def typed(label: str) -> Iterator[str]:
 
 
 def _editor(label: str) -> Callable[[], str]:
-    """Enter sends; Alt-Enter starts a new line, and what is pasted keeps its lines."""
+    """A function that reads a text. Enter sends it, Alt-Enter starts a line, a paste keeps its lines."""
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -41,7 +41,10 @@ def _editor(label: str) -> Callable[[], str]:
 
 
 def _history() -> History:
-    """In XDG_STATE_HOME, or ~/.local/state, for its owner's eyes only; where that cannot be, of this chat."""
+    """The history of all chats, in XDG_STATE_HOME or ~/.local/state, which its owner alone may read.
+
+    Where it cannot be written, the history is that of this chat.
+    """
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     file = state / "yayi" / "chat_history"
     try:
@@ -54,7 +57,7 @@ def _history() -> History:
 
 @contextlib.contextmanager
 def on_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C calls `stop`, and interrupts nothing."""
+    """In the block, Ctrl-C calls `stop` and raises no KeyboardInterrupt."""
     before = signal.signal(signal.SIGINT, lambda number, frame: stop())
     try:
         yield

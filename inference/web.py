@@ -22,8 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.dialogue import Dialogue
 from inference.generation import room_for_prompt, stream
-from inference.kv_cache import Memory
-from inference.options import load_chosen, model_options, sampling_of, sampling_options
+from inference.kv_cache import KVCache
+from inference.options import load_from_options, model_options, sampling_of, sampling_options
 from training.common.errors import UserError, first_line, run_command
 from training.text.conversation import from_row
 
@@ -37,7 +37,7 @@ except ModuleNotFoundError:  # `serve` says what to do
 TITLE = "雅意 YaYi"
 USER_NAME = "yayi"
 
-# Of the sampling: the label, the range and the step of its slider.
+# For each sampling option the label, the range and the step of its slider.
 SLIDERS = {
     "max_new_tokens": ("最长回答 / Max tokens", 1, 4096, 1),
     "temperature": ("温度 / Temperature", 0, 2, 0.05),
@@ -89,7 +89,7 @@ def serve(options: SimpleNamespace) -> None:
             )
         app = gr.mount_gradio_app(
             FastAPI(openapi_url=None),
-            page(answering(*load_chosen(options)), options),
+            page(page_answerer(*load_from_options(options)), options),
             path="/",
             auth=(USER_NAME, password) if password else None,
             auth_message=f"用户名 / User name: {USER_NAME}",
@@ -109,7 +109,7 @@ def serve(options: SimpleNamespace) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. It is wanted before the model, which may take minutes to load."""
+    """A socket that listens there. It is opened before the model is loaded, which may take minutes."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family)
@@ -117,26 +117,31 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
 
 
-def answering(
+def page_answerer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> Callable[..., Iterator[Messages]]:
     """The function that gives a dialogue's messages with the answer, over and over while it grows."""
-    memory = Memory()
+    kv_cache = KVCache()
     # An answer that was stopped may still be at its last token when gradio asks for the next.
     turn = threading.Lock()
 
-    def answer(messages: Messages, system: str, *sampling: float) -> Iterator[Messages]:
-        """`sampling`: the values of SLIDERS. Closing the iterator stops the model."""
+    def answer(messages: Messages, dialogue: Dialogue, system: str, *sampling: float) -> Iterator[Messages]:
+        """dialogue: this browser session's; it becomes that of `messages`, and knows which turns have left.
+
+        sampling: the values of SLIDERS. Closing the iterator stops the model.
+        """
         yield messages
-        if not is_asked(messages):
+        if not ends_in_question(messages):
             return
         chosen = dict(zip(SLIDERS, sampling, strict=True))
         try:
-            dialogue, human = dialogue_of(messages, system)
-            conversation = dialogue.prompt(human, tokenizer, room_for_prompt(model, chosen["max_new_tokens"]))
-            if count := dialogue.left_out:
+            human = follow(dialogue, messages, system)
+            before = dialogue.left_out
+            prompt = dialogue.prompt(human, tokenizer, room_for_prompt(model, chosen["max_new_tokens"]))
+            if (count := dialogue.left_out) > before:
                 gr.Info(f"对话过长，略去最早 {count} 轮 / Too long: without the {count} oldest turn(s)")
-            with turn, stream(model, tokenizer, conversation, memory=memory, **chosen) as pieces:
+            given = {"input_ids": prompt.input_ids, "kv_cache": kv_cache}
+            with turn, stream(model, tokenizer, prompt.conversation, **given, **chosen) as pieces:
                 shown_at = 0.0
                 for _ in pieces:
                     if time.monotonic() - shown_at > REFRESH_S:
@@ -155,7 +160,10 @@ def answering(
 
 
 def page(answer: Callable[..., Iterator[Messages]], options: SimpleNamespace) -> "gr.Blocks":
-    """The web page. A dialogue lives in its browser alone, which sends all of it with each question."""
+    """The web page. The browser has the messages, and sends all of them with each question.
+
+    The server keeps for each browser session what the model reads of them, as a Dialogue.
+    """
     start = sampling_of(options)
     with gr.Blocks(title=TITLE, fill_height=True, analytics_enabled=False) as blocks:
         gr.Markdown(f"# {TITLE}")
@@ -171,7 +179,7 @@ def page(answer: Callable[..., Iterator[Messages]], options: SimpleNamespace) ->
                 for name, (label, low, high, step) in SLIDERS.items()
             ]
         # Without a button to copy a message: it would copy what `message` makes of the text.
-        dialogue = gr.Chatbot(
+        chatbot = gr.Chatbot(
             show_label=False,
             scale=1,
             editable="user",
@@ -179,7 +187,8 @@ def page(answer: Callable[..., Iterator[Messages]], options: SimpleNamespace) ->
             render_markdown=False,
             latex_delimiters=[],
         )
-        typed = gr.Textbox(
+        dialogue = gr.State(Dialogue)  # called for each session
+        box = gr.Textbox(
             show_label=False,
             placeholder="说点什么 / Say something",
             max_lines=10,
@@ -192,24 +201,24 @@ def page(answer: Callable[..., Iterator[Messages]], options: SimpleNamespace) ->
         at_once = {"api_visibility": "private", "queue": False}
         one_by_one = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
         answers = []
-        for asked in (
-            typed.submit(ask, [dialogue, typed], [dialogue, typed], **at_once),
-            dialogue.retry(ask_again, dialogue, [dialogue, typed], **at_once),
-            dialogue.edit(ask_otherwise, dialogue, [dialogue, typed], **at_once),
+        for question in (
+            box.submit(add_question, [chatbot, box], [chatbot, box], **at_once),
+            chatbot.retry(ask_again, chatbot, [chatbot, box], **at_once),
+            chatbot.edit(change_question, chatbot, [chatbot, box], **at_once),
         ):
-            answered = asked.success(answer, [dialogue, system, *sliders], dialogue, **one_by_one)
-            answered.then(lambda: gr.Textbox(**READY), None, typed, **at_once).then(None, js=FOCUS)
-            answers.append(answered)
-        typed.stop(None, cancels=answers)
-        dialogue.undo(take_back, dialogue, [dialogue, typed], **at_once)
-        dialogue.clear(None, cancels=answers).then(lambda: [], None, dialogue, **at_once)
+            answering = question.success(answer, [chatbot, dialogue, system, *sliders], chatbot, **one_by_one)
+            answering.then(lambda: gr.Textbox(**READY), None, box, **at_once).then(None, js=FOCUS)
+            answers.append(answering)
+        box.stop(None, cancels=answers)
+        chatbot.undo(take_back, chatbot, [chatbot, box], **at_once)
+        chatbot.clear(None, cancels=answers).then(lambda: [], None, chatbot, **at_once)
     return blocks
 
 
-def ask(messages: Messages, text: str) -> tuple[Messages, "gr.Textbox"]:
+def add_question(messages: Messages, text: str) -> tuple[Messages, "gr.Textbox"]:
     """A question that got no answer gives way to the next one; without a text, it is asked again."""
     if text.strip():
-        messages = [*(messages[:-1] if is_asked(messages) else messages), message("user", text)]
+        messages = [*(messages[:-1] if ends_in_question(messages) else messages), message("user", text)]
     return messages, gr.Textbox("", **BUSY)
 
 
@@ -217,8 +226,8 @@ def ask_again(messages: Messages, retry: "gr.RetryData") -> tuple[Messages, "gr.
     return messages[: retry.index + 1], gr.Textbox(**BUSY)
 
 
-def ask_otherwise(messages: Messages, edit: "gr.EditData") -> tuple[Messages, "gr.Textbox"]:
-    return ask(messages[: edit.index], html.unescape(edit.value))
+def change_question(messages: Messages, edit: "gr.EditData") -> tuple[Messages, "gr.Textbox"]:
+    return add_question(messages[: edit.index], html.unescape(edit.value))
 
 
 def take_back(messages: Messages, undo: "gr.UndoData") -> tuple[Messages, str]:
@@ -226,13 +235,13 @@ def take_back(messages: Messages, undo: "gr.UndoData") -> tuple[Messages, str]:
     return messages[: undo.index], text_of(messages[undo.index])
 
 
-def is_asked(messages: Messages) -> bool:
-    """Whether the last message is a question."""
+def ends_in_question(messages: Messages) -> bool:
+    """Whether the last message is the human's, and waits for an answer."""
     return bool(messages) and messages[-1]["role"] == "user"
 
 
 def with_answer(messages: Messages, text: str) -> Messages:
-    """White space alone is no answer."""
+    """The messages and an answer to the last of them; white space alone is no answer."""
     return [*messages, message("assistant", text)] if text.strip() else messages
 
 
@@ -245,11 +254,13 @@ def text_of(message: dict[str, Any]) -> str:
     return html.unescape("".join(part["text"] for part in message["content"]))
 
 
-def dialogue_of(messages: Messages, system: str) -> tuple[Dialogue, str]:
-    """(the dialogue so far, the question that comes last)"""
+def follow(dialogue: Dialogue, messages: Messages, system: str) -> str:
+    """Make `dialogue` that of the messages before the last, which is a question; the question's text."""
     texts = [{"role": message["role"], "content": text_of(message)} for message in messages]
     *turns, last = from_row({"system": system, "messages": texts}).turns
-    return Dialogue(system, tuple(turns)), last.human
+    dialogue.system = system
+    dialogue.go_on_from(tuple(turns))
+    return last.human
 
 
 if __name__ == "__main__":

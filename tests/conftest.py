@@ -49,7 +49,7 @@ def write_rows(path: Path, rows: list) -> str:
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A directory with a tiny random Bloom whose tokenizer has no control tokens yet."""
     directory = tmp_path_factory.mktemp("base") / "tiny-bloom"
-    tokenizer = tiny_bloom.train_tokenizer(tiny_bloom.texts_of(str(SINGLE_TURN)))
+    tokenizer = tiny_bloom.train_tokenizer(tiny_bloom.training_texts(str(SINGLE_TURN)))
     save_model(tiny_bloom.random_bloom(len(tokenizer) + tiny_bloom.SPARE_ROWS), tokenizer, directory)
     return str(directory)
 

@@ -29,7 +29,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from tests.conftest import SINGLE_TURN
 from training.model.save import save_model
-from training.tiny_bloom import texts_of
+from training.tiny_bloom import training_texts
 
 VOCABULARY = 1200
 
@@ -71,7 +71,7 @@ def byte_level(regex: str) -> pre_tokenizers.PreTokenizer:
 
 def sample_texts() -> list[str]:
     """With the joins of punctuation and newlines that large corpora have."""
-    return [*texts_of(str(SINGLE_TURN)), *[":\n", ":\n\n", "。\n\n", ".\n\n", "\n\n"] * 50]
+    return [*training_texts(str(SINGLE_TURN)), *[":\n", ":\n\n", "。\n\n", ".\n\n", "\n\n"] * 50]
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:

@@ -6,7 +6,6 @@ python -m training.convert --data-path data/yayi_train_example.json --to message
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 import click
 
 from training.common.errors import UserError, run_command
+from training.common.files import write_atomic
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.text.conversation import Conversation, from_row, other_keys
@@ -43,26 +43,26 @@ def main(paths: tuple[str, ...], to_format: str, output: Path, force: bool) -> N
     """
     if output.exists() and not force:
         raise UserError(f"{output}: is there already; give another --output, or --force to write over it")
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
+    tally = Tally()
+
+    def write(path: Path) -> None:
+        nonlocal tally
+        with open(path, "w", encoding="utf-8") as file:
             tally = convert(paths, written_formats()[to_format], file)
-            file.flush()
-            os.fsync(file.fileno())
-        if tally.written:
-            partial.replace(output)
+        for reason, count in tally.left_out.items():
+            more = ", ..." if count > LINES_KEPT else ""
+            click.echo(f"left out, {reason}: {count:,} ({', '.join(tally.places[reason])}{more})")
+        for key, count in sorted(tally.other_keys.items()):
+            click.echo(f"not carried over, {key}: of {count:,} rows")
+        if not tally.written:
+            raise UserError(
+                f"{output}: not written; none of the {tally.read:,} rows can be a row of {to_format}"
+            )
+
+    try:
+        write_atomic(output, write)
     except OSError as error:
         raise UserError(f"{output}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-    for reason, count in tally.left_out.items():
-        more = ", ..." if count > LINES_KEPT else ""
-        click.echo(f"left out, {reason}: {count:,} ({', '.join(tally.places[reason])}{more})")
-    for key, count in sorted(tally.other_keys.items()):
-        click.echo(f"not carried over, {key}: of {count:,} rows")
-    if not tally.written:
-        raise UserError(f"{output}: not written; none of the {tally.read:,} rows can be a row of {to_format}")
     click.echo(f"{output}: {tally.written:,} rows, of {tally.read:,} read")
 
 

@@ -5,7 +5,6 @@ python -m training.extend_vocabulary --input-model checkpoints/bloomz-7b1-mt --c
 """
 
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,25 +20,27 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from training.common.console import Progress, quiet_libraries
 from training.common.errors import UserError, run_command
+from training.common.files import check_empty
+from training.common.hub import check_base_model
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.model.load import average_rows, fit_vocabulary, load_base_model, read_config
 from training.model.save import save_model
 from training.text.conversation import from_row
-from training.text.tokenizer import check_base_model, load_base_tokenizer
+from training.text.tokenizer import load_base_tokenizer
 
-# Every so-manieth document is held out.
+# One document in so many is held out.
 HELD_OUT_EVERY = 10
 
-# Candidates for each piece wanted. On 1.4 million characters of dialogues, twice as many saved 0.04 % more of
-# the held-out tokens, four times as many 0.06 %.
+# The number of candidates for each piece wanted. On 1.4 million characters of dialogues, twice as many saved
+# 0.04 % more of the held-out tokens, four times as many 0.06 %.
 CANDIDATES = 4
 
-# The pieces are chosen in so many rounds, each of which sees what those before it have left to save. There,
-# 4 rounds saved 0.1 % less than 10, and 20 rounds 0.04 % more.
+# The number of rounds in which pieces are chosen; each sees what those before it have left to save. On those
+# dialogues, 4 rounds saved 0.1 % less than 10, and 20 rounds 0.04 % more.
 ROUNDS = 8
 
-# Candidates are learnt from letters in a row; sentencepiece passes over more than 4,192 bytes of them.
+# Candidates are found in stretches of letters; sentencepiece passes over those of more than 4,192 bytes.
 LETTERS = re.compile(r"[^\W\d_]{2,1000}")
 
 BEST_SHOWN = 10
@@ -62,37 +63,36 @@ BEST_SHOWN = 10
 def main(input_model: str, paths: tuple[str, ...], num_tokens: int, output_dir: Path) -> None:
     """Add the pieces of --corpus that save the most tokens to a model's tokenizer, with a row for each."""
     quiet_libraries()
-    if output_dir.exists() and os.listdir(output_dir):
-        raise UserError(f"{output_dir}: holds something already; give another --output-dir")
+    check_empty(output_dir, "give another --output-dir")
     check_base_model(input_model)
     tokenizer = load_base_tokenizer(input_model)
-    read_config(input_model)  # a directory without a model is found out before the work
+    read_config(input_model)  # raises for a directory without a model, before the work begins
     corpus = read_corpus(paths)
     for line in corpus.left_out_lines():
         print(line)
-    learnt, held_out = corpus.split()
+    texts, held_out = corpus.split()
 
-    base = for_text(tokenizer)
-    candidates = learn_candidates(learnt, base, CANDIDATES * num_tokens)
-    saved = choose(candidates, learnt, base, num_tokens)
+    base = copy_for_text(tokenizer)
+    candidates = learn_candidates(texts, base, CANDIDATES * num_tokens)
+    saved = choose(candidates, texts, base, num_tokens)
     if not saved:
         raise UserError(f"{', '.join(paths)}: no piece of it would save a token; give more text")
     tokenizer.add_tokens(as_tokens(saved))
-    extended = for_text(tokenizer)
-    check_round_trip(input_model, base, extended, learnt + held_out)
+    extended = copy_for_text(tokenizer)
+    check_round_trip(input_model, base, extended, texts + held_out)
     try:
         extend_model(input_model, tokenizer, base, list(saved), output_dir)
     except OSError as error:
         raise UserError(f"{output_dir}: {error.strerror}") from None
 
-    for line in report(saved, num_tokens, len(candidates), held_out, base, extended):
+    for line in savings_report(saved, num_tokens, len(candidates), held_out, base, extended):
         print(line)
     print(f"{output_dir}: {input_model} with {len(saved):,} tokens more, {len(tokenizer):,} in all")
 
 
 @dataclass
 class Corpus:
-    """Documents, each a tuple of texts, and why some rows are not among them, with the first places."""
+    """Documents, each a tuple of texts; and why rows were left out, with the first places of each reason."""
 
     documents: list[tuple[str, ...]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -113,9 +113,9 @@ class Corpus:
         ]
 
     def split(self) -> tuple[list[str], list[str]]:
-        """The texts to learn from, and those held out: of every tenth document, equal ones being one.
+        """The texts to choose pieces by, and the held-out ones of every tenth document; equal ones count once.
 
-        Raises UserError where there are too few.
+        Raises UserError where there are too few documents.
         """
         documents = list(dict.fromkeys(self.documents))
         held_out = documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
@@ -129,7 +129,7 @@ class Corpus:
 
 
 def read_corpus(paths: Sequence[str]) -> Corpus:
-    """The texts of all files: lines of a .txt file, and of any row what is said in it.
+    """The texts of all files: the lines of a .txt file, and all that is said in a row of any other.
 
     Raises UserError for a file that cannot be read, or not to its end.
     """
@@ -167,8 +167,8 @@ def read_lines(path: str) -> Iterator[str]:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def for_text(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy that takes nothing in a text for a special token, as training does."""
+def copy_for_text(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the tokenizer that takes nothing in a text for a special token, as in training."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.encode_special_tokens = True
     backend.no_padding()
@@ -177,7 +177,7 @@ def for_text(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
 
 def as_tokens(pieces: Sequence[str]) -> list[AddedToken]:
-    """Such as apply inside running text, and as the text is written."""
+    """Tokens that apply also inside words, and to the text as it is written."""
     return [AddedToken(piece, special=False, normalized=False, single_word=False) for piece in pieces]
 
 
@@ -190,7 +190,7 @@ def learn_candidates(texts: Sequence[str], base: Tokenizer, count: int) -> list[
     no such letters.
     """
     stretches = [stretch for text in texts for stretch in LETTERS.findall(text)]
-    if not any(map(is_running, stretches)):
+    if not any(map(is_caseless, stretches)):
         raise UserError("--corpus has no text in Chinese or another script without case; nothing to learn")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -203,9 +203,9 @@ def learn_candidates(texts: Sequence[str], base: Tokenizer, count: int) -> list[
         add_dummy_prefix=False,
         minloglevel=2,
     )
-    learnt = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    pieces = [learnt.id_to_piece(i) for i in range(learnt.get_piece_size())]
-    pieces = [piece for piece in pieces if len(piece) > 1 and is_running(piece)]
+    found = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = [found.id_to_piece(i) for i in range(found.get_piece_size())]
+    pieces = [piece for piece in pieces if len(piece) > 1 and is_caseless(piece)]
     encodings = base.encode_batch_fast(pieces, add_special_tokens=False)
     return [
         piece
@@ -214,32 +214,35 @@ def learn_candidates(texts: Sequence[str], base: Tokenizer, count: int) -> list[
     ]
 
 
-def is_running(text: str) -> bool:
-    """Whether it is of letters without case only."""
+def is_caseless(text: str) -> bool:
+    """Whether a text consists of letters without case only, as Chinese ones are."""
     return text.isalpha() and text.lower() == text.upper()
 
 
 class Spans(NamedTuple):
-    """Stretches of the corpus's texts laid end to end: a number of each, and its first and last character's
-    place, the last one not included."""
+    """Stretches of the corpus's texts laid end to end.
+
+    Each has a number (of a piece, or the id of a token), the place of its first character, and the place
+    after its last.
+    """
 
     numbers: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
 
-    def where(self, chosen: np.ndarray) -> "Spans":
-        return Spans(*(column[chosen] for column in self))
+    def select(self, mask: np.ndarray) -> "Spans":
+        return Spans(*(column[mask] for column in self))
 
 
 def choose(candidates: Sequence[str], texts: Sequence[str], base: Tokenizer, count: int) -> dict[str, int]:
-    """At most `count` candidates, and how many tokens each saves in `texts`; what saves most comes first.
+    """At most `count` candidates, and how many tokens each saves in `texts`; the best come first.
 
-    Each round adds the best, and takes out for good those that later ones have made useless. All is counted
-    as the extended tokenizer itself matches: the leftmost piece, and of several the longest.
+    Each round adds the best candidates, and removes for good those that later ones have made useless. Savings
+    are counted as the extended tokenizer matches: the leftmost piece, and of several the longest.
     """
     progress = Progress("choosing", "pieces")
     found = occurrences(candidates, texts)
-    before = tokens_of(base, texts)
+    before = token_spans(base, texts)
     added = max(base.get_vocab().values()) + 1
     is_free = np.ones(len(candidates), dtype=bool)
     chosen = np.empty(0, dtype=np.int64)
@@ -247,13 +250,13 @@ def choose(candidates: Sequence[str], texts: Sequence[str], base: Tokenizer, cou
         extended = Tokenizer.from_str(base.to_str())
         extended.encode_special_tokens = True
         extended.add_tokens(as_tokens([candidates[number] for number in chosen]))
-        after = tokens_of(extended, texts)
-        matches = after.where(after.numbers >= added)
+        after = token_spans(extended, texts)
+        matches = after.select(after.numbers >= added)
         saved = np.bincount(matches.numbers - added, savings(matches, before), len(chosen))
         useful = saved > 0
         chosen, saved = chosen[useful], saved[useful]
 
-        gains = np.bincount(found.numbers, savings(found, after) * is_open(found, matches), len(candidates))
+        gains = np.bincount(found.numbers, savings(found, after) * can_match(found, matches), len(candidates))
         best = np.argsort(-gains * is_free, kind="stable")[: min(-(-count // ROUNDS), count - len(chosen))]
         best = best[(gains * is_free)[best] > 0]
         if useful.all() and not len(best):
@@ -265,7 +268,7 @@ def choose(candidates: Sequence[str], texts: Sequence[str], base: Tokenizer, cou
 
 
 def occurrences(pieces: Sequence[str], texts: Sequence[str]) -> Spans:
-    """Every place where a piece stands, with the piece's number; they overlap."""
+    """Every place where a piece stands, with the piece's number; places may overlap."""
     numbers = {piece: number for number, piece in enumerate(pieces)}
     openings = {piece[:length] for piece in pieces for length in range(1, len(piece) + 1)}
     found: list[tuple[int, int, int]] = []
@@ -282,8 +285,8 @@ def occurrences(pieces: Sequence[str], texts: Sequence[str]) -> Spans:
     return Spans(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
 
 
-def tokens_of(backend: Tokenizer, texts: Sequence[str]) -> Spans:
-    """Every token with its id, in order; last one of no characters, with id -1, at the end of the texts."""
+def token_spans(backend: Tokenizer, texts: Sequence[str]) -> Spans:
+    """Every token with its id, in order; an empty one with id -1 marks the end of the texts."""
     ids, spans = [], []
     offset = 0
     for text, encoding in zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True):
@@ -295,18 +298,21 @@ def tokens_of(backend: Tokenizer, texts: Sequence[str]) -> Spans:
 
 
 def savings(pieces: Spans, tokens: Spans) -> np.ndarray:
-    """How many tokens fewer there are if each of `pieces` is one.
+    """For each of `pieces` alone, how many tokens fewer there are if it is a token.
 
-    It takes the place of those that start in it; one that runs on beyond its end leaves a rest.
+    It replaces the tokens that start in it; one that runs on beyond its end leaves a rest, which is a token.
     """
     first, last = np.searchsorted(tokens.starts, pieces.starts), np.searchsorted(tokens.starts, pieces.ends)
     runs_on = tokens.starts[last] != pieces.ends
     return last - first - 1 - runs_on
 
 
-def is_open(pieces: Spans, matches: Spans) -> np.ndarray:
-    """Whether each of `pieces` would be matched beside `matches`: none started before it reaches into it, and
-    none that starts with it is longer."""
+def can_match(pieces: Spans, matches: Spans) -> np.ndarray:
+    """Whether the tokenizer would match each of `pieces`, given what it matches now.
+
+    It would where no match that starts before the piece reaches into it, and none that starts with it is
+    longer.
+    """
     if not len(matches.starts):
         return np.ones(len(pieces.starts), dtype=bool)
     previous = np.searchsorted(matches.starts, pieces.starts, side="right") - 1
@@ -317,14 +323,15 @@ def is_open(pieces: Spans, matches: Spans) -> np.ndarray:
 
 def check_round_trip(path: str, base: Tokenizer, extended: Tokenizer, texts: Sequence[str]) -> None:
     """Raise UserError, naming the model at `path`, where `base` gives a text back and `extended` does not."""
-    for text, was, now in zip(texts, decoded(base, texts), decoded(extended, texts), strict=True):
+    for text, was, now in zip(texts, decode_texts(base, texts), decode_texts(extended, texts), strict=True):
         if was == text != now:
             raise UserError(
                 f"{path}: its tokenizer cannot be extended: it does not give back text with added tokens"
             )
 
 
-def decoded(backend: Tokenizer, texts: Sequence[str]) -> list[str]:
+def decode_texts(backend: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """What is left of each text after it was tokenized and decoded."""
     ids = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
     return backend.decode_batch(ids, skip_special_tokens=False)
 
@@ -332,9 +339,10 @@ def decoded(backend: Tokenizer, texts: Sequence[str]) -> list[str]:
 def extend_model(
     path: str, tokenizer: PreTrainedTokenizerFast, base: Tokenizer, pieces: Sequence[str], output_dir: Path
 ) -> None:
-    """Save the model at `path` with `tokenizer`, `pieces` being the tokens that `base` has not.
+    """Save the model at `path` with `tokenizer`, which has the tokens `pieces` more than `base`.
 
-    Each gets the mean of the rows of base's tokens for it; all other rows stay as they are.
+    The embedding row of each piece is the mean of the rows of base's tokens for it; all others stay as they
+    are.
     """
     model = load_base_model(path)
     new_tokens = set(tokenizer.get_vocab().values()).difference(base.get_vocab().values())
@@ -346,7 +354,7 @@ def extend_model(
     save_model(model, tokenizer, output_dir)
 
 
-def report(
+def savings_report(
     saved: dict[str, int],
     wanted: int,
     candidates: int,
@@ -354,7 +362,7 @@ def report(
     base: Tokenizer,
     extended: Tokenizer,
 ) -> list[str]:
-    """What the pieces are worth, for people."""
+    """Lines for people that say what the pieces save."""
     characters = sum(map(len, held_out))
     before, after = (
         sum(len(encoding.ids) for encoding in backend.encode_batch_fast(held_out, add_special_tokens=False))

@@ -1,18 +1,19 @@
-"""An adapter and its base model -> a plain model, which needs neither peft nor the base.
+"""Merge an adapter into its base model: a plain model, which needs neither peft nor the base.
 
 python -m training.merge_adapter --adapter checkpoints/my-lora --output-dir checkpoints/my-model
 """
 
-import os
 from pathlib import Path
 
 import click
 
 from training.common.console import quiet_libraries
 from training.common.errors import UserError, run_command
+from training.common.files import check_empty
+from training.common.hub import check_model_path, is_adapter
 from training.model.lora import base_of, load_any
 from training.model.save import save_model
-from training.text.tokenizer import check_model_path, is_adapter, load_tokenizer
+from training.text.tokenizer import load_tokenizer
 
 
 @click.command()
@@ -26,8 +27,7 @@ def main(adapter: str, output_dir: Path) -> None:
     check_model_path(adapter)
     if not is_adapter(adapter):
         raise UserError(f"{adapter}: a whole model already, no adapter")
-    if output_dir.exists() and os.listdir(output_dir):
-        raise UserError(f"{output_dir}: holds something already; give another --output-dir")
+    check_empty(output_dir, "give another --output-dir")
     tokenizer = load_tokenizer(adapter)
     model = load_any(adapter, tokenizer)
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,11 @@ import click
 from training.common.command_line import options_of
 from training.common.console import quiet_libraries
 from training.common.errors import run_command
+from training.common.hub import check_base_model
 from training.common.options import PLANNED, Options
 from training.cost.ways import TFLOPS, UTILIZATION, Machine, plan
 from training.data.examples import build_datasets
-from training.text.tokenizer import check_base_model, load_tokenizer_and_new_tokens
+from training.text.tokenizer import load_tokenizer_and_new_tokens
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})

@@ -3,8 +3,8 @@
 python -m training.tiny_bloom --data-path data/yayi_train_example.json --output-dir checkpoints/tiny-bloom
 """
 
-import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import click
 import torch
@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from training.common.errors import UserError, run_command
+from training.common.files import check_empty
 from training.consts import INTRO
 from training.data.encoded import read_conversations
 from training.model.save import save_model
@@ -20,15 +21,15 @@ from training.model.save import save_model
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]
 WORD = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 
-# Learns all of the sample data by heart in 20 epochs; with 4 heads and BLOOM's own range of 0.02, too small a
-# start for so narrow a model, 25 epochs left two rows unlearnt.
+# Such a model knows all of the sample data by heart after 20 epochs. With 4 heads and BLOOM's own range of
+# 0.02, which is too small a start for so narrow a model, two rows were not known after 25 epochs.
 HIDDEN_SIZE = 64
 LAYERS = 2
 HEADS = 8
 INITIALIZER_RANGE = 0.1
 VOCABULARY = 2000
 
-# Rows of the embedding beyond the tokenizer's tokens, as BLOOM has 200 of them.
+# Embedding rows beyond the tokenizer's tokens; BLOOM has 200 of them.
 SPARE_ROWS = 8
 
 
@@ -77,7 +78,7 @@ def random_bloom(rows: int, seed: int = 0) -> BloomForCausalLM:
     )
 
 
-def texts_of(data_path: str) -> Iterator[str]:
+def training_texts(data_path: str) -> Iterator[str]:
     """Every text of a data file, as often as training sees it."""
     for _, conversation in read_conversations(data_path):
         yield conversation.system or INTRO
@@ -92,9 +93,8 @@ def texts_of(data_path: str) -> Iterator[str]:
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
 def main(data_path: str, output_dir: str, seed: int) -> None:
     """Make a tiny random Bloom and a tokenizer trained on DATA-PATH."""
-    if os.path.isdir(output_dir) and os.listdir(output_dir):
-        raise UserError(f"{output_dir}: holds something already; give another --output-dir, or remove it")
-    tokenizer = train_tokenizer(texts_of(data_path))
+    check_empty(Path(output_dir), "give another --output-dir, or remove it")
+    tokenizer = train_tokenizer(training_texts(data_path))
     model = random_bloom(len(tokenizer) + SPARE_ROWS, seed)
     try:
         save_model(model, tokenizer, output_dir)

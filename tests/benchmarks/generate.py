@@ -25,12 +25,12 @@ from transformers.generation import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from inference.generation import quantized, stream
-from inference.kv_cache import Memory
+from inference.kv_cache import KVCache
 from training.common.errors import run_command
 from training.model.bloom import BloomForCausalLM
 from training.text.conversation import Conversation, Turn
 from training.text.tokenizer import teach_to_chat
-from training.tiny_bloom import texts_of, train_tokenizer
+from training.tiny_bloom import train_tokenizer, training_texts
 
 HIDDEN, LAYERS, HEADS, VOCABULARY = 1024, 24, 16, 250_880
 WAYS = ("plain", "ours", "8 bits", "4 bits")
@@ -97,15 +97,15 @@ def generate(model: PreTrainedModel, input_ids: torch.Tensor, tokens: int) -> tu
 
 def seconds_to_first_token(model: PreTrainedModel) -> list[float]:
     """Of each turn of a dialogue; every one is of the same text."""
-    texts = list(texts_of(str(SAMPLE)))
+    texts = list(training_texts(str(SAMPLE)))
     tokenizer = train_tokenizer(texts)
     teach_to_chat(tokenizer)
     human = " ".join(texts)[:330]
-    memory, turns, seconds = Memory(), (), []
+    cache, turns, seconds = KVCache(), (), []
     for _ in range(TURNS):
         prompt = Conversation((*turns, Turn(human)))
         how = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": ANSWER_TOKENS}
-        with stream(model, tokenizer, prompt, memory=memory, **how) as answer:
+        with stream(model, tokenizer, prompt, kv_cache=cache, **how) as answer:
             text = "".join(answer)
         seconds.append(answer.seconds_to_first)
         turns = (*turns, Turn(human, text or "."))

@@ -88,7 +88,7 @@ def spawn(function: Callable[..., None], *arguments: Any) -> None:
 
 def build(size: str, directory: Path) -> None:
     rows, hidden_size, layers, heads = SIZES[size]
-    tokenizer = tiny_bloom.train_tokenizer(tiny_bloom.texts_of(str(SINGLE_TURN)))
+    tokenizer = tiny_bloom.train_tokenizer(tiny_bloom.training_texts(str(SINGLE_TURN)))
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=rows, hidden_size=hidden_size, n_layer=layers, n_head=heads)
     save_model(BloomForCausalLM(config).to(torch.bfloat16), tokenizer, directory / size)

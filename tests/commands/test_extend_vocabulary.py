@@ -20,7 +20,7 @@ from tests.conftest import write_rows
 from tests.text.test_encoding import as_messages, prompts
 from training import extend_vocabulary
 from training.consts import CONTROL_TOKENS
-from training.extend_vocabulary import choose, for_text, is_running, learn_candidates, read_corpus
+from training.extend_vocabulary import choose, copy_for_text, is_caseless, learn_candidates, read_corpus
 from training.model.load import ROW_MULTIPLE, load_model
 from training.model.save import save_model
 from training.text.conversation import Conversation, Turn, from_row
@@ -81,7 +81,7 @@ def pieces(before, after) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def backends(before, after) -> tuple[Tokenizer, Tokenizer]:
-    return for_text(before), for_text(after)
+    return copy_for_text(before), copy_for_text(after)
 
 
 def test_the_words_of_the_domain_are_among_the_pieces(before, after, pieces: dict[str, int]) -> None:
@@ -240,7 +240,7 @@ def test_pieces_are_chosen_by_what_they_save(before) -> None:
     texts    甲乙丙丁 9 times, 甲乙 3 times more
     saved    甲乙丙丁: 9 x (its tokens - 1), 甲乙: 3 x (its tokens - 1), 丙丁: nothing beside 甲乙丙丁
     """
-    base = for_text(before)
+    base = copy_for_text(before)
     cost = {piece: len(base.encode(piece).ids) - 1 for piece in ("甲乙丙丁", "甲乙")}
     texts = ["甲乙丙丁。"] * 9 + ["甲乙。"] * 3
     found = choose(["甲乙", "丙丁", "甲乙丙丁"], texts, base, 3)
@@ -249,7 +249,7 @@ def test_pieces_are_chosen_by_what_they_save(before) -> None:
 
 
 def test_what_is_saved_is_the_difference_in_tokens(before) -> None:
-    base = for_text(before)
+    base = copy_for_text(before)
     saved = choose(learn_candidates(SENTENCES, base, 50), SENTENCES, base, COUNT)
     new = AutoTokenizer.from_pretrained(before.name_or_path)
     new.add_tokens(list(saved))
@@ -296,7 +296,7 @@ def test_mistakes_are_one_line(base: str, corpus: str, after, tmp_path: Path, ou
     (tmp_path / "gbk.txt").write_bytes("好\n".encode() + "你好".encode("gbk"))
     english = write_text(tmp_path / "english.txt", [f"sentence {n} of ours" for n in range(20)])
     common = next(
-        token for token in map(after.decode, range(500, 2000)) if len(token) == 2 and is_running(token)
+        token for token in map(after.decode, range(500, 2000)) if len(token) == 2 and is_caseless(token)
     )
     known = write_text(tmp_path / "known.txt", [f"{n} {common}" for n in range(20)])
     new = tmp_path / "new"

@@ -1,10 +1,12 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from filelock import BaseFileLock
 
 from tests.conftest import ROOT
 from training.common.errors import UserError
@@ -48,6 +50,14 @@ def test_it_is_made_once(tmp_path: Path) -> None:
     assert len(made) == 1
     assert (tmp_path / "a" / "key" / "file").read_text() == "x"
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"key", "key.lock"}
+
+
+def test_the_lock_is_free_once_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(BaseFileLock, "__del__")  # the block gives it back, not the end of the object
+    made_once(tmp_path / "key", lambda directory: None)
+    shutil.rmtree(tmp_path / "key")  # as if somebody cleared the cache, while this process goes on
+    other = start(tmp_path / "key", 0)
+    assert other.communicate(timeout=60)[0].split() == ["making", "done"]
 
 
 def test_what_fails_is_not_there_and_is_made_anew(tmp_path: Path) -> None:

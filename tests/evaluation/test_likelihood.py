@@ -72,19 +72,21 @@ def test_answers_of_one_token_need_no_second_reading(tuned: str) -> None:
 
 
 def test_an_answer_is_what_training_would_learn(tuned: str) -> None:
-    """So that its likelihood is the row's loss times its learnt tokens."""
+    """So that its likelihood is the row's loss times its supervised tokens."""
     _, tokenizer = load(tuned, device="cpu", dtype="float32")
     library = AutoModelForCausalLM.from_pretrained(tuned, dtype=torch.float32)
     ours = load(tuned, device="cpu", dtype="float32")[0]
     prompt = Conversation((Turn("再短一点", "好"), Turn("你是谁")), system="你是一名记者。")
     answers = ["我是雅意。", "A", "B. 通车\n。"]
-    learnt = answer_ids(prompt, answers, tokenizer)
+    supervised = answer_ids(prompt, answers, tokenizer)
     whole = [
         encode(Conversation((prompt.turns[0], Turn("你是谁", answer)), prompt.system), tokenizer)
         for answer in answers
     ]
-    prompt_ids = whole[0]["input_ids"][: -len(learnt[0])]
-    for ids, row, total in zip(learnt, whole, log_likelihoods(ours, [prompt_ids], [learnt])[0], strict=True):
+    prompt_ids = whole[0]["input_ids"][: -len(supervised[0])]
+    for ids, row, total in zip(
+        supervised, whole, log_likelihoods(ours, [prompt_ids], [supervised])[0], strict=True
+    ):
         assert row["input_ids"] == prompt_ids + ids
         labels = torch.tensor([[-100] * (len(prompt_ids)) + ids])
         with torch.no_grad():

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from evaluation import objective
-from evaluation.objective import (
+from evaluation.objective_questions import ObjectiveQuestion, as_conversation, read_objective_questions
+from evaluation.objective_scores import (
     GENERATED,
     GUESSED,
     LETTER,
     OPTION,
     PER_TOKEN,
     WAYS,
-    figures_of,
     judge,
-    summary,
+    objective_figures,
+    way_figures,
 )
-from evaluation.questions import Question, asked, read_questions
 from tests.conftest import ROOT, write_rows
 from training import trainer
 
@@ -77,11 +77,11 @@ def test_a_model_that_learnt_the_questions_by_heart_has_them_all_right(
     run, base: str, tmp_path: Path
 ) -> None:
     """Its rows are the questions as they are asked; its answers "B. text", or a short one."""
-    questions = read_questions(str(SAMPLE))[:40]
+    questions = read_objective_questions(str(SAMPLE))[:40]
     rows = []
     for question in questions:
         answer = question.lines[question.right] if question.options else question.accepted[0]
-        rows.append({"instruction": asked(question).turns[0].human, "output": answer})
+        rows.append({"instruction": as_conversation(question).turns[0].human, "output": answer})
     options = (
         f"--data-path {write_rows(tmp_path / 'rows.jsonl', rows)} --input-model {base} "
         f"--local-output-dir {tmp_path} --run-name learnt --cache-dir {tmp_path / 'cache'} --test-size 0 "
@@ -151,6 +151,15 @@ def test_the_same_command_goes_on_where_it_was_stopped(
     assert "result.json: is there already; move it, or give another --output" in err
 
 
+def test_a_run_that_an_earlier_version_began_knows_its_questions() -> None:
+    """The hash is the one that was computed when the class had another name."""
+    questions = [
+        ObjectiveQuestion("a.jsonl:1", "none", "选哪个？", ("山", "水"), 1),
+        ObjectiveQuestion("a.jsonl:2", "none", "几个？", accepted=("206",)),
+    ]
+    assert objective.digest(questions) == "9251243b4827dceefcb05fdad48c8627"
+
+
 def test_a_run_with_other_questions_is_not_continued(run, tuned: str, tmp_path: Path, monkeypatch) -> None:
     questions = write_rows(tmp_path / "q.jsonl", [choice(number) for number in range(3)])
     answer_batch = objective.answer_batch
@@ -195,9 +204,9 @@ def test_a_question_that_is_too_long_is_named(run, tuned: str, tmp_path: Path) -
 
 # Figures, by hand.
 
-TWO = Question("q:1", "甲", "一？", ("x", "y"), right=0)
-THREE = Question("q:2", "乙", "二？", ("u", "v", "w"), right=2)
-SHORT = Question("q:3", "乙", "三？", accepted=("7",))
+TWO = ObjectiveQuestion("q:1", "甲", "一？", ("x", "y"), right=0)
+THREE = ObjectiveQuestion("q:2", "乙", "二？", ("u", "v", "w"), right=2)
+SHORT = ObjectiveQuestion("q:3", "乙", "三？", accepted=("7",))
 
 
 def said(answer: str, letter: list[float], option: list[float]) -> dict:
@@ -229,18 +238,18 @@ def test_answers_are_judged_in_the_order_that_they_were_asked_in() -> None:
 
 
 def test_figures_are_those_of_the_own_order_and_rotations_show_the_letter() -> None:
-    figures = figures_of(GENERATED, JUDGED)
+    figures = way_figures(GENERATED, JUDGED)
     assert (figures["overall"]["right"], figures["overall"]["asked"]) == (3, 3)
     assert figures["categories"]["乙"]["asked"] == 2
     assert [(one["right"], one["asked"]) for one in figures["rotations"]] == [(2, 2), (0, 2), (1, 1)]
     assert figures["letters"] == {"A": 3 / 4, "B": 0, "C": 1 / 4}
     # "一？" got x and then y; "二？" got w, nothing, w.
     assert figures["same_option_in_all"] == 0
-    by_letter = figures_of(LETTER, JUDGED)
+    by_letter = way_figures(LETTER, JUDGED)
     assert by_letter["letters"] == {"A": 1, "B": 0, "C": 0}
     # The whole option: y both times, then v in each of the three orders.
-    assert figures_of(OPTION, JUDGED)["same_option_in_all"] == 1
-    whole = summary(JUDGED)
+    assert way_figures(OPTION, JUDGED)["same_option_in_all"] == 1
+    whole = objective_figures(JUDGED)
     assert whole["asked"] == 3
     assert whole["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert whole["unread"] == pytest.approx(1 / 6)

@@ -32,20 +32,20 @@ def llama(base: str, tmp_path_factory) -> str:
 
 
 def plain_losses(model_path: str, rows: list[dict]) -> tuple[float, int]:
-    """The summed loss and the learnt tokens, a row at a time by transformers alone."""
+    """The summed loss and the supervised tokens, a row at a time by transformers alone."""
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32),
         load_tokenizer(model_path),
     )
-    loss, learnt = 0.0, 0
+    loss, supervised = 0.0, 0
     for row in rows:
         encoded = encode(from_row(row), tokenizer)
         count = sum(label != -100 for label in encoded["labels"])
         with torch.no_grad():
             batch = {name: torch.tensor([ids]) for name, ids in encoded.items()}
             loss += model(**batch).loss.item() * count
-        learnt += count
-    return loss, learnt
+        supervised += count
+    return loss, supervised
 
 
 @pytest.mark.parametrize("which", ["tuned", "llama"])
@@ -64,16 +64,16 @@ def test_losses_by_domain_are_those_of_plain_transformers(
     domains = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["domains"]
     assert list(domains) == ["all", "none", "金融风控领域任务"]
     for domain, part in (("all", ROWS), ("none", ROWS[:4]), ("金融风控领域任务", ROWS[4:])):
-        loss, learnt = plain_losses(model, part)
+        loss, supervised = plain_losses(model, part)
         answers = [turn.yayi for row in part for turn in from_row(row).turns]
         figures = domains[domain]
-        assert (figures["rows"], figures["tokens"]) == (len(part), learnt)
-        assert figures["loss"] == pytest.approx(loss / learnt, rel=1e-4, abs=1e-5)
-        assert figures["perplexity"] == pytest.approx(math.exp(loss / learnt), rel=1e-3)
+        assert (figures["rows"], figures["tokens"]) == (len(part), supervised)
+        assert figures["loss"] == pytest.approx(loss / supervised, rel=1e-4, abs=1e-5)
+        assert figures["perplexity"] == pytest.approx(math.exp(loss / supervised), rel=1e-3)
         assert figures["loss_per_character"] == pytest.approx(
             loss / sum(map(len, answers)), rel=1e-4, abs=1e-5
         )
-        assert f"| {domain} | {model} | {len(part)} | {learnt} | {figures['loss']:.4f} |" in out
+        assert f"| {domain} | {model} | {len(part)} | {supervised} | {figures['loss']:.4f} |" in out
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_a_row_that_cannot_be_used_is_named(outcome, tuned: str, tmp_path: Path,
 
 def test_a_loss_that_is_no_number_is_no_result(outcome, tuned: str, tmp_path: Path, monkeypatch) -> None:
     def broken(options, untaught):
-        model, tokenizer = load_chosen(options, untaught=untaught)
+        model, tokenizer = load_from_options(options, untaught=untaught)
         model.transformer.ln_f.weight.data.fill_(float("nan"))
         return model, tokenizer
 
-    load_chosen = perplexity.load_chosen
-    monkeypatch.setattr(perplexity, "load_chosen", broken)
+    load_from_options = perplexity.load_from_options
+    monkeypatch.setattr(perplexity, "load_from_options", broken)
     rows = write_rows(tmp_path / "rows.jsonl", LEARNT)
     arguments = f"--model {tuned} --device cpu --data-path {rows} --output {tmp_path / 'out'}"
     status, _, err = outcome(perplexity.main, arguments)

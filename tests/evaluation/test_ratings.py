@@ -184,7 +184,7 @@ def test_ranks_that_the_data_do_not_separate_are_marked() -> None:
         "third": (question - 0.01 + random_.normal(0, 0.3, 60)).tolist(),
         "last": (question - 0.5).tolist(),
     }
-    ranks = {model: row["ranks"] for model, row in ranking.ranked(values, [1] * 60).items()}
+    ranks = {model: row["ranks"] for model, row in ranking.rank_models(values, [1] * 60).items()}
     assert ranks == {"first": [1, 1], "second": [2, 3], "third": [2, 3], "last": [4, 4]}
 
 

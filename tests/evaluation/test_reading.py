@@ -1,6 +1,6 @@
 import pytest
 
-from evaluation.reading import chosen, compact, is_accepted
+from evaluation.reading import compact, is_accepted, read_choice
 
 KINGS = ["秦始皇", "汉武帝", "唐太宗", "宋太祖"]
 
@@ -44,19 +44,19 @@ KINGS = ["秦始皇", "汉武帝", "唐太宗", "宋太祖"]
     ],
 )
 def test_the_option_that_an_answer_chooses(answer: str, index: int | None) -> None:
-    assert chosen(answer, KINGS) == index
+    assert read_choice(answer, KINGS) == index
 
 
 def test_options_that_contain_each_other_are_told_apart() -> None:
-    assert chosen("应该是25", ["2", "25", "5", "125"]) == 1
-    assert chosen("5 apples", ["5", "50", "15", "4"]) == 0
-    assert chosen("只有下雨才停", ["下雨", "只有下雨", "停", "雨"]) is None
-    assert chosen("是只有下雨", ["下雨", "只有下雨", "停", "雨"]) == 1
+    assert read_choice("应该是25", ["2", "25", "5", "125"]) == 1
+    assert read_choice("5 apples", ["5", "50", "15", "4"]) == 0
+    assert read_choice("只有下雨才停", ["下雨", "只有下雨", "停", "雨"]) is None
+    assert read_choice("是只有下雨", ["下雨", "只有下雨", "停", "雨"]) == 1
 
 
 def test_a_wrong_answer_is_an_option_too() -> None:
-    assert chosen("B 错误", ["正确", "错误"]) == 1
-    assert chosen("错误", ["正确", "错误"]) == 1
+    assert read_choice("B 错误", ["正确", "错误"]) == 1
+    assert read_choice("错误", ["正确", "错误"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,19 @@
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from evaluation import objective, picture, ranking, report
+from evaluation import picture, report
+from evaluation.objective_scores import GENERATED, GUESSED, objective_figures
 from evaluation.published import inconsistencies, read_published, sizes_of
+from evaluation.ranking import score_tables
 from evaluation.ratings import Item, Ratings
 from tests.conftest import ROOT
 from training.common.errors import UserError
@@ -38,9 +45,10 @@ def without_source(table: list[list[str]]) -> list[list[str]]:
 
 @pytest.fixture
 def has_chinese_font() -> None:
-    names = ("CJK", "Hei", "Song", "Noto Sans SC")
-    if not any(name in font.name for font in font_manager.fontManager.ttflist for name in names):
-        pytest.skip("there is no font with Chinese characters (Debian: apt-get install fonts-wqy-microhei)")
+    try:
+        picture.chinese_fonts("模型排名")
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 def test_the_published_tables_come_out_as_they_were_printed(
@@ -108,12 +116,12 @@ def objective_result(model: str, categories: list[str]) -> dict:
         row = {"place": f"q:{number}", "category": category, "rotation": 0, "ended": True}
         said = {
             "answer": "7",
-            "chosen": {objective.GENERATED: "7"},
-            "is_right": {objective.GENERATED: number < 2},
+            "chosen": {GENERATED: "7"},
+            "is_right": {GENERATED: number < 2},
         }
-        said["chosen"][objective.GUESSED], said["is_right"][objective.GUESSED] = "7", number < 2
+        said["chosen"][GUESSED], said["is_right"][GUESSED] = "7", number < 2
         judged.append(row | said)
-    return {"kind": "objective", "model": model, "questions": "q.jsonl"} | objective.summary(judged)
+    return {"kind": "objective", "model": model, "questions": "q.jsonl"} | objective_figures(judged)
 
 
 def ratings_result() -> dict:
@@ -123,7 +131,7 @@ def ratings_result() -> dict:
     ]
     items = [Item(*question, model, "") for question in questions for model in ("checkpoints/甲", "乙")]
     scores = [[5 if item.model == "乙" else 2 for item in items] for _ in range(3)]
-    return {"kind": "subjective", "raters": 3, "alpha": 1.0, "tables": ranking.tables(Ratings(items, scores))}
+    return {"kind": "subjective", "raters": 3, "alpha": 1.0, "tables": score_tables(Ratings(items, scores))}
 
 
 @pytest.mark.usefixtures("has_chinese_font")
@@ -200,6 +208,7 @@ def test_without_a_font_for_it_the_report_is_there_and_a_line_says_why_the_pictu
 ) -> None:
     own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
     status, _, err = outcome(report.main, str(tmp_path))
     assert status == 2
     assert err.startswith("error: no font on this machine has ")
@@ -220,3 +229,57 @@ def test_a_directory_that_is_not_there(outcome, tmp_path: Path) -> None:
     status, _, err = outcome(report.main, str(tmp_path / "nope"))
     assert (status, err.count("\n")) == (2, 1)
     assert "nope: no such directory" in err
+
+
+# No font on earth has these together: letters of Mro and Adlam, a hieroglyph, and a sign of cuneiform.
+RARE = "\U00016a40\U0001e900\U00013000\U00012000"
+
+
+def make_font(path: Path, characters: str) -> None:
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", "box"])
+    builder.setupCharacterMap({ord(character): "box" for character in characters})
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 500), (500, 500), (500, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "box": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (600, 0), "box": (600, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Latecomer", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+def test_a_font_that_came_after_matplotlibs_list_of_fonts_is_found_and_one_that_went_is_not(
+    tmp_path: Path,
+) -> None:
+    """matplotlib writes its list into a cache once, so each step is a process of its own."""
+    code = (
+        "from evaluation.picture import chinese_fonts\n"
+        "from training.common.errors import UserError\n"
+        f"try: print(*chinese_fonts({RARE!a}))\n"
+        "except UserError as error: print('none:', ascii(str(error)))"
+    )
+    folder = tmp_path / "share" / "fonts"
+    folder.mkdir(parents=True)
+    (folder / "broken.ttf").write_bytes(b"no font")
+    places = {"MPLCONFIGDIR": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "share")}
+
+    def found() -> str:
+        command, environment = [sys.executable, "-c", code], os.environ | places
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert found().startswith("none: 'no font on this machine has ")
+    assert list((tmp_path / "cache").glob("fontlist-*.json"))
+    make_font(folder / "latecomer.ttf", RARE)
+    assert found() == "Latecomer"
+    for written in (tmp_path / "cache").glob("fontlist-*.json"):
+        written.unlink()  # so that the next process writes one with the new font
+    assert found() == "Latecomer"
+    (folder / "latecomer.ttf").unlink()
+    assert found().startswith("none: 'no font on this machine has ")

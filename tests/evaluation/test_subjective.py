@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evaluation import endpoint, subjective
-from evaluation.answers import read_answers, read_questions
+from evaluation.subjective_questions import read_answers, read_subjective_questions
 from inference.generation import load, reply
 from tests.conftest import ROOT, write_rows
 from training.text.conversation import Conversation, Turn
@@ -132,13 +132,13 @@ def test_without_a_key_or_a_seed_none_is_sent(ask, server: Server, monkeypatch) 
 def test_an_endpoint_that_refuses_is_one_line_and_the_same_command_goes_on(
     ask, server: Server, tmp_path: Path, monkeypatch
 ) -> None:
-    ask_endpoint = endpoint.ask
+    ask_endpoint = subjective.ask_endpoint
 
     def first_batch_only(*arguments):
         server.status = 404 if server.requests else 200
         return ask_endpoint(*arguments)
 
-    monkeypatch.setattr(endpoint, "ask", first_batch_only)
+    monkeypatch.setattr(subjective, "ask_endpoint", first_batch_only)
     status, _, err = ask()
     assert status == 2
     (line,) = (line for line in err.splitlines() if line.startswith("error: "))
@@ -186,7 +186,7 @@ def test_a_question_at_fault_is_named(outcome, tmp_path: Path, row, message: str
 
 
 def test_the_sample_questions_are_of_the_original_s_domains_and_categories() -> None:
-    found = read_questions(str(ROOT / "data" / "evaluation" / "subjective_example.jsonl"))
+    found = read_subjective_questions(str(ROOT / "data" / "evaluation" / "subjective_example.jsonl"))
     published = json.loads((ROOT / "data" / "evaluation" / "published_results.json").read_text("utf-8"))
     tables = {table["title"]: table["categories"] for table in published if table["kind"] == "subjective"}
     assert len(found) >= 30

@@ -343,7 +343,7 @@ def test_no_room_for_the_output_is_one_line_and_no_answer_is_lost(outcome, tuned
     assert errors(err)[0].startswith(f"error: {files.output}: File too large; ")
     assert files.names() == {"in.jsonl", "out.jsonl.partial"}
     monkeypatch.setattr(
-        batch, "load_chosen", lambda options: pytest.fail("nothing is left for a model to do")
+        batch, "load_from_options", lambda options: pytest.fail("nothing is left for a model to do")
     )
     assert outcome(batch.main, files.arguments(tuned))[0] == 0
     assert files.output.read_bytes() == expected
@@ -452,14 +452,15 @@ import time
 import torch
 from inference import batch
 from inference import resumable
+from training.common import files
 from training.common.errors import run_command
 
-def slow_flush(file, flush=resumable.flush):
-    time.sleep(2 if "unfinished" in file.name else 0.05)
-    flush(file)
+def slow_flush(path, flush=files.flush):
+    time.sleep(0.05 if path.name.startswith("out.jsonl") else 2)
+    flush(path)
 
 torch.set_num_threads(1)
-resumable.flush = slow_flush
+files.flush = resumable.flush = slow_flush
 run_command(batch.main)
 """
 
@@ -478,7 +479,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_file_of_one_that_is_not(
         return Running(sys.executable, "-c", ON_A_SLOW_DISK, *arguments, "--output", str(output))
 
     whole, output = (tmp_path / name / "out.jsonl" for name in ("undisturbed", "killed"))
-    partial, unfinished = Path(f"{output}.partial"), output.with_name(f".{output.name}.unfinished")
+    partial, unfinished = Path(f"{output}.partial"), output.with_name(f".{output.name}.partial")
 
     started = time.monotonic()
     running = start(whole)

@@ -14,6 +14,7 @@ from tests.conftest import write_rows
 from training.consts import INTRO
 from training.data.reader import read_rows
 from training.text.conversation import Conversation, from_row
+from training.text.encoding import encode_prompt
 
 GREEDY = "--temperature 0 --repetition-penalty 1"
 
@@ -37,9 +38,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list:
     conversations = []
     stream = chat.stream
 
-    def recording(model, tokenizer, conversation, **sampling):
+    def recording(model, tokenizer, conversation, **how):
         conversations.append(conversation)
-        return stream(model, tokenizer, conversation, **sampling)
+        assert how["input_ids"] == encode_prompt(conversation, tokenizer)
+        return stream(model, tokenizer, conversation, **how)
 
     monkeypatch.setattr(chat, "stream", recording)
     return conversations

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from inference.dialogue import Dialogue
-from inference.generation import generation_config, load, spoken, stream
-from inference.kv_cache import Memory
+from inference.generation import answer_text, generation_config, load, stream
+from inference.kv_cache import KVCache
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode_prompt
 
@@ -31,7 +31,7 @@ def plain(tuned: str):
 def from_scratch(plain, tokenizer, conversation: Conversation) -> str:
     prompt_ids = encode_prompt(conversation, tokenizer)
     ids = plain.generate(torch.tensor([prompt_ids]), generation_config=generation_config(tokenizer, **GREEDY))
-    return "".join(spoken(tokenizer, ids[0, len(prompt_ids) :].tolist()))
+    return "".join(answer_text(tokenizer, ids[0, len(prompt_ids) :].tolist()))
 
 
 def cache_of(tokens: int) -> DynamicCache:
@@ -51,20 +51,22 @@ def cache_of(tokens: int) -> DynamicCache:
     ],
 )
 def test_as_much_is_recalled_as_begins_the_same(kept: list[int], prompt: list[int], recalled: int) -> None:
-    memory = Memory()
-    memory.keep(cache_of(len(kept)), [*kept, 77])
-    assert len(memory) == len(kept)
-    assert memory.recall(prompt).get_seq_length() == recalled
-    assert len(memory) == 0  # until the answer is there
+    kv_cache = KVCache()
+    kv_cache.keep(cache_of(len(kept)), [*kept, 77])
+    assert len(kv_cache) == len(kept)
+    assert kv_cache.recall(prompt).get_seq_length() == recalled
+    assert len(kv_cache) == 0  # until the answer is there
 
 
 def test_a_turn_reads_its_own_tokens_only(loaded) -> None:
     model, tokenizer = loaded
-    memory, turns, read = Memory(), (), []
+    kv_cache, turns, read = KVCache(), (), []
     hook = model.transformer.h[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
     for human in ("标题？", "再短一点。", "你是谁", "你是谁"):
         read.clear()
-        with stream(model, tokenizer, Conversation((*turns, Turn(human))), memory=memory, **GREEDY) as answer:
+        with stream(
+            model, tokenizer, Conversation((*turns, Turn(human))), kv_cache=kv_cache, **GREEDY
+        ) as answer:
             text = "".join(answer)
         assert read[0] == answer.prompt_tokens - answer.recalled
         assert read[1:] == [1] * (answer.tokens - 1)
@@ -77,18 +79,18 @@ def test_a_turn_reads_its_own_tokens_only(loaded) -> None:
 
 def test_a_failure_half_way_leaves_nothing_behind(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = loaded
-    memory, conversation = Memory(), Conversation((Turn("你是谁"),))
-    with stream(model, tokenizer, conversation, memory=memory, **GREEDY) as answer:
+    kv_cache, conversation = KVCache(), Conversation((Turn("你是谁"),))
+    with stream(model, tokenizer, conversation, kv_cache=kv_cache, **GREEDY) as answer:
         expected = "".join(answer)
     monkeypatch.setattr(model.transformer.ln_f, "forward", lambda _: 1 / 0)
     with (
         pytest.raises(ZeroDivisionError),
-        stream(model, tokenizer, conversation, memory=memory, **GREEDY) as answer,
+        stream(model, tokenizer, conversation, kv_cache=kv_cache, **GREEDY) as answer,
     ):
         list(answer)
-    assert len(memory) == 0
+    assert len(kv_cache) == 0
     monkeypatch.undo()
-    with stream(model, tokenizer, conversation, memory=memory, **GREEDY) as answer:
+    with stream(model, tokenizer, conversation, kv_cache=kv_cache, **GREEDY) as answer:
         assert "".join(answer) == expected
 
 
@@ -98,7 +100,7 @@ def test_answers_of_random_dialogues_are_those_that_read_everything_anew(loaded,
     model, tokenizer = loaded
     for seed in range(DIALOGUES):
         chance = random.Random(seed)
-        memory, dialogue = Memory(), Dialogue(chance.choice(["", "你是一名记者。"]))
+        kv_cache, dialogue = KVCache(), Dialogue(chance.choice(["", "你是一名记者。"]))
         for _ in range(6):
             act = chance.choice(["ask", "ask", "stop", "undo", "retry"])
             human = chance.choice(
@@ -111,12 +113,13 @@ def test_answers_of_random_dialogues_are_those_that_read_everything_anew(loaded,
                 human = last.human
             prompt = dialogue.prompt(human, tokenizer, room=10_000)
             pieces, most = [], chance.randrange(6) if act == "stop" else 1_000
-            with stream(model, tokenizer, prompt, memory=memory, **GREEDY) as answer:
+            how = {"input_ids": prompt.input_ids, "kv_cache": kv_cache, **GREEDY}
+            with stream(model, tokenizer, prompt.conversation, **how) as answer:
                 for piece in answer:
                     if len(pieces) >= most:
                         break
                     pieces.append(piece)
-            expected, said = from_scratch(plain, tokenizer, prompt), "".join(pieces)
+            expected, said = from_scratch(plain, tokenizer, prompt.conversation), "".join(pieces)
             assert said == expected if most > len(pieces) else expected.startswith(said), (seed, prompt)
             if said:
                 dialogue.add(Turn(human, said))
@@ -134,10 +137,10 @@ def test_other_architectures_remember_too(loaded) -> None:
             num_attention_heads=4,
         )
     ).eval()
-    memory, turns = Memory(), ()
+    kv_cache, turns = KVCache(), ()
     for human in ("你是谁", "标题？"):
         prompt = Conversation((*turns, Turn(human)))
-        with stream(model, tokenizer, prompt, memory=memory, **GREEDY) as answer:
+        with stream(model, tokenizer, prompt, kv_cache=kv_cache, **GREEDY) as answer:
             text = "".join(answer)
         assert text == from_scratch(model, tokenizer, prompt)
         turns = (*turns, Turn(human, text))

@@ -9,7 +9,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from inference.terminal import on_ctrl_c, typed
+from inference.terminal import on_ctrl_c, read_inputs
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
 
@@ -24,23 +24,23 @@ def keyboard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[PipeIn
 
 def test_enter_sends_and_alt_enter_starts_a_line(keyboard: PipeInput) -> None:
     keyboard.send_text(f"一{ALT_ENTER}二 😀{ENTER}three{ENTER}{CTRL_D}")
-    assert list(typed("Human: ")) == ["一\n二 😀", "three"]
+    assert list(read_inputs("Human: ")) == ["一\n二 😀", "three"]
 
 
 def test_what_is_pasted_is_one_text(keyboard: PipeInput) -> None:
     lines = "\n".join(f"第 {number} 行" for number in range(200))
     keyboard.send_text(f"\x1b[200~{lines}\x1b[201~{ENTER}{CTRL_D}")
-    assert list(typed("Human: ")) == [lines]
+    assert list(read_inputs("Human: ")) == [lines]
 
 
 def test_ctrl_c_discards_what_was_typed(keyboard: PipeInput) -> None:
     keyboard.send_text(f"discarded{CTRL_C}kept{ENTER}{CTRL_D}")
-    assert list(typed("Human: ")) == ["kept"]
+    assert list(read_inputs("Human: ")) == ["kept"]
 
 
 def test_the_history_outlives_the_chat_and_is_the_users_own(keyboard: PipeInput, tmp_path: Path) -> None:
     keyboard.send_text(f"first{ENTER}{CTRL_D}")
-    assert list(typed("Human: ")) == ["first"]
+    assert list(read_inputs("Human: ")) == ["first"]
     file = tmp_path / "yayi" / "chat_history"
     assert list(FileHistory(file).load_history_strings()) == ["first"]
     assert file.stat().st_mode & 0o777 == 0o600
@@ -49,7 +49,7 @@ def test_the_history_outlives_the_chat_and_is_the_users_own(keyboard: PipeInput,
 def test_where_no_history_can_be_kept_one_can_still_talk(keyboard: PipeInput, tmp_path: Path) -> None:
     (tmp_path / "yayi").write_text("a file")
     keyboard.send_text(f"first{ENTER}{CTRL_D}")
-    assert list(typed("Human: ")) == ["first"]
+    assert list(read_inputs("Human: ")) == ["first"]
 
 
 def test_ctrl_c_is_only_told_and_interrupts_again_afterwards() -> None:

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from inference import web
+from inference import chat, generation, web
+from inference.chat import Talk
+from inference.dialogue import Dialogue
 from inference.generation import load
 from tests.conftest import LEARNT, ROOT
 from tests.launching import Running, free_port, kill
@@ -55,9 +57,10 @@ def options_of(arguments: str) -> SimpleNamespace:
 
 
 def test_what_the_page_sends_becomes_a_dialogue_and_a_question() -> None:
-    dialogue, human = web.dialogue_of(said("标题？", "大桥通车", "再短一点。"), "你是一名记者。")
+    dialogue = Dialogue()
+    human = web.follow(dialogue, said("标题？", "大桥通车", "再短一点。"), "你是一名记者。")
     assert (dialogue.system, dialogue.turns, human) == ("你是一名记者。", (HEADLINE,), "再短一点。")
-    dialogue, human = web.dialogue_of(said("标题？"), "")
+    human = web.follow(dialogue, said("标题？"), "")
     assert (dialogue.system, dialogue.turns, human) == ("", (), "标题？")
 
 
@@ -80,14 +83,14 @@ def test_no_text_is_html_on_the_page(text: str) -> None:
 
 
 def test_a_question_is_added_and_the_box_emptied() -> None:
-    messages, box = web.ask(said("标题？", "大桥通车"), " 再短一点。\n")
+    messages, box = web.add_question(said("标题？", "大桥通车"), " 再短一点。\n")
     assert texts_of(messages) == ["标题？", "大桥通车", " 再短一点。\n"]
     assert box.value == ""
 
 
 def test_a_question_without_an_answer_gives_way_to_the_next_one() -> None:
-    assert texts_of(web.ask(said("一", "二", "三"), "四")[0]) == ["一", "二", "四"]
-    assert texts_of(web.ask(said("一", "二", "三"), " \n")[0]) == ["一", "二", "三"]
+    assert texts_of(web.add_question(said("一", "二", "三"), "四")[0]) == ["一", "二", "四"]
+    assert texts_of(web.add_question(said("一", "二", "三"), " \n")[0]) == ["一", "二", "三"]
 
 
 def test_a_question_can_be_asked_again_put_otherwise_and_taken_back() -> None:
@@ -95,7 +98,7 @@ def test_a_question_can_be_asked_again_put_otherwise_and_taken_back() -> None:
     assert texts_of(web.ask_again(messages, SimpleNamespace(index=2))[0]) == ["一", "二", "三 <"]
     for typed, texts in {"叁 &lt;b>": ["一", "二", "叁 <b>"], " ": ["一", "二"]}.items():
         edit = SimpleNamespace(index=2, value=typed)
-        assert texts_of(web.ask_otherwise(messages, edit)[0]) == texts
+        assert texts_of(web.change_question(messages, edit)[0]) == texts
     kept, typed = web.take_back(messages, SimpleNamespace(index=2))
     assert (texts_of(kept), typed) == (["一", "二"], "三 <")
 
@@ -111,7 +114,13 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def answer(tuned: str, notes: list[str]) -> Callable[..., Iterator[web.Messages]]:
-    return web.answering(*load(tuned))
+    """What answers the messages of a page; of one browser session, unless another dialogue is given."""
+    answerer, session = web.page_answerer(*load(tuned)), Dialogue()
+
+    def answer(messages: web.Messages, *more, dialogue: Dialogue = session) -> Iterator[web.Messages]:
+        return answerer(messages, dialogue, *more)
+
+    return answer
 
 
 def test_an_answer_grows_and_the_next_turn_reads_its_own_tokens_only(answer, notes, monkeypatch) -> None:
@@ -159,6 +168,39 @@ def test_turns_for_which_there_is_no_room_are_noted(answer, notes, monkeypatch, 
     assert list(answer(long[:1], "", *BY_HEART)) == [long[:1]]
     assert re.fullmatch(r"too long: \d+ tokens, and there is room for 60; say it in parts", notes.pop())
     assert capsys.readouterr().err == ""
+
+
+def test_turns_leave_a_long_dialogue_as_they_do_in_the_terminal(tuned, notes, monkeypatch) -> None:
+    """The KV cache holds what did not leave, so that a turn computes little more than its own tokens."""
+    model, tokenizer = load(tuned)
+    monkeypatch.setattr(generation, "context_length", lambda model: 130)
+    questions = ["你是谁", "标题？", "再短一点。"] * 8
+    answers = []
+
+    def recorded(module) -> None:
+        def stream(*args, **how):
+            answers.append(generation.stream(*args, **how))
+            return answers[-1]
+
+        monkeypatch.setattr(module, "stream", stream)
+
+    recorded(chat)
+    limit, temperature, top_p, penalty = 20, *BY_HEART[1:]
+    sampling = dict(zip(web.SLIDERS, (limit, temperature, top_p, penalty), strict=True))
+    talk, terminal = Talk(model, tokenizer, "短", sampling), []
+    for human in questions:
+        talk.say(human)
+        terminal.append((talk.dialogue.left_out, answers[-1].recalled, answers[-1].prompt_tokens))
+    assert terminal[-1][0] > 10
+
+    recorded(web)
+    answerer, dialogue, messages, page = web.page_answerer(model, tokenizer), Dialogue(), [], []
+    for human in questions:
+        messages, _ = web.add_question(messages, human)
+        *_, messages = answerer(messages, dialogue, "短", *sampling.values())
+        page.append((dialogue.left_out, answers[-1].recalled, answers[-1].prompt_tokens))
+    assert page == terminal
+    assert len(notes) == len({left_out for left_out, *_ in page} - {0})
 
 
 def test_a_failing_model_is_noted_and_answers_the_next_time(answer, notes, monkeypatch, capsys) -> None:
@@ -347,6 +389,31 @@ def test_in_a_browser_turns_are_remembered_and_changed_without_another_server(pa
     page.get_by_role("button", name="Clear").click()
     expect(messages(page)).to_have_count(0)
     assert hosts == {urlsplit(url).netloc}
+
+
+@pytest.mark.slow
+def test_in_a_browser_a_session_keeps_its_dialogue_and_has_it_alone(browser: Browser) -> None:
+    seen = []
+
+    def answer(messages: web.Messages, dialogue: Dialogue, *_) -> Iterator[web.Messages]:
+        seen.append(dialogue)
+        yield [*messages, web.message("assistant", f"{len(seen)}")]
+
+    blocks = web.page(answer, options_of("--model m"))
+    _, url, _ = blocks.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+    try:
+        for answers in (["1", "2"], ["3"]):
+            page = browser.new_page(locale="en-US")
+            page.goto(url)
+            for text in answers:
+                say(page, "?")
+                expect(messages(page).last).to_have_text(text)
+                expect(box(page)).to_be_focused()
+            page.close()
+    finally:
+        blocks.close()
+    assert seen[0] is seen[1]
+    assert seen[0] is not seen[2]
 
 
 @pytest.mark.slow

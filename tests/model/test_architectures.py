@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from evaluation.likelihood import answer_ids, log_likelihoods
-from inference.batch import answer_batch
-from inference.generation import generation_config, load, reply, spoken, stream
-from inference.kv_cache import Memory
+from inference.batch_answers import answer_batch
+from inference.generation import answer_text, generation_config, load, reply, stream
+from inference.kv_cache import KVCache
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
 from tests.text.test_encoding import CONVERSATIONS, as_messages, prompts
 from tests.tiny_models import TOKENIZERS, make_llama, make_qwen
@@ -89,9 +89,9 @@ def test_what_was_learnt_is_said(loaded: Loaded) -> None:
 
 
 def test_a_dialogue_is_read_once(loaded: Loaded) -> None:
-    memory = Memory()
+    cache = KVCache()
     for prompt, answer in KNOWN[-2:]:
-        with stream(*loaded, prompt, memory=memory, temperature=0, repetition_penalty=1.0) as said:
+        with stream(*loaded, prompt, kv_cache=cache, temperature=0, repetition_penalty=1.0) as said:
             assert "".join(said) == answer
     first, second = (encode_prompt(prompt, loaded[1]) for prompt, _ in KNOWN[-2:])
     assert len(first) < said.recalled < len(second)
@@ -238,7 +238,7 @@ def test_text_goes_in_and_comes_out_as_it_is(tokenizer: PreTrainedTokenizerFast)
             prompt_ids = encode_prompt(prompt, tokenizer)
             assert prompt_ids == ids[: len(prompt_ids)]
             (answer,) = answer_ids(prompt, [turn.yayi], tokenizer)
-            assert "".join(spoken(tokenizer, answer)) == turn.yayi
+            assert "".join(answer_text(tokenizer, answer)) == turn.yayi
 
 
 def test_the_saved_tokenizer_gives_our_ids(
@@ -285,4 +285,4 @@ def test_whatever_a_model_says_is_text(tokenizer: PreTrainedTokenizerFast) -> No
     generator = torch.Generator().manual_seed(0)
     for most in (300, len(tokenizer)) * 100:  # ids of single bytes, and all
         ids = torch.randint(most, (20,), generator=generator).tolist()
-        assert isinstance("".join(spoken(tokenizer, ids)), str)
+        assert isinstance("".join(answer_text(tokenizer, ids)), str)

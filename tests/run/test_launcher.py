@@ -18,11 +18,12 @@ from tests.conftest import LEARNT, ROOT, SINGLE_TURN, write_rows
 from tests.launching import ZERO2, ZERO3, history, launch, launcher, run, values
 from tests.tiny_models import make_llama
 from training import tiny_bloom, trainer
+from training.common.hub import ADAPTER_CONFIG
 from training.consts import CONTROL_TOKENS
 from training.model.load import ROW_MULTIPLE, load_model
 from training.model.lora import ADAPTER_WEIGHTS
 from training.text.conversation import Conversation, Turn
-from training.text.tokenizer import ADAPTER_CONFIG, load_base_tokenizer
+from training.text.tokenizer import load_base_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -28,10 +28,12 @@ def write_atomic(path: Path, content: str | bytes | Callable[[Path], object]) ->
     """Write the file `path`: until all of it is on the disk, the name belongs to the file before, or to none.
 
     content: text (written as UTF-8, its line ends as they are), bytes, or a function that writes the file at
-    the path that it is given. If it fails, `path` stays as it was and nothing is left beside it. Raises
-    OSError, and whatever the function raises.
+    the path that it is given. If it fails, `path` stays as it was and nothing is left beside it; what a
+    killed process left there is replaced by the next. Raises OSError, and whatever the function raises.
+
+    Processes that may write the same file at the same time have to hold a lock.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         if callable(content):
             content(temporary)

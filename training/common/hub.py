@@ -1,4 +1,4 @@
-"""Whether the hub has what a command line names, asked once and before any long wait."""
+"""Whether a command line names a model, here or on the hub: asked once, and before any long wait."""
 
 import os
 from typing import Literal
@@ -8,6 +8,9 @@ from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
 from huggingface_hub.file_download import repo_folder_name
 
 from training.common.errors import UserError, first_line
+
+# The file that makes a directory one of an adapter.
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def check_on_hub(name: str, kind: Literal["model", "dataset"]) -> None:
@@ -28,3 +31,28 @@ def check_on_hub(name: str, kind: Literal["model", "dataset"]) -> None:
         ) from None
     if not exists:
         raise UserError(f"{name}: neither a local path nor a {kind} on {ENDPOINT}; check the name")
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a directory holds an adapter, for a model that is elsewhere."""
+    return os.path.isfile(os.path.join(path, ADAPTER_CONFIG))
+
+
+def check_model_path(path: str) -> None:
+    """Raise UserError unless `path` is a directory with a model, or the name of a model on the hub."""
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, "config.json")) and not is_adapter(path):
+            raise UserError(f"{path}: a directory without config.json: there is no model in it")
+    elif os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"{path}: no such model directory")
+    else:
+        check_on_hub(path, "model")
+
+
+def check_base_model(path: str) -> None:
+    """Raise UserError unless `path` is such a model, and no adapter, which needs a model elsewhere."""
+    check_model_path(path)
+    if is_adapter(path):
+        raise UserError(
+            f"{path}: an adapter; merge it into its base first (python -m training.merge_adapter)"
+        )

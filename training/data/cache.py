@@ -6,11 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from training.common.console import say
 from training.common.errors import UserError
-from training.common.files import flush, flush_all
+from training.common.files import flush, flush_all, hold_lock
 
 POLL_S = 0.2
 
@@ -31,7 +28,9 @@ def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
         return directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(directory):
+        with hold_lock(
+            Path(f"{directory}.lock"), f"waiting for another run that makes {directory}", wait=True
+        ):
             if not directory.is_dir():
                 partial = directory.with_name(f"{directory.name}.partial")
                 if partial.exists():
@@ -48,17 +47,6 @@ def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise UserError(f"{directory.parent}: {error.strerror}; --cache-dir says where else") from None
     return directory
-
-
-def _lock(directory: Path) -> FileLock:
-    """The lock of whoever makes `directory`, taken; it goes when its process does."""
-    lock = FileLock(f"{directory}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"waiting for another run that makes {directory}")
-        lock.acquire()
-    return lock
 
 
 def _wait_for(directory: Path) -> None:

@@ -17,9 +17,9 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from training.common.errors import UserError, first_line
+from training.common.hub import check_model_path
 from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
 from training.model.bloom import BloomForCausalLM
-from training.text.tokenizer import check_model_path
 from training.text.tokenizer import new_tokens as find_new_tokens
 
 # Embedding rows are added up to the next multiple of this: a matrix product is faster on such widths.

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 from training.common.errors import UserError, first_line
+from training.common.files import place_files
+from training.common.hub import ADAPTER_CONFIG, is_adapter
 from training.model.load import gather_weights, load_model, token_matrices
-from training.text.tokenizer import ADAPTER_CONFIG, is_adapter
 
 # Weights in the format that cannot carry code.
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -157,8 +158,4 @@ def save_adapter(
     model.save_pretrained(written, state_dict=state_dict)
     (written / "README.md").unlink()  # peft's card, to be filled in
     tokenizer.save_pretrained(written)
-    (directory / ADAPTER_CONFIG).unlink(missing_ok=True)
-    for file in sorted(written.iterdir(), key=lambda file: file.name == ADAPTER_CONFIG):
-        file.chmod(0o644)
-        shutil.move(file, directory / file.name)
-    written.rmdir()
+    place_files(written, directory, last=ADAPTER_CONFIG)

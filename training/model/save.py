@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# The same for the model at the root of the run directory.
+from training.common.files import place_files
+
+# Where a model is written until all of it is there, within its directory.
 INCOMPLETE_MODEL = ".incomplete-model"
 
 
@@ -20,7 +22,8 @@ def save_model(
     """Write what plain transformers loads: weights, configurations, tokenizer with chat template.
 
     state_dict: the weights, where they are not those in `model` (ZeRO-3 gathers them). A tied head is written
-    once. Readers look for config.json, so it goes first and is put in place last; files have mode 0644.
+    once. All files are written aside and then placed, config.json last, since readers look for it. An earlier
+    model in `directory` is replaced.
     """
     directory = Path(directory)
     written = directory / INCOMPLETE_MODEL
@@ -28,15 +31,11 @@ def save_model(
     model.config.use_cache = True
     model.save_pretrained(written, state_dict=untied(model, state_dict or model.state_dict()))
     tokenizer.save_pretrained(written)
-    (directory / "config.json").unlink(missing_ok=True)
-    for file in sorted(written.iterdir(), key=lambda file: file.name == "config.json"):
-        file.chmod(0o644)
-        shutil.move(file, directory / file.name)
-    written.rmdir()
+    place_files(written, directory, last="config.json")
 
 
 def untied(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each weight once, in memory of its own: ZeRO-2's are slices of one buffer."""
+    """Each weight once, copied into memory of its own, since ZeRO-2's weights are slices of one buffer."""
     once = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
     return {name: tensor.detach().cpu().clone() for name, tensor in state_dict.items() if name not in tied}

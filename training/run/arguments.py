@@ -8,10 +8,10 @@ from transformers import TrainingArguments
 
 from training.common.console import say
 from training.common.errors import UserError
+from training.common.hub import check_base_model
 from training.common.options import Options
 from training.model.load import is_packed, read_config
 from training.run.launch import check_bf16, check_learning_rate, read_deepspeed_config
-from training.text.tokenizer import check_base_model
 
 
 def check_options(options: Options) -> dict[str, Any] | None:

@@ -22,12 +22,12 @@ from training.common.command_line import as_yaml
 from training.common.console import say
 from training.common.errors import UserError, first_line
 from training.common.files import check_empty, hold_lock, write_atomic
+from training.common.hub import is_adapter
 from training.common.options import OF_ONE_START, Options, values_of_run
 from training.data.examples import Examples
 from training.run.checkpoints import find_checkpoints, read_complete, step_of, warn_of_slow_save
 from training.run.launch import WORLD_SIZE
 from training.run.stopping import StopRequest
-from training.text.tokenizer import is_adapter
 
 # What the run was started with.
 RECORD = "run.json"

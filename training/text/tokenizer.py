@@ -11,13 +11,10 @@ from tokenizers import Tokenizer, models, normalizers
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from training.common.errors import UserError, first_line
-from training.common.hub import check_on_hub
+from training.common.hub import check_model_path
 from training.consts import BREAKER, CONTROL_TOKENS, END
 from training.text.encoding import answer_header
 from training.text.template import chat_template
-
-# What makes a directory one of an adapter.
-ADAPTER_CONFIG = "adapter_config.json"
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -115,31 +112,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
         if isinstance(path, str) and os.path.isfile(path):
             digest.update(name.encode() + Path(path).read_bytes())
     return digest.hexdigest()
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a directory holds an adapter, for a model that is elsewhere."""
-    return os.path.isfile(os.path.join(path, ADAPTER_CONFIG))
-
-
-def check_model_path(path: str) -> None:
-    """Raise UserError unless `path` is a directory with a model, or the name of a model on the hub."""
-    if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, "config.json")) and not is_adapter(path):
-            raise UserError(f"{path}: a directory without config.json: there is no model in it")
-    elif os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"{path}: no such model directory")
-    else:
-        check_on_hub(path, "model")
-
-
-def check_base_model(path: str) -> None:
-    """The same, and raise UserError for an adapter, which is for a model that is elsewhere."""
-    check_model_path(path)
-    if is_adapter(path):
-        raise UserError(
-            f"{path}: an adapter; merge it into its base first (python -m training.merge_adapter)"
-        )
 
 
 def _leave_spaces(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -5,7 +5,13 @@ from pathlib import Path
 import datasets
 import pytest
 
-from evaluation.questions import CMMLU_ARCHIVE, Question, asked, question_of, read_questions
+from evaluation.objective_questions import (
+    CMMLU_ARCHIVE,
+    ObjectiveQuestion,
+    as_conversation,
+    question_of,
+    read_objective_questions,
+)
 from tests.conftest import ROOT, write_rows
 from training.common import hub
 from training.common.errors import UserError
@@ -21,17 +27,17 @@ CHOICE = {
 
 def test_a_choice_is_asked_with_its_letters() -> None:
     question = question_of("here:1", CHOICE | {"passage": "从前有一个人。"})
-    assert asked(question).turns[0].human == (
+    assert as_conversation(question).turns[0].human == (
         "从前有一个人。\n\n谁统一了六国？\nA. 甲\nB. 乙\nC. 丙\n请选出正确的一项，先写它的字母。"
     )
-    assert asked(question).is_prompt
-    assert asked(question, "B. 乙").turns[0].yayi == "B. 乙"
+    assert as_conversation(question).is_prompt
+    assert as_conversation(question, "B. 乙").turns[0].yayi == "B. 乙"
 
 
 def test_a_question_in_english_is_asked_in_english() -> None:
     question = question_of("here:1", {"question": "Is it?", "options": ["yes", "no"], "answer": "A"})
     assert (
-        asked(question)
+        as_conversation(question)
         .turns[0]
         .human.endswith("Is it?\nA. yes\nB. no\nChoose the right one. Begin with its letter.")
     )
@@ -44,7 +50,7 @@ def test_a_short_answer_question_has_accepted_answers() -> None:
         "here:1", {"category": "数", "question": "几块骨头？", "answer": ["206", "二百零六"]}
     )
     assert (one.accepted, several.accepted) == (("206",), ("206", "二百零六"))
-    assert asked(one).turns[0].human == "几块骨头？\n请直接写出答案。"
+    assert as_conversation(one).turns[0].human == "几块骨头？\n请直接写出答案。"
     assert one.rotations == 1
     assert one.rotated(0) == one
 
@@ -69,7 +75,7 @@ def test_each_option_stands_once_at_each_letter() -> None:
 )
 def test_what_files_call_an_option(row: dict) -> None:
     question = question_of("here:1", {"question": "谁？"} | row)
-    assert question == Question("here:1", "none", "谁？", ("甲", "乙", "丙"), right=1)
+    assert question == ObjectiveQuestion("here:1", "none", "谁？", ("甲", "乙", "丙"), right=1)
 
 
 @pytest.mark.parametrize(
@@ -94,18 +100,18 @@ def test_a_row_at_fault_is_named_with_its_place(tmp_path: Path, change: dict, me
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps(CHOICE) + "\n" + json.dumps(CHOICE | change) + "\n")
     with pytest.raises(UserError, match=r"questions\.jsonl:2: ") as error:
-        read_questions(str(path))
+        read_objective_questions(str(path))
     assert message in str(error.value)
 
 
 def test_a_file_without_questions_and_one_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UserError, match="no questions"):
-        read_questions(str(tmp_path / "empty.jsonl"))
+        read_objective_questions(str(tmp_path / "empty.jsonl"))
     with pytest.raises(UserError, match="no such file"):
-        read_questions(str(tmp_path / "nope.jsonl"))
+        read_objective_questions(str(tmp_path / "nope.jsonl"))
     with pytest.raises(UserError, match=":1: a question is an object"):
-        read_questions(write_rows(tmp_path / "list.jsonl", [["a"]]))
+        read_objective_questions(write_rows(tmp_path / "list.jsonl", [["a"]]))
 
 
 @pytest.fixture
@@ -125,7 +131,7 @@ def test_a_set_of_subjects_is_read_from_the_split_with_answers(on_the_hub, monke
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: list(splits))
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, subject: splits[subject])
     monkeypatch.setattr(datasets, "load_dataset", load)
-    found = read_questions("ceval/ceval-exam")
+    found = read_objective_questions("ceval/ceval-exam")
     assert [(one.place, one.category, one.right) for one in found] == [
         ("ceval/ceval-exam:logic:1", "logic", 3),
         ("ceval/ceval-exam:law:1", "law", 3),
@@ -144,7 +150,7 @@ def test_cmmlu_is_read_from_its_archive(on_the_hub, monkeypatch, tmp_path: Path)
         return str(tmp_path / file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    found = read_questions("haonan-li/cmmlu")
+    found = read_objective_questions("haonan-li/cmmlu")
     assert [(one.category, one.text, one.options, one.right) for one in found] == [
         ("art", "丙", ("1", "2", "3", "4"), 0),
         ("art", "丁", ("1", "2", "3", "4"), 1),
@@ -158,11 +164,11 @@ def test_a_set_that_cannot_be_read_is_one_line(on_the_hub, monkeypatch) -> None:
 
     monkeypatch.setattr(datasets, "get_dataset_config_names", refuse)
     with pytest.raises(UserError, match=r"org/set: .* cannot be read \(Dataset scripts are no longer"):
-        read_questions("org/set")
+        read_objective_questions("org/set")
 
 
 def test_the_sample_questions_are_of_the_original_s_categories() -> None:
-    found = read_questions(str(ROOT / "data" / "evaluation" / "objective_example.jsonl"))
+    found = read_objective_questions(str(ROOT / "data" / "evaluation" / "objective_example.jsonl"))
     by_category = {}
     for question in found:
         by_category.setdefault(question.category, []).append(question)
@@ -173,4 +179,4 @@ def test_the_sample_questions_are_of_the_original_s_categories() -> None:
     assert all(rights.count(letter) >= len(rights) // 5 for letter in range(4))
     longest = sum(max(one.options, key=len) == one.options[one.right] for one in choices)
     assert longest <= len(choices) / 3
-    assert len({asked(question) for question in found}) == len(found) >= 40
+    assert len({as_conversation(question) for question in found}) == len(found) >= 40

@@ -1,4 +1,4 @@
-"""Objective questions: what a row or a set on the hub holds, and how it is put to a model.
+"""Objective questions: read from a file or from a set on the hub, and put to a model as a human would.
 
 {"category": "知识题", "passage": "...", "question": "...", "options": ["...", "..."], "answer": "B"}
 {"category": "知识题", "question": "...", "answer": "206"}         or a list of accepted answers
@@ -24,7 +24,7 @@ from training.text.conversation import Conversation, Turn
 
 LETTERS = string.ascii_uppercase
 
-# What a row without a category counts for.
+# The category of a row that has none.
 NO_CATEGORY = "none"
 
 # Splits that hold questions with their answers, in the order of preference; the rest is for learning.
@@ -35,10 +35,10 @@ CMMLU_ARCHIVE = "cmmlu_v1_0_1.zip"
 
 
 @dataclass(frozen=True)
-class Question:
-    """options: of a multiple-choice question, and `right` the index of the right one.
+class ObjectiveQuestion:
+    """A multiple-choice question has `options`, and `right` is the index of the right one.
 
-    accepted: of a short-answer question, the answers that count as right.
+    A short-answer question has `accepted`, the answers that count as right.
     """
 
     place: str
@@ -50,16 +50,16 @@ class Question:
 
     @property
     def rotations(self) -> int:
-        """In how many orders it is asked: each option stands once at each letter."""
+        """The number of orders in which it is asked, so that each option stands once at each letter."""
         return max(1, len(self.options))
 
-    def rotated(self, rotation: int) -> "Question":
-        """With its first `rotation` options moved behind the others."""
+    def rotated(self, rotation: int) -> "ObjectiveQuestion":
+        """The question with its first `rotation` options moved behind the others."""
         if not self.options:
             return self
         options = self.options[rotation:] + self.options[:rotation]
         right = (self.right - rotation) % len(options)
-        return Question(self.place, self.category, self.text, options, right)
+        return ObjectiveQuestion(self.place, self.category, self.text, options, right)
 
     @property
     def lines(self) -> list[str]:
@@ -67,7 +67,7 @@ class Question:
         return [f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=False)]
 
 
-def asked(question: Question, answer: str | None = None) -> Conversation:
+def as_conversation(question: ObjectiveQuestion, answer: str | None = None) -> Conversation:
     """The question as a human puts it, for a model to answer; or with the answer that a model would give."""
     is_chinese = re.search(r"[\u4e00-\u9fff]", question.text)
     if question.options:
@@ -81,7 +81,7 @@ def asked(question: Question, answer: str | None = None) -> Conversation:
     return Conversation((Turn("\n".join([question.text, *question.lines, how]), answer),))
 
 
-def read_questions(name: str) -> list[Question]:
+def read_objective_questions(name: str) -> list[ObjectiveQuestion]:
     """The questions of a file, or of a set on the hub. Raises UserError with the place of a row at fault."""
     questions = []
     for place, row in _rows(name):
@@ -94,8 +94,8 @@ def read_questions(name: str) -> list[Question]:
     return questions
 
 
-def question_of(place: str, row: Any) -> Question:
-    """Raises ValueError naming the field at fault."""
+def question_of(place: str, row: Any) -> ObjectiveQuestion:
+    """The question of a row. Raises ValueError naming the field at fault."""
     if not isinstance(row, dict):
         raise ValueError("a question is an object")
     try:
@@ -109,8 +109,8 @@ def question_of(place: str, row: Any) -> Question:
     category = _text(row, "category") if "category" in row else NO_CATEGORY
     if "options" in row or "A" in row:
         options = _options(row)
-        return Question(place, category, text, options, right=_right(row.get("answer"), options))
-    return Question(place, category, text, accepted=_accepted(row.get("answer")))
+        return ObjectiveQuestion(place, category, text, options, right=_right(row.get("answer"), options))
+    return ObjectiveQuestion(place, category, text, accepted=_accepted(row.get("answer")))
 
 
 def _text(row: dict[str, Any], key: str) -> str:
@@ -162,7 +162,7 @@ def _rows(name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _of_subjects(name: str) -> Iterator[tuple[str, Any]]:
-    """A set with a configuration for each subject, as C-Eval."""
+    """The rows of a set that has a configuration for each subject, as C-Eval has."""
     import datasets  # slow to import, and only needed here
 
     with _readable(name):
@@ -174,7 +174,7 @@ def _of_subjects(name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _of_archive(name: str) -> Iterator[tuple[str, Any]]:
-    """CMMLU: a table for each subject under test/."""
+    """The rows of CMMLU, which has a table for each subject under test/."""
     import huggingface_hub
 
     with _readable(name):

@@ -10,20 +10,23 @@ from training.common.errors import UserError
 from training.data.reader import read_rows
 
 
-class Question(NamedTuple):
-    """domain: the table that it counts in; category: the column, "" where the table has none."""
+class SubjectiveQuestion(NamedTuple):
+    """domain: the table that the question counts in; category: the column, "" where the table has none."""
 
     domain: str
     category: str
     question: str
 
 
-def read_questions(path: str) -> list[Question]:
-    """Of a file of {"domain", "category", "question"}. Raises UserError with the place of a row at fault."""
-    questions: dict[Question, str] = {}
+def read_subjective_questions(path: str) -> list[SubjectiveQuestion]:
+    """The questions of a file of {"domain", "category", "question"}.
+
+    Raises UserError with the place of a row at fault.
+    """
+    questions: dict[SubjectiveQuestion, str] = {}
     for place, row in read_rows(path):
         try:
-            question = Question(*_texts(row, Question._fields, may_lack="category"))
+            question = SubjectiveQuestion(*_texts(row, SubjectiveQuestion._fields, may_lack="category"))
         except ValueError as error:
             raise UserError(f"{place}: {error}") from None
         if question in questions:
@@ -61,7 +64,7 @@ def read_answers(paths: Sequence[str]) -> list[Item]:
 
 
 def _texts(row: Any, names: Sequence[str], may_lack: str) -> list[str]:
-    """The texts of a row by these names. Raises ValueError naming the field at fault."""
+    """The texts that a row has under these names. Raises ValueError naming the field at fault."""
     if not isinstance(row, dict):
         raise ValueError("a row is an object")
     texts = []

@@ -1,0 +1,104 @@
+"""Held-out loss: the rows that it is measured on, a model's loss on them, and the figures of each domain."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from evaluation.tables import markdown
+from training.common.errors import UserError
+from training.consts import NOT_LEARNT
+from training.data.collate import collator
+from training.data.reader import read_rows
+from training.model.load import is_packed
+from training.text.conversation import Conversation, from_row
+
+# The row of all domains together, and that of rows whose instruction has no prefix.
+ALL, NO_DOMAIN = "all", "none"
+
+
+class Sums(NamedTuple):
+    """Some rows' number, supervised tokens, characters of answers, and their loss in nats, each summed."""
+
+    rows: int
+    tokens: int
+    characters: int
+    loss: float
+
+
+def loss_figures(sums: Sums) -> dict[str, float]:
+    """The sums, with the loss per token, its exponential, and the loss per character."""
+    loss = sums.loss / sums.tokens
+    return {
+        "rows": sums.rows,
+        "tokens": sums.tokens,
+        "characters": sums.characters,
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "loss_per_character": sums.loss / sums.characters,
+    }
+
+
+def read_held_out(path: str) -> list[tuple[str, Conversation]]:
+    """(place, conversation) of each row. Raises UserError for a row that training would not take."""
+    rows = []
+    for place, row in read_rows(path):
+        try:
+            rows.append((place, from_row(row, answered=True)))
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    return rows
+
+
+def check_length(places: Sequence[str], examples: Sequence[dict[str, list[int]]], context: int) -> None:
+    """Raise UserError for the first row that is longer than what the model was made for."""
+    for place, example in zip(places, examples, strict=True):
+        if len(example["input_ids"]) > context:
+            raise UserError(
+                f"{place}: its {len(example['input_ids']):,} tokens are more than the model's context of "
+                f"{context:,}; shorten the row, or take it out"
+            )
+
+
+def count_supervised(examples: Sequence[dict[str, list[int]]]) -> int:
+    """The number of supervised tokens in encoded examples."""
+    return sum(label != NOT_LEARNT for example in examples for label in example["labels"])
+
+
+@torch.inference_mode()
+def total_loss(model: PreTrainedModel, examples: Sequence[dict[str, list[int]]], batch_size: int) -> float:
+    """The loss of all supervised tokens together, in nats, as the model computes it in training."""
+    collated = collator(is_packed(model.config))
+    total = 0.0
+    for start in range(0, len(examples), batch_size):
+        batch = collated(examples[start : start + batch_size])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        total += model(**batch, num_items_in_batch=1).loss.item()
+    if not math.isfinite(total):
+        raise UserError("the loss is no number: the weights are broken, or overflow; try --dtype float32")
+    return total
+
+
+def perplexity_report(results: Sequence[dict[str, Any]]) -> str:
+    """The figures as Markdown; several models on the same data side by side, in lines."""
+    header = [
+        "domain",
+        "model",
+        "rows",
+        "supervised tokens",
+        "loss a token",
+        "perplexity",
+        "loss a character",
+    ]
+    lines = []
+    for domain in dict.fromkeys(domain for result in results for domain in result["domains"]):
+        for result in results:
+            if one := result["domains"].get(domain):
+                counts = (f"{one[name]:,}" for name in ("rows", "tokens"))
+                losses = (f"{one[name]:,.4f}" for name in ("loss", "perplexity", "loss_per_character"))
+                lines.append([domain, result["model"], *counts, *losses])
+    return markdown(header, lines)

@@ -1,0 +1,82 @@
+import random
+from collections import Counter
+
+import pytest
+
+from inference import dialogue as dialogues
+from inference.dialogue import Dialogue
+from training.common.errors import UserError
+from training.text import encoding
+from training.text.conversation import Turn
+from training.text.encoding import encode_prompt
+
+
+def length_of(dialogue: Dialogue, human: str, tokenizer) -> int:
+    return len(Dialogue(dialogue.system, dialogue.turns).prompt(human, tokenizer, room=10_000).input_ids)
+
+
+def test_the_ids_of_a_prompt_are_those_of_encode_prompt(tokenizer) -> None:
+    """Whatever becomes of the dialogue: turns leave, are taken back, and the system text changes."""
+    chance = random.Random(0)
+    texts = ["你是谁", "a\n", "\n b", "<|End|>", "List two fruits.\n\nred", "。" * 20]
+    dialogue = Dialogue()
+    for _ in range(200):
+        act = chance.random()
+        if act < 0.1 and dialogue.turns:
+            dialogue.take_back()
+        elif act < 0.15:
+            dialogue.system = chance.choice(["", "短", "Be brief.\n"])
+        elif act < 0.2:
+            dialogue.go_on_from(dialogue.turns[: len(dialogue.turns) // 2])
+        human = chance.choice(texts)
+        prompt = dialogue.prompt(human, tokenizer, room=200)
+        assert prompt.conversation.turns == (*dialogue.turns[dialogue.left_out :], Turn(human))
+        assert prompt.conversation.system == dialogue.system
+        assert prompt.input_ids == encode_prompt(prompt.conversation, tokenizer)
+        assert len(prompt.input_ids) <= 200
+        dialogue.add(Turn(human, chance.choice(texts)))
+    assert dialogue.left_out > 0
+
+
+def test_each_turn_is_tokenized_once(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Counter()
+    text_ids = encoding._text_ids
+
+    def counting(tokenizer, texts: list[str]) -> list[list[int]]:
+        read.update(texts)
+        return text_ids(tokenizer, texts)
+
+    dialogue = Dialogue("你是一名记者。")
+    dialogue.prompt("before", tokenizer, room=200)  # what a tokenizer is asked once, whatever the dialogue
+    monkeypatch.setattr(encoding, "_text_ids", counting)
+    left_out = set()
+    for number in range(40):
+        dialogue.prompt(f"question {number}", tokenizer, room=200)
+        left_out.add(dialogue.left_out)
+        dialogue.add(Turn(f"question {number}", f"answer {number}"))
+    assert len(left_out) > 2
+    answers = {text: count for text, count in read.items() if "answer" in text}
+    assert len(answers) == 39  # the last was not read yet
+    assert set(answers.values()) == {1}
+    # A question is read when it is asked, and with its answer.
+    assert max(count for text, count in read.items() if "question" in text) == 2
+    assert not any("记者" in text for text in read)
+
+
+def test_more_turns_leave_than_must(tokenizer) -> None:
+    dialogue = Dialogue("", tuple(Turn(f"question {number}", "answer") for number in range(20)))
+    whole = length_of(dialogue, "new", tokenizer)
+    assert dialogue.prompt("new", tokenizer, room=whole).input_ids
+    assert dialogue.left_out == 0
+    prompt = dialogue.prompt("new", tokenizer, room=whole - 1)
+    assert dialogue.left_out > 1
+    assert len(prompt.input_ids) <= dialogues.USED_AFTER_LEAVING * (whole - 1)
+
+
+def test_a_question_that_is_too_long_changes_nothing(tokenizer) -> None:
+    dialogue = Dialogue("", (Turn("你是谁", "我是雅意。"),) * 5)
+    room = length_of(dialogue, "new", tokenizer)
+    with pytest.raises(UserError, match=rf"too long: [\d,]+ tokens, and there is room for {room}; say it in"):
+        dialogue.prompt("very long " * 500, tokenizer, room)
+    assert dialogue.left_out == 0
+    assert len(dialogue.prompt("new", tokenizer, room).input_ids) == room
