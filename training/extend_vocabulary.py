@@ -113,7 +113,7 @@ class Corpus:
         ]
 
     def split(self) -> tuple[list[str], list[str]]:
-        """(the texts to choose pieces by, the held-out texts of every tenth document); equal documents are one.
+        """(texts to choose pieces by, held-out texts of every tenth document); equal documents count once.
 
         Raises UserError where there are too few documents.
         """
