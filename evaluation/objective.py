@@ -8,16 +8,16 @@ letter, and its answer is found in five ways:
 
     generated             the model answers, greedily, and the option is read off what it says; an answer that
                           cannot be read is wrong
-    generated or guessed  the same, with a guess where it cannot be read, as chance would have it
+    generated or guessed  that answer too, but with a random guess where it cannot be read
     letter                the letter that is the likeliest answer
-    option                the likeliest "A. text", as a whole: short ones have it easier
-    option per token      the same divided by the number of its tokens
+    option                the "A. text" that is likeliest as a whole, which favours short ones
+    option per token      the "A. text" whose log-likelihood divided by its number of tokens is highest
 
 An answer's likelihood is that of all its supervised tokens, as training would have them. To a short-answer
 question an answer is only generated; it is right if it contains an accepted one. Accuracies are those of the
 options' own order; the other orders show whether a model goes by the letter.
 
---output is a directory: answers.jsonl has every single answer, result.json the figures.
+--output is a directory: answers.jsonl has every answer, result.json the figures.
 """
 
 import hashlib

@@ -52,7 +52,7 @@ def judge(question: ObjectiveQuestion, rotation: int, given: dict[str, Any]) -> 
 
 
 def guess(question: ObjectiveQuestion, rotation: int) -> int:
-    """One of the options, the same one each time."""
+    """The index of a random option, which is the same for each call."""
     return random.Random(f"{question.text} {rotation}").randrange(len(question.options))
 
 

@@ -84,7 +84,7 @@ def total_loss(model: PreTrainedModel, examples: Sequence[dict[str, list[int]]],
 
 
 def perplexity_report(results: Sequence[dict[str, Any]]) -> str:
-    """The figures as Markdown; several models on the same data side by side, in lines."""
+    """The results of one or more models on the same data, as Markdown: a line for each domain and model."""
     header = [
         "domain",
         "model",

@@ -87,7 +87,7 @@ def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, untaught: boo
         return
     if tokenizer.chat_template != chat_template_for(tokenizer):
         raise UserError(
-            f"{path}: its chat template is not the one of this recipe, so that it learnt to chat otherwise; "
+            f"{path}: its chat template is not the one of this recipe: it was trained on other texts; "
             "use the tool it was made for, or fine-tune it (python -m training.trainer)"
         )
 

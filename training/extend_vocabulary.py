@@ -113,9 +113,9 @@ class Corpus:
         ]
 
     def split(self) -> tuple[list[str], list[str]]:
-        """The texts to choose pieces by, and the held-out ones of every tenth document; equal ones count once.
+        """The texts to choose pieces by, and those of every tenth document, held out.
 
-        Raises UserError where there are too few documents.
+        Documents that are equal count once. Raises UserError where there are too few documents.
         """
         documents = list(dict.fromkeys(self.documents))
         held_out = documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]

@@ -14,7 +14,7 @@ from training.common.errors import UserError
 from training.consts import END
 from training.data.collate import collate_padded
 from training.model.load import load_model
-from training.model.save import save_model, untied
+from training.model.save import save_model, untied_weights
 from training.run import checkpoints
 from training.run.checkpoints import (
     CheckpointWriter,
@@ -80,13 +80,13 @@ def test_files_are_readable_by_all_and_nothing_else_is_left(saved) -> None:
 
 def test_config_json_is_put_in_place_last(base: str, tokenizer, tmp_path: Path, monkeypatch) -> None:
     present = []
-    move = Path.chmod
+    move = Path.replace
 
-    def chmod(self: Path, mode: int) -> None:
+    def replace(self: Path, target: Path) -> Path:
         present.append({file.name for file in tmp_path.iterdir() if file.is_file()})
-        move(self, mode)
+        return move(self, target)
 
-    monkeypatch.setattr(Path, "chmod", chmod)
+    monkeypatch.setattr(Path, "replace", replace)
     save_model(load_model(base, tokenizer), tokenizer, tmp_path)
     assert "config.json" not in set().union(*present)
     assert "model.safetensors" in present[-1]
@@ -101,7 +101,7 @@ def test_slices_of_one_buffer_are_saved_apart(base: str, tokenizer) -> None:
     for name, tensor in state_dict.items():
         state_dict[name] = buffer[start : start + tensor.numel()].view_as(tensor).copy_(tensor)
         start += tensor.numel()
-    storages = {tensor.untyped_storage().data_ptr() for tensor in untied(model, state_dict).values()}
+    storages = {tensor.untyped_storage().data_ptr() for tensor in untied_weights(model, state_dict).values()}
     assert len(storages) == len(state_dict) - 1  # the tied head is gone
 
 

@@ -18,7 +18,7 @@ ENTRY = {
 
 def test_a_log_line_says_it_all() -> None:
     assert log_line(ENTRY) == (
-        "loss 2.3457  gradient norm 0.5  rate 1e-05  1,234 tokens/s, 600 learnt, 25% padding  "
+        "loss 2.3457  gradient norm 0.5  rate 1e-05  1,234 tokens/s, 600 supervised, 25% padding  "
         "71% of the GEMM bound  epoch 0.50, 1:02:05 left"
     )
     assert log_line({"train_runtime": 61.0}) == "trained for 0:01:01"

@@ -1,4 +1,4 @@
-"""What a run says, from rank 0 alone: lines on stdout, progress on stderr."""
+"""What commands print, from rank 0 alone: lines on stdout, progress on stderr, and a bar on a terminal."""
 
 import logging
 import os
@@ -20,6 +20,7 @@ _bar: tqdm | None = None
 
 
 def say(line: str, *, on_stderr: bool = False) -> None:
+    """Print a line from rank 0, above the bar while there is one."""
     if os.environ.get("RANK", "0") != "0":
         return
     if _bar is not None:
@@ -42,11 +43,11 @@ def bar() -> Iterator[tqdm]:
 
 
 def quiet_libraries() -> None:
-    """No bars and no news of libraries; their errors stay."""
+    """Turn off the bars and the log lines of the libraries; their errors stay."""
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"torch\.distributed"
-    )  # DeepSpeed's doing
+    )  # raised by DeepSpeed's imports
     import datasets
     import transformers
 
@@ -56,7 +57,7 @@ def quiet_libraries() -> None:
 
 
 class Progress:
-    """Says now and then how much of some work is done, and how fast; nothing where it is done soon."""
+    """Says now and then how much of some work is done, and how fast; says nothing where it is done soon."""
 
     def __init__(self, work: str, unit: str) -> None:
         self._work, self._unit = work, unit
@@ -73,12 +74,12 @@ class Progress:
 
 
 def log_line(logs: dict[str, float]) -> str:
-    """What an entry of `run.sft_trainer` says, be it a training step's, an evaluation's, or the last."""
+    """The line for a log entry of `run.sft_trainer`: a training step's, an evaluation's, or the last one."""
     if "loss" in logs:
         norm = f"gradient norm {logs['grad_norm']:.3g}  " if "grad_norm" in logs else ""
         return (
             f"loss {logs['loss']:.4f}  {norm}rate {logs['learning_rate']:.3g}  "
-            f"{logs['tokens_per_second']:,.0f} tokens/s, {logs['learnt_tokens_per_second']:,.0f} learnt, "
+            f"{logs['tokens_per_second']:,.0f} tokens/s, {logs['learnt_tokens_per_second']:,.0f} supervised, "
             f"{logs['padding_share']:.0%} padding  {logs['matrix_product_share']:.0%} of the GEMM bound  "
             f"epoch {logs['epoch']:.2f}, {duration(logs['seconds_left'])} left"
         )
@@ -92,9 +93,10 @@ def log_line(logs: dict[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Whole seconds as h:mm:ss."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def bytes_text(count: float) -> str:
-    """In GB, or in MB where that is less than one."""
+    """A number of bytes in GB, or in MB where that is less than one GB."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -13,11 +13,11 @@ POLL_S = 0.2
 
 
 def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
-    """`directory`; where it is not there, `make` fills one beside it, which then gets the name.
+    """Give back `directory`; where it is not there, `make` fills one beside it, which then gets the name.
 
     The first rank of each node makes it; the others wait until it is there, without a collective that could
     time out. (If the first fails, the launcher ends them.) Runs that want the same directory take turns. What
-    a killed run left is thrown away by the next.
+    a killed run left is removed by the next.
 
     Raises UserError where the disk refuses.
     """

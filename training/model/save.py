@@ -29,12 +29,12 @@ def save_model(
     written = directory / INCOMPLETE_MODEL
     shutil.rmtree(written, ignore_errors=True)
     model.config.use_cache = True
-    model.save_pretrained(written, state_dict=untied(model, state_dict or model.state_dict()))
+    model.save_pretrained(written, state_dict=untied_weights(model, state_dict or model.state_dict()))
     tokenizer.save_pretrained(written)
     place_files(written, directory, last="config.json")
 
 
-def untied(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def untied_weights(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Each weight once, copied into memory of its own, since ZeRO-2's weights are slices of one buffer."""
     once = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
