@@ -118,7 +118,7 @@ HOW = {
     "offload": False,
     "ranks": 8,
     "dtype": torch.bfloat16,
-    "learnt": 16384,
+    "supervised": 16384,
     "bucket": 2 * 10**8,
 }
 

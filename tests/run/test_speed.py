@@ -21,8 +21,8 @@ def test_tokens_are_those_of_the_examples_however_they_are_laid_out() -> None:
     7 8 9      pairs   77 87 88 97 98 99      learnt   . 8 9
     7 8 0              77 87 88                        . 8 .
     """
-    assert count_tokens(collate(EXAMPLES)) == Tokens(total=5, learnt=3, padding=0, pairs=9)
-    assert count_tokens(collate_padded(EXAMPLES)) == Tokens(total=5, learnt=3, padding=1, pairs=9)
+    assert count_tokens(collate(EXAMPLES)) == Tokens(total=5, supervised=3, padding=0, pairs=9)
+    assert count_tokens(collate_padded(EXAMPLES)) == Tokens(total=5, supervised=3, padding=1, pairs=9)
     assert Tokens(1, 2, 3, 4) + Tokens(5, 6, 7, 8) == Tokens(6, 8, 10, 12)
 
 
@@ -41,7 +41,7 @@ def test_the_formula_counts_what_torch_counts(base: str, architecture: str) -> N
     model.set_attn_implementation("eager")
     model.train()
     length = 23
-    computed = matrix_products(model).flops(Tokens(total=length, learnt=length, pairs=length * length))
+    computed = matrix_products(model).flops(Tokens(total=length, supervised=length, pairs=length * length))
     assert computed == pytest.approx(flops_of_step(model, length), rel=0.01)
 
 
@@ -59,7 +59,7 @@ def test_frozen_weights_have_no_gradient_to_be_computed(base: str) -> None:
     assert products.frozen_head == products.head
     assert 0 < products.frozen < products.weights
     length = 23
-    computed = products.flops(Tokens(total=length, learnt=length, pairs=length * length))
+    computed = products.flops(Tokens(total=length, supervised=length, pairs=length * length))
     # In the library's model peft computes the gradient of the whole head; ours does not.
     of_head = 2 * products.head * length
     assert computed + of_head == pytest.approx(flops_of_step(model, length), rel=0.01)
@@ -71,7 +71,7 @@ def test_checkpointing_costs_one_more_pass_through_the_blocks(base: str) -> None
     once = flops_of_step(model, length)
     model.activation_checkpointing_enable({"use_reentrant": False})
     computed = matrix_products(model).flops_of_checkpointing(
-        Tokens(total=length, learnt=length, pairs=length * length)
+        Tokens(total=length, supervised=length, pairs=length * length)
     )
     last = sum(2 * block.mlp.dense_4h_to_h.weight.numel() * length for block in model.transformer.h)
     assert computed - last == pytest.approx(flops_of_step(model, length) - once, rel=0.01)
@@ -79,9 +79,9 @@ def test_checkpointing_costs_one_more_pass_through_the_blocks(base: str) -> None
 
 def test_the_formula_on_a_batch_of_documents(base: str) -> None:
     products = matrix_products(AutoModelForCausalLM.from_pretrained(base))
-    one, two = Tokens(total=10, learnt=4, pairs=55), Tokens(total=10, learnt=4, pairs=30)
+    one, two = Tokens(total=10, supervised=4, pairs=55), Tokens(total=10, supervised=4, pairs=30)
     assert products.flops(one) - products.flops(two) == 12 * products.attention * 25
-    assert products.flops(Tokens(learnt=1)) == 6 * products.head
+    assert products.flops(Tokens(supervised=1)) == 6 * products.head
 
 
 def test_matrix_products_are_measured() -> None:

@@ -10,7 +10,7 @@ class Tokens(NamedTuple):
     """What is in some batches."""
 
     total: int = 0  # without padding
-    learnt: int = 0
+    supervised: int = 0  # those with a loss
     padding: int = 0
     pairs: int = 0  # of a token and one that it looks at: itself, and those before it in its document
 
@@ -31,13 +31,13 @@ class MatrixProducts(NamedTuple):
         """Of one forward and backward pass over these tokens; what is computed twice is counted once.
 
         6 for each weight and token (https://arxiv.org/abs/2001.08361, section 2.1), 4 where the weight is
-        frozen, which needs no gradient; the head's weights for learnt tokens only. In attention 12 * hidden
-        for each layer and pair: a product for the score and one for the value, with two FLOPs for each
-        component, three times (https://arxiv.org/abs/2204.02311, appendix B, which does not leave out the
-        pairs that causal attention never looks at).
+        frozen, which needs no gradient; the head's weights for supervised tokens only. In attention
+        12 * hidden for each layer and pair: a product for the score and one for the value, with two FLOPs
+        for each component, three times (https://arxiv.org/abs/2204.02311, appendix B, which does not leave
+        out the pairs that causal attention never looks at).
         """
-        every = 6 * (self.weights * tokens.total + self.head * tokens.learnt)
-        not_needed = 2 * (self.frozen * tokens.total + self.frozen_head * tokens.learnt)
+        every = 6 * (self.weights * tokens.total + self.head * tokens.supervised)
+        not_needed = 2 * (self.frozen * tokens.total + self.frozen_head * tokens.supervised)
         return every - not_needed + 12 * self.attention * tokens.pairs
 
     def flops_of_checkpointing(self, tokens: Tokens) -> int:

@@ -60,10 +60,10 @@ class Shapes(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """rows of so many tokens each. Laid end to end, only the number of tokens matters."""
+    """A micro-batch of examples of one length. Laid end to end, only the number of tokens matters."""
 
-    rows: int
-    length: int
+    rows: int  # examples
+    length: int  # tokens in each
 
     @property
     def tokens(self) -> int:
@@ -162,7 +162,7 @@ def _kept(
     new_tokens: Sequence[int],
     layers: int,
 ) -> int:
-    """Bytes that a model of so many layers keeps for the backward pass, but for weights and head."""
+    """Bytes that a model of `layers` layers keeps for the backward pass, without its weights and its head."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     kept: dict[int, torch.UntypedStorage] = {}
@@ -209,11 +209,12 @@ class States(NamedTuple):
 
 
 def model_states(
-    trained: int, frozen_bytes: int, largest: int, *, stage: int, offload: bool, ranks: int, width: int
+    trainable: int, frozen_bytes: int, largest: int, *, stage: int, offload: bool, ranks: int, width: int
 ) -> States:
     """What weights, gradients and AdamW take under ZeRO stage 2 or 3, offload being that of the optimizer.
 
-    trained, largest: weights that are trained, and those of the largest matrix. width: bytes of a weight.
+    trainable, largest: the number of trainable weights, and of those in the largest matrix. width: bytes of a
+    weight.
 
     In bf16 the sum for a card is what DeepSpeed's own estimators give (stage_1_and_2.py and stage3.py in
     deepspeed/runtime/zero), but for a copy of the gradients that a step makes, and ZeRO-3's gradients. An
@@ -221,8 +222,8 @@ def model_states(
     """
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-    share = trained // ranks
-    weights = width * trained + frozen_bytes
+    share = trainable // ranks
+    weights = width * trainable + frozen_bytes
     loading = ranks * weights
     if stage == 3:  # rank 0 reads them and hands out shares; those in use, and a gradient, are put together
         loading = weights
@@ -230,7 +231,7 @@ def model_states(
         weights = weights // ranks + in_use + width * largest
     if offload:
         # As for one rank: for more, the estimator has each load float32.
-        offloaded, _ = estimate_zero2_model_states_mem_needs(trained, additional_buffer_factor=HOST_BUFFERS)
+        offloaded, _ = estimate_zero2_model_states_mem_needs(trainable, additional_buffer_factor=HOST_BUFFERS)
         return States(weights, 0, 0, 0, offloaded, loading)
     in_float32 = 4 * share  # the gradients, as the optimizer takes them
     return States(weights, OPTIMIZER_BYTES * share, width * share, in_float32 + width * share, 0, loading)
@@ -244,13 +245,13 @@ def memory_of(
     ranks: int,
     dtype: torch.dtype,
     checkpointing: bool,
-    learnt: int,
+    supervised: int,
     bucket: int,
     in_4_bits: bool = False,
 ) -> Memory:
     """What a rank takes for the micro-batch of `shapes`.
 
-    learnt: its tokens that have logits. bucket: how many gradients ranks exchange at a time.
+    supervised: how many of its tokens have logits. bucket: how many gradients ranks exchange at a time.
     """
     width = dtype.itemsize
     frozen = width * shapes.frozen
@@ -268,7 +269,7 @@ def memory_of(
         weights=states.weights,
         optimizer=states.optimizer,
         activations=activations,
-        head=_head_bytes(shapes, width, learnt),
+        head=_head_bytes(shapes, width, supervised),
         exchanged=2 * width * min(bucket, shapes.trained),  # one bucket fills while another is on its way
         gradients=states.gradients,
         step=states.step,
@@ -277,20 +278,22 @@ def memory_of(
     )
 
 
-def _head_bytes(shapes: Shapes, width: int, learnt: int) -> int:
+def _head_bytes(shapes: Shapes, width: int, supervised: int) -> int:
     """Logits and what is computed of them; of a Bloom, also the gradients of the head, which ours computes
     beside its loss, and of the embedding.
     """
     if not shapes.is_bloom:
         # transformers' loss: logits and their gradient, and two float32 tensors of the same shape.
-        return learnt * shapes.vocabulary * (2 * width + 8)
-    of_slice = 8 * min(LOGITS_AT_ONCE, learnt * shapes.vocabulary)
+        return supervised * shapes.vocabulary * (2 * width + 8)
+    of_slice = 8 * min(LOGITS_AT_ONCE, supervised * shapes.vocabulary)
     return of_slice + 2 * width * (shapes.products.head - shapes.products.frozen_head)
 
 
 def numel(weight: nn.Parameter) -> int:
-    """Under ZeRO-3 a rank holds no element of a weight; `ds_numel` is what all hold together. Of weights in
-    4 bits, two are in each element that torch sees.
+    """The number of elements of a weight on all ranks together, whatever form it is kept in.
+
+    Under ZeRO-3 a rank holds none of them, and `ds_numel` is their number. In 4 bits each element that torch
+    sees holds two.
     """
     return _elements(weight) * (2 if getattr(weight, "bnb_quantized", False) else 1)
 
@@ -303,5 +306,5 @@ def _elements(weight: nn.Parameter) -> int:
     return getattr(weight, "ds_numel", weight.numel())
 
 
-def trainable_weights(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+def trainable_weights(model: PreTrainedModel) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]

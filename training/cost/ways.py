@@ -210,7 +210,7 @@ def _way(
         ranks=cards,
         dtype=dtype,
         checkpointing=options.gradient_checkpointing,
-        learnt=work.learnt,
+        supervised=work.learnt,
         bucket=ZERO2_BUCKET if stage == 2 else shapes.hidden_size**2,
         in_4_bits=in_4_bits,
     )
