@@ -32,7 +32,7 @@ from training.consts import (
     TEMPERATURE,
     TOP_P,
 )
-from training.model.lora import load_any, quantized
+from training.model.lora import load_any, quantization_config
 from training.text.conversation import Conversation
 from training.text.encoding import answer_header, encode_prompt
 from training.text.template import CLOSING, COLON, OPENING
@@ -64,7 +64,7 @@ def load(
         dtype=dtype,
         new_tokens=teach_to_chat(tokenizer),
         device_map="auto" if device == "auto" else {"": device},
-        quantization_config=quantized(bits) if bits else None,
+        quantization_config=quantization_config(bits) if bits else None,
         use_safetensors=True,  # other files of weights can carry code
     )
     return model.eval(), tokenizer

@@ -27,13 +27,9 @@ def doubles(root: Path) -> dict[str, list[str]]:
     return {name: where for name, where in homes(root).items() if len(where) > 1 and name not in ALLOWED}
 
 
-# TODO: the doubles that are renamed in files under work elsewhere.
-STILL_DOUBLE = {"sample"}
-
-
 def test_no_two_modules_define_the_same_name() -> None:
     found = doubles(ROOT)
-    assert found.keys() <= STILL_DOUBLE, found
+    assert found == {}
 
 
 @pytest.mark.parametrize("definition", ["class KVCache: ...", "def encode(): ...", "async def encode(): ..."])

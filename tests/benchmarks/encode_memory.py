@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 from training.common.errors import run_command
-from training.convert import to_multi_round
+from training.text.formats import written_formats
 from training.data.encoded import load_encoded, read_conversations
 from training.text.conversation import Conversation, Turn
 from training.text.tokenizer import load_tokenizer
@@ -36,7 +36,7 @@ def numbered(conversation: Conversation, number: int) -> Conversation:
 def write_rows(path: Path, conversations: list[Conversation], rows: int) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for number, conversation in enumerate(itertools.islice(itertools.cycle(conversations), rows)):
-            row = to_multi_round(numbered(conversation, number))
+            row = written_formats()["multi-round"](numbered(conversation, number))
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -24,7 +24,7 @@ from transformers import BloomForCausalLM as LibraryBloom
 from transformers.generation import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
-from inference.generation import quantized, stream
+from inference.generation import quantization_config, stream
 from inference.kv_cache import KVCache
 from training.common.errors import run_command
 from training.model.bloom import BloomForCausalLM
@@ -54,7 +54,7 @@ def save_random_model(directory: str, dtype: torch.dtype) -> None:
 def load(way: str, directory: str) -> PreTrainedModel:
     model_class = LibraryBloom if way == "plain" else BloomForCausalLM
     bits = int(way[0]) if way.endswith("bits") else None
-    quantization = quantized(bits) if bits else None
+    quantization = quantization_config(bits) if bits else None
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     return model_class.from_pretrained(
         directory, dtype="auto", device_map={"": device}, quantization_config=quantization

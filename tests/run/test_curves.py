@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from training.run.curves import draw_curves, smoothed
+from training.run.curves import draw_curves, smooth
 
 
 def test_the_mean_of_the_same_is_the_same_from_the_first_point_on() -> None:
-    assert smoothed([2.0, 2.0, 2.0]) == pytest.approx([2, 2, 2])
-    assert smoothed([0.0, 1.0]) == pytest.approx([0, 0.1 / 0.19])
+    assert smooth([2.0, 2.0, 2.0]) == pytest.approx([2, 2, 2])
+    assert smooth([0.0, 1.0]) == pytest.approx([0, 0.1 / 0.19])
 
 
 def test_a_picture_is_drawn_with_and_without_evaluations(tmp_path: Path) -> None:

@@ -226,6 +226,31 @@ def test_a_loss_that_is_no_number_names_the_rows_of_its_batch(base, tokenizer, t
     assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-2", "checkpoint-3"]
 
 
+def test_the_refusal_says_the_loss_and_the_norm_of_its_own_step(base, tokenizer, tmp_path, file) -> None:
+    """Not the sum since the last log line, which is three steps away, nor the norm after clipping."""
+    trainer = make_trainer(
+        base, tokenizer, tmp_path, file, 16, max_steps=8, learning_rate=1e-9, logging_steps=5,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2,
+    )  # fmt: skip
+    step, losses = trainer.training_step, []
+
+    def recorded(model, inputs, *args) -> torch.Tensor:
+        losses.append(step(model, inputs, *args))
+        return losses[-1]
+
+    def spoil(weight: torch.Tensor) -> None:
+        if len(losses) == 5:  # in the sixth micro-batch, which ends step 3
+            weight.grad.fill_(float("inf"))
+
+    trainer.training_step = recorded
+    next(trainer.model.parameters()).register_post_accumulate_grad_hook(spoil)
+    with pytest.raises(UserError, match=r"step 3: .* norm inf, on the rows above") as error:
+        trainer.train()
+    said = float(str(error.value).split("the loss is ")[1].split(" ")[0])
+    assert said == pytest.approx(float(losses[4] + losses[5]), rel=1e-4)
+    assert said < 0.5 * float(sum(losses))
+
+
 @pytest.mark.parametrize("step", [4, 6])
 def test_a_request_to_stop_saves_at_once_unless_all_is_done(
     base, tokenizer, tmp_path, file, step: int

@@ -44,7 +44,7 @@ def _peft() -> ModuleType:
     return peft
 
 
-def quantized(bits: int) -> BitsAndBytesConfig:
+def quantization_config(bits: int) -> BitsAndBytesConfig:
     """For 4 bits the kind that was made for normally distributed weights (https://arxiv.org/abs/2305.14314)."""
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -55,7 +55,7 @@ def quantized(bits: int) -> BitsAndBytesConfig:
 
 def quantized_loading(device: torch.device) -> dict[str, Any]:
     """What `load_model` takes for a frozen model in 4 bits, all of it on one device."""
-    return {"quantization_config": quantized(4), "device_map": {"": str(device)}}
+    return {"quantization_config": quantization_config(4), "device_map": {"": str(device)}}
 
 
 def add_adapter(
@@ -84,14 +84,14 @@ def add_adapter(
     from training.model.adapted import AdaptedModel
 
     try:
-        with gather_weights(token_matrices(model)), zero3_hidden():
+        with gather_weights(token_matrices(model)), hide_zero3():
             return AdaptedModel(model, config)
     except ValueError as error:
         raise UserError(f"--lora-target {target}: {first_line(error)}") from None
 
 
 @contextmanager
-def zero3_hidden() -> Iterator[None]:
+def hide_zero3() -> Iterator[None]:
     """Within it, peft does not see that ZeRO-3 divides the weights.
 
     Of a divided matrix peft copies rows itself, and can do so on a CUDA card alone. Once the matrix has been

@@ -46,7 +46,7 @@ def read_complete(checkpoint: Path) -> dict | None:
 
 
 def find_checkpoints(run_dir: Path) -> tuple[list[Path], list[Path]]:
-    """(complete, incomplete) ones, each from the oldest step to the newest."""
+    """(complete, incomplete) checkpoints, each from the oldest step to the newest."""
     found = [
         path
         for pattern in ("checkpoint-*", f"{INCOMPLETE}*")
@@ -173,7 +173,7 @@ def _rotate(run_dir: Path, limit: int | None) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Under another name first, so that what is half removed is never taken for a checkpoint."""
+    """Remove a checkpoint, under another name, so that half of one is never taken for a checkpoint."""
     doomed = checkpoint.with_name(f"{INCOMPLETE}{step_of(checkpoint)}")
     if doomed != checkpoint:
         shutil.rmtree(doomed, ignore_errors=True)
@@ -182,7 +182,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def checkpoint_bytes(trainer: Trainer) -> int:
-    """Computed: what a checkpoint of this run takes on the disk, but for small files."""
+    """The bytes that a checkpoint of this run takes on the disk without its small files, computed."""
     model = model_bytes(trainer.model)
     if trainer.args.save_only_model:
         return model
@@ -193,7 +193,7 @@ def checkpoint_bytes(trainer: Trainer) -> int:
 
 
 def model_bytes(model: PreTrainedModel) -> int:
-    """Of what is saved: all weights, or an adapter alone."""
+    """The bytes of the weights that are saved: all of them, or an adapter's alone."""
     return sum(numel(weight) * weight.element_size() for weight in trainable_weights(model))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-# Of the smoothed curve: how much of the mean so far stays at each point.
+# The share of the mean so far that stays at each point of the smoothed curve.
 SMOOTHING = 0.9
 
 
@@ -25,7 +25,7 @@ def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
     loss_axes, rate_axes = figure.subplots(2, height_ratios=(3, 1), sharex=True)
     steps, losses = series(training, "loss")
     loss_axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="training")
-    loss_axes.plot(steps, smoothed(losses), color="tab:blue", label="training, smoothed")
+    loss_axes.plot(steps, smooth(losses), color="tab:blue", label="training, smoothed")
     if evaluation:
         loss_axes.plot(*series(evaluation, "eval_loss"), color="tab:red", marker="o", label="evaluation")
     loss_axes.set_ylabel("loss per token", fontsize=14)
@@ -42,7 +42,7 @@ def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
     new.replace(path)
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """The exponential moving average without its bias to 0 (https://arxiv.org/abs/1412.6980, section 3)."""
     means, mean = [], 0.0
     for count, value in enumerate(values, start=1):

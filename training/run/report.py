@@ -17,17 +17,20 @@ from training.run.curves import draw_curves
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets")
 
-# Bytes a weight on a rank without DeepSpeed: the weight, its gradient and Adam's two moments, in float32.
+# Bytes of a trainable weight on a rank without DeepSpeed: itself, its gradient and Adam's two moments, all in
+# float32.
 PLAIN_BYTES = 16
 
 
 def opening(trainer: Trainer, disk_bytes: int) -> list[str]:
-    """The block of lines that a run opens with."""
+    """The lines that a run opens with: its model, data, steps, memory and disk."""
     model, args = trainer.model, trainer.args
     parameters = sum(numel(weight) for weight in model.parameters())
-    learnt = sum(numel(weight) for weight in trainable_weights(model))
+    trainable = sum(numel(weight) for weight in trainable_weights(model))
     kind = type(model.get_base_model() if has_adapter(model) else model).__name__
-    adapter = f", an adapter with {learnt / 1e6:,.2f} M of them is trained" if learnt < parameters else ""
+    adapter = (
+        f", {trainable / 1e6:,.2f} M of them an adapter's and trainable" if trainable < parameters else ""
+    )
     rows, tokens = len(trainer.train_dataset), int(trainer.train_dataset.lengths.sum())
     memory, host_memory = expected_memory(trainer)
     return [
@@ -50,14 +53,14 @@ def zero_stage(trainer: Trainer) -> int:
 
 
 def expected_memory(trainer: Trainer) -> tuple[int, int]:
-    """(bytes a rank, bytes of a host with offload); without DeepSpeed PLAIN_BYTES a weight."""
+    """The bytes of weights, gradients and optimizer: (of each rank, of the host for all ranks by offload)."""
     weights = list(trainer.model.parameters())
-    learnt = sum(numel(weight) for weight in trainable_weights(trainer.model))
+    trainable = sum(numel(weight) for weight in trainable_weights(trainer.model))
     frozen = sum(stored_bytes(weight) for weight in weights if not weight.requires_grad)
     if not trainer.is_deepspeed_enabled:
-        return PLAIN_BYTES * learnt + frozen, 0
+        return PLAIN_BYTES * trainable + frozen, 0
     states = model_states(
-        learnt,
+        trainable,
         frozen,
         max(numel(weight) for weight in weights),
         stage=zero_stage(trainer),
@@ -71,7 +74,7 @@ def expected_memory(trainer: Trainer) -> tuple[int, int]:
 def write_report(
     trainer: Trainer, run_dir: Path, command: str, record: Mapping[str, Any], data: Mapping[str, Any]
 ) -> None:
-    """report.json, report.md and loss.png in the run directory. data: the summary of each file."""
+    """Write report.json, report.md and loss.png into the run directory. data: the summary of each file."""
     history = trainer.state.log_history
     training = [entry for entry in history if "loss" in entry]
     evaluation = [entry for entry in history if "eval_loss" in entry]
@@ -111,21 +114,21 @@ def _as_markdown(report: Mapping[str, Any]) -> str:
         entry = report[name]
         return f"{entry['eval_loss']:.4f} at step {entry['step']}" if entry else "-"
 
-    speed = (
-        f"{number('tokens_per_second', ',.0f')}, {number('learnt_tokens_per_second', ',.0f')} of them learnt"
-    )
+    supervised = number("learnt_tokens_per_second", ",.0f")
     rows = {
         "model": f"`{report['model']}`",
         "steps, epochs": f"{report['steps']:,}, {report['epochs']:.2f}",
         "training loss, first and last": f"{number('first_loss', '.4f')}, {number('last_loss', '.4f')}",
         "best evaluation loss": evaluation("best_evaluation"),
         "last evaluation loss": evaluation("last_evaluation"),
-        "tokens a second": speed,
+        "tokens a second": f"{number('tokens_per_second', ',.0f')}, {supervised} of them supervised",
         "share of the GEMM bound": number("matrix_product_share", ".0%"),
     }
     for path, found in report["data"].items():
         kept = found["kept"]
-        rows[f"`{path}`"] = f"{kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} learnt"
+        rows[f"`{path}`"] = (
+            f"{kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} supervised"
+        )
     rows["git commit"] = report["git_commit"] or "-"
     rows["versions"] = ", ".join(f"{name} {of}" for name, of in report["versions"].items())
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

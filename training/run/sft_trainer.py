@@ -172,11 +172,11 @@ class SFTTrainer(Trainer):
             batch_size=self.args.per_device_eval_batch_size,
         )
 
-    def _batches(self, rows: Examples, **how: int) -> Batches:
+    def _batches(self, examples: Examples, **how: int) -> Batches:
         sampler = MicroBatches(
-            rows.lengths, rank=self.args.process_index, world_size=self.args.world_size, **how
+            examples.lengths, rank=self.args.process_index, world_size=self.args.world_size, **how
         )
-        return Batches(rows, batch_sampler=sampler, collate_fn=self.data_collator)
+        return Batches(examples, batch_sampler=sampler, collate_fn=self.data_collator)
 
     def train(self, *args: Any, **kwargs: Any):
         """As transformers', after a look at how fast the machine multiplies."""
@@ -253,8 +253,8 @@ class SFTTrainer(Trainer):
         say(f"step {self.state.global_step}/{self.state.max_steps}  {log_line(logs)}")
 
     def _speed(self) -> dict[str, float]:
-        """Of all ranks since the last log line; the time left is judged by the whole run so far."""
-        *counts, seconds = self._of_all_ranks(*self.throughput.tokens, self.throughput.seconds)
+        """The speed of all ranks since the last log line; the time left is judged by the whole run so far."""
+        *counts, seconds = self._sum_over_ranks(*self.throughput.tokens, self.throughput.seconds)
         self.throughput.reset()
         tokens, seconds = Tokens(*map(int, counts)), seconds / self.args.world_size
         flops_per_second = self._matrix_products.flops(tokens) / seconds
@@ -270,10 +270,10 @@ class SFTTrainer(Trainer):
 
     def _measured_products(self, dtype: torch.dtype) -> float:
         self.accelerator.wait_for_everyone()  # ranks of one machine share it, so they measure at one time
-        return self._of_all_ranks(product_flops_per_second(dtype, self.args.device))[0]
+        return self._sum_over_ranks(product_flops_per_second(dtype, self.args.device))[0]
 
-    def _of_all_ranks(self, *values: float) -> list[float]:
-        """Their sums over the ranks."""
+    def _sum_over_ranks(self, *values: float) -> list[float]:
+        """Each value's sum over the ranks."""
         sums = torch.tensor(values, dtype=torch.float64, device=self.args.device)
         return self.accelerator.reduce(sums, reduction="sum").tolist()
 
@@ -326,32 +326,33 @@ class SFTTrainer(Trainer):
 
     def _refuse_step(self) -> NoReturn:
         # As the log has it: the mean over the ranks, each of which scales its loss by their number.
-        loss = self._of_all_ranks(float(self._step_loss))[0] / self.args.world_size
+        loss = self._sum_over_ranks(float(self._step_loss))[0] / self.args.world_size
         step = self.state.global_step
         newest = find_checkpoints(self.run_dir)[0][-1:]
         good = f"{newest[0].name} is the last good one" if newest else "there is no checkpoint yet"
         raise UserError(
             f"step {step}: the loss is {loss:g} and the gradient's norm {self._gradient_norm:g}, on the rows "
             f"above; {good}; look at the rows, or take a lower --lr",
-            details=[f"in the batch of step {step}: {place}" for place in self._rows_of_step(step)],
+            details=[f"in the batch of step {step}: {place}" for place in self._places_of_step(step)],
         )
 
-    def _rows_of_step(self, step: int) -> list[str]:
-        """Places of all ranks' rows in optimizer step `step`, 1 being the first."""
+    def _places_of_step(self, step: int) -> list[str]:
+        """`FILE:LINE` of all ranks' examples in optimizer step `step`, 1 being the first."""
         accumulation = self.args.gradient_accumulation_steps
         batches = self.callback_handler.train_dataloader.batch_sampler
         steps_an_epoch = -(-len(batches) // accumulation)
         epoch, in_epoch = divmod(step - 1, steps_an_epoch)
         first = in_epoch * accumulation
-        rows = [row for batch in batches.of_all_ranks(epoch, first, first + accumulation) for row in batch]
-        return [self.train_dataset.place(row) for row in rows]
+        of_step = batches.of_all_ranks(epoch, first, first + accumulation)
+        return [self.train_dataset.place(example) for batch in of_step for example in batch]
 
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs
     ) -> EvalLoopOutput:
-        """The summed loss of all held-out tokens over their number, the same for any number of ranks.
+        """Compute the mean loss over all supervised held-out tokens, and have the model answer a few prompts.
 
-        And what the model answers to a few of the prompts.
+        The loss is summed over tokens and ranks before it is divided, so that it does not depend on their
+        batches.
         """
         model = self.model_wrapped
         model.eval()

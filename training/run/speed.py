@@ -15,7 +15,7 @@ SMALLEST_PRODUCT = 128
 
 
 def count_tokens(batch: Mapping[str, torch.Tensor]) -> Tokens:
-    """Of a batch that a collator of `training.data.collate` made."""
+    """The tokens of a batch that a collator of `training.data.collate` made, by their kinds."""
     lengths = batch["document_lengths"] if "document_lengths" in batch else batch["attention_mask"].sum(dim=1)
     total = int(lengths.sum())
     return Tokens(
@@ -29,8 +29,8 @@ def count_tokens(batch: Mapping[str, torch.Tensor]) -> Tokens:
 def product_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: float = 0.5) -> float:
     """The most that this process reaches in a product of two square matrices, measured for about `seconds`.
 
-    Of the three products of a linear layer, forward and backward: some processors lay out bfloat16 for one of
-    them ten times as slowly as for another.
+    It is the fastest of the three products that a linear layer makes, one forward and two backward: some
+    processors lay out bfloat16 for one of them ten times as slowly as for another.
     """
     # How many numbers it takes depends on the time; those of the run, for dropout, must not.
     generator = torch.Generator(device).manual_seed(0)

@@ -14,7 +14,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """As a context, takes note of signals instead of ending. `reason` is None as long as there is none."""
+    """A context in which a signal does not end the process, but becomes the `reason` to stop.
+
+    `reason` is None as long as nobody has asked.
+    """
 
     def __init__(self) -> None:
         self._signal: str | None = None
@@ -58,7 +61,7 @@ def _runs_deepspeed(process: psutil.Process) -> bool:
 
 
 def command_line() -> str:
-    """Of this run, as the user gave it to the launcher or to Python."""
+    """The command of this run, as the user gave it to the launcher or to Python."""
     above = launchers()
     if above:
         return shlex.join(["deepspeed", *above[-1].cmdline()[2:]])
@@ -66,7 +69,7 @@ def command_line() -> str:
 
 
 def command_to_continue(run_name: str) -> str:
-    """The same with --resume."""
+    """The command that continues this run: its own, with --run-name and --resume."""
     command = shlex.split(command_line())
     if "--run-name" not in command and not any(part.startswith("--run-name=") for part in command):
         command += ["--run-name", run_name]

@@ -1,0 +1,80 @@
+"""The trainer's losses and gradient norms are those of the plain loop, on the library's model and padding."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BloomForCausalLM
+
+from tests.conftest import SINGLE_TURN
+from tests.launching import ZERO2, launch, values
+from tests.plain_loop import Step, train
+from tests.run.test_sft_trainer import make_trainer
+from training.data.collate import collate_padded
+from training.data.encoded import EncodedFile, load_encoded
+from training.data.micro_batches import MicroBatches
+from training.model.load import load_model
+from training.run.sft_trainer import rate_factor
+
+STEPS, WARMUP, RATE, SEED = 6, 2, 3e-3, 515
+
+
+@pytest.fixture(scope="module")
+def file(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> EncodedFile:
+    return load_encoded(str(SINGLE_TURN), tokenizer, 2048, tmp_path_factory.mktemp("cache"))
+
+
+def plain_steps(
+    base: str, tokenizer, file: EncodedFile, ranks: int, accumulation: int, seed_of_rows: int = 0
+) -> list[Step]:
+    """Two examples in each micro-batch, in the order of the trainer; in the first epoch only."""
+    ours = load_model(base, tokenizer, dtype=torch.float32, seed=seed_of_rows)
+    model = BloomForCausalLM(ours.config)
+    model.load_state_dict(ours.state_dict())
+    order = MicroBatches(file.lengths, batch_size=2, rank=0, world_size=ranks, seed=SEED)
+    steps = [
+        [
+            [file[i] for i in batch]
+            for batch in order.of_all_ranks(0, accumulation * step, accumulation * (step + 1))
+        ]
+        for step in range(STEPS)
+    ]
+    assert {len(step) for step in steps} == {ranks * accumulation}
+    factor = partial(rate_factor, schedule="linear", warmup_steps=WARMUP, total_steps=STEPS)
+    return train(model, steps, collate_padded, RATE, factor)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_over_accumulation(
+    base: str, tokenizer, tmp_path: Path, file: EncodedFile, accumulation: int
+) -> None:
+    trainer = make_trainer(
+        base, tokenizer, tmp_path, file, len(file), max_steps=STEPS, warmup_steps=WARMUP, learning_rate=RATE,
+        lr_scheduler_type="linear", per_device_train_batch_size=2, seed=SEED,
+        gradient_accumulation_steps=accumulation,
+    )  # fmt: skip
+    trainer.train()
+    expected = plain_steps(base, tokenizer, file, 1, accumulation)
+    assert max(step.grad_norm for step in expected) > 1  # so that they are clipped
+    assert expected[0].loss - expected[-1].loss > 0.5
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["loss"] for entry in history] == pytest.approx([step.loss for step in expected], rel=1e-4)
+    norms = [step.grad_norm for step in expected]
+    assert [entry["grad_norm"] for entry in history] == pytest.approx(norms, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_over_two_ranks_and_accumulation_under_zero_2(base: str, tokenizer, tmp_path: Path, file) -> None:
+    launched = launch(
+        2, "--deepspeed", ZERO2, "--no-bf16", "--data-path", str(SINGLE_TURN), "--input-model", base,
+        "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--run-name", "run",
+        "--test-size", "0", "--max-steps", str(STEPS), "--lr", str(RATE), "--warmup-steps", str(WARMUP),
+        "--lr-scheduler", "linear", "--per-device-train-batch-size", "2", "--seed", str(SEED),
+        "--gradient-accumulation-steps", "2", "--logging-steps", "1", "--no-gradient-checkpointing",
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    expected = plain_steps(base, tokenizer, file, 2, 2, SEED)
+    assert values(tmp_path / "run", "loss") == pytest.approx([step.loss for step in expected], rel=1e-4)
+    norms = [step.grad_norm for step in expected]
+    assert values(tmp_path / "run", "grad_norm") == pytest.approx(norms, rel=1e-3)
