@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from training.common.console import bytes_text, say
 from training.common.errors import UserError, first_line
-from training.common.files import flush, flush_all, free_bytes, is_write_failure, sizes
+from training.common.files import flush, flush_all, free_bytes, is_write_failure, sizes, write_atomic
 from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, trainable_weights
 from training.model.lora import has_adapter, save_adapter
 from training.model.save import save_model
@@ -111,9 +111,7 @@ class CheckpointWriter:
                 "seconds": time.monotonic() - self._started,
                 "files": sizes(directory),
             }
-            (directory / COMPLETE).write_text(json.dumps(said, indent=1), encoding="utf-8")
-            flush(directory / COMPLETE)
-            flush(directory)
+            write_atomic(directory / COMPLETE, json.dumps(said, indent=1))
             directory.rename(checkpoint)
             flush(self.run_dir)
             directory.parent.rmdir()

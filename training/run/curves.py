@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.common.files import write_atomic
+
 # The share of the mean so far that stays at each point of the smoothed curve.
 SMOOTHING = 0.9
 
@@ -36,10 +38,7 @@ def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
     for axes in (loss_axes, rate_axes):
         axes.tick_params(labelsize=12)
         axes.grid(alpha=0.3)
-    # Under another name first: whoever looks while it is drawn sees the one before.
-    new = path.with_name(f".{path.name}")
-    figure.savefig(new, format="png")
-    new.replace(path)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def smooth(values: Sequence[float]) -> list[float]:

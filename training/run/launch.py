@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import distributed as dist
 
 from training.common.errors import UserError
+from training.common.files import hold_lock
 
 # Number of ranks, as the launcher says.
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
@@ -91,7 +91,9 @@ def build_operation(builder_name: str) -> None:
     if builder is None or not builder.is_compatible(verbose=False):
         return
     directory = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
-    with FileLock(directory / "lock.held"):
+    with hold_lock(
+        directory / "lock.held", f"waiting for another process that builds {builder.name}", wait=True
+    ):
         (directory / "lock").unlink(missing_ok=True)
         builder.load(verbose=False)
 

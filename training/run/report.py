@@ -11,6 +11,7 @@ from typing import Any
 from transformers import Trainer
 
 from training.common.console import bytes_text
+from training.common.files import write_atomic
 from training.cost.memory import model_states, numel, stored_bytes, trainable_weights
 from training.model.lora import has_adapter
 from training.run.curves import draw_curves
@@ -97,8 +98,8 @@ def write_report(
         "history": history,
     }
     text = json.dumps(report, ensure_ascii=False, indent=1)
-    (run_dir / "report.json").write_text(text, encoding="utf-8")
-    (run_dir / "report.md").write_text(_as_markdown(report), encoding="utf-8")
+    write_atomic(run_dir / "report.json", text)
+    write_atomic(run_dir / "report.md", _as_markdown(report))
     draw_curves(history, run_dir / "loss.png")
 
 
