@@ -159,6 +159,15 @@ def test_a_record_of_before_is_read_as_what_it_meant(tmp_path: Path) -> None:
     assert by_tokens["options"]["per_device_train_batch_size"] == "None"
 
 
+def test_a_record_from_before_there_were_adapters_is_read(tmp_path: Path, capsys) -> None:
+    (tmp_path / RECORD).write_text(json.dumps(RUN))
+    record = read_record(tmp_path)
+    assert record == RUN
+    assert keep_defaults(Options(), record).lr == 0.1
+    check_same_run(tmp_path, RUN | {"options": {"lr": "0.1", "lora_rank": "None"}}, record, anyway=False)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_default_that_has_changed_since_stays_what_the_run_began_with(tmp_path: Path) -> None:
     record = as_begun_before(tmp_path)
     kept = keep_defaults(Options(lora_rank=4), record)

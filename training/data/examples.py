@@ -15,7 +15,7 @@ from training.data.split import split
 
 
 class Examples(Subset):
-    """Chosen examples of several files, by their numbers in the files one after the other."""
+    """Examples chosen from several encoded files, by numbers that count on from file to file."""
 
     def __init__(self, files: Sequence[EncodedFile], chosen: Sequence[int]) -> None:
         super().__init__(ConcatDataset(files), np.asarray(chosen, dtype=np.int64))
@@ -23,7 +23,7 @@ class Examples(Subset):
 
     @property
     def fingerprint(self) -> str:
-        """Of the files' content, of which rows these are, and of how long each is."""
+        """A hash of the files' content, of which rows were chosen, and of how long each is."""
         content = hashlib.blake2b(digest_size=16)
         for file in self.dataset.datasets:
             content.update(file.data_fingerprint.encode())
@@ -31,7 +31,7 @@ class Examples(Subset):
         return content.hexdigest()
 
     def place(self, index: int) -> str:
-        """`FILE:LINE` of an example."""
+        """Where the row of an example stands, as `FILE:LINE`."""
         ends = self.dataset.cumulative_sizes
         file = int(np.searchsorted(ends, self.indices[index], side="right"))
         start = ends[file - 1] if file else 0
@@ -40,7 +40,10 @@ class Examples(Subset):
 
 
 def build_datasets(options: Options, tokenizer: PreTrainedTokenizerFast) -> tuple[Examples, Examples]:
-    """(training, held-out) examples; says what is learnt, cut, dropped, and held out."""
+    """The training and the held-out examples; says what is supervised, cut, dropped, and held out.
+
+    Raises UserError for rows that cannot be used, as --on-bad-row says.
+    """
     sources = options.data_path
     files = [
         load_encoded(source.path, tokenizer, options.max_length, options.cache_dir) for source in sources

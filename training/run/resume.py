@@ -32,7 +32,7 @@ from training.run.stopping import StopRequest
 # What the run was started with.
 RECORD = "run.json"
 
-# The same options as a file for --config.
+# The options of the run, as a file for --config.
 OPTIONS = "options.yaml"
 
 # Rank 0 holds the lock of this file while it works; the system gives it back however the process ends.
@@ -44,11 +44,10 @@ UNIVERSAL = ".universal-"
 
 @dataclass
 class Run:
-    """A run that begins or goes on. As a context, it gives back at the end what `hold` took.
+    """A run that begins or goes on. Used as a context, it releases the run directory at the end of its block.
 
-    directory: the run directory. deepspeed_config: DeepSpeed's configuration, or None. record: what the run
-    began with, if it goes on. checkpoint: where it goes on from; None is step 0. description: what this start
-    has of what `record` says.
+    record: what the run began with, or None if it begins now. checkpoint: the checkpoint that it goes on
+    from, or None to start at step 0. description: what this start would record; it must agree with `record`.
     """
 
     options: Options
@@ -71,7 +70,7 @@ class Run:
     def hold(self) -> None:
         """Agree with the other ranks on the run directory, keep other runs out of it, and heed signals.
 
-        A default name holds the time, of which each rank has its own: rank 0's counts.
+        A default name has the time in it, and clocks differ: all ranks take rank 0's name.
         """
         self.directory = Path(broadcast_object_list([str(self.directory)])[0])
         self._held.enter_context(hold(self.directory))
@@ -79,7 +78,7 @@ class Run:
 
     @property
     def ranks_differ(self) -> bool:
-        """Whether another number of ranks wrote the checkpoint than are there now."""
+        """Whether the checkpoint was written by another number of ranks than there is now."""
         return self.checkpoint is not None and read_complete(self.checkpoint)["world_size"] != WORLD_SIZE
 
     def is_finished(self, total_steps: int) -> bool:
@@ -96,7 +95,7 @@ class Run:
 
 
 def find_run(options: Options, deepspeed_config: dict[str, Any] | None) -> Run:
-    """The run of these options: a new one, or with --resume the one that is to go on.
+    """The run that these options describe: a new one, or with --resume the one that is to go on.
 
     Raises UserError where a new run would write over something, and where there is no run to continue.
     """
@@ -132,7 +131,10 @@ def check_new(run_dir: Path) -> None:
 
 
 def hold(run_dir: Path) -> AbstractContextManager:
-    """Keeps other runs out of the run directory; rank 0 does. Raises UserError where another is in it."""
+    """A context in which rank 0 keeps other runs out of the run directory, which it makes if need be.
+
+    Raises UserError where another process works in it.
+    """
     if os.environ.get("RANK", "0") != "0":
         return nullcontext()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -140,7 +142,7 @@ def hold(run_dir: Path) -> AbstractContextManager:
 
 
 def is_begun(run_dir: Path) -> bool:
-    """Whether a run left anything there; says where there is nothing to continue."""
+    """Whether the run directory holds anything of a run; if it does not, a line says so."""
     if run_dir.is_dir() and any(path.name != LOCK for path in run_dir.iterdir()):
         return True
     say(f"{run_dir}: no run yet; starting at step 0")
@@ -148,7 +150,7 @@ def is_begun(run_dir: Path) -> bool:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The complete checkpoint to go on from, or None to start at step 0; says which, and what it passes over.
+    """The newest complete checkpoint, or None to start at step 0; says which, and which are incomplete.
 
     Raises UserError for a checkpoint that holds the model only.
     """
@@ -170,15 +172,17 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 def describe(
     options: Options,
     deepspeed_config: Mapping[str, Any] | None,
-    train_rows: Examples,
-    test_rows: Examples,
+    training: Examples,
+    held_out: Examples,
     world_size: int,
 ) -> dict[str, Any]:
-    """What must be the same for a run to go on as if it had not stopped, and the command line for people."""
+    """What a run is, for run.json: what must not change for it to go on as if it had not stopped, and in
+    "options", for people, every option as text.
+    """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)
-    for rows in (train_rows, test_rows):
-        data.update(rows.fingerprint.encode())
+    for examples in (training, held_out):
+        data.update(examples.fingerprint.encode())
     ranks = world_size * options.gradient_accumulation_steps
     return {
         "data": data.hexdigest(),
@@ -192,14 +196,8 @@ def describe(
         "optimizer": f"{f'ZeRO stage {zero}' if deepspeed_config else 'no DeepSpeed'}, "
         f"{'bf16' if options.bf16 else 'float32'}{_adapter(options)}",
         "ranks": world_size,
-        "options": _as_recorded(options),
+        "options": {each.name: str(getattr(options, each.name)) for each in fields(options) if each.init},
     }
-
-
-def _as_recorded(options: Options) -> dict[str, str]:
-    """Every option as text, as people read it."""
-    names = [each.name for each in fields(options) if each.init]
-    return {name: str(getattr(options, name)) for name in names}
 
 
 def _adapter(options: Options) -> str:
@@ -210,7 +208,8 @@ def _adapter(options: Options) -> str:
 
 
 def _model_fingerprint(path: str) -> str:
-    """Of a directory its configuration and its weights' sizes; of a model on the hub its name."""
+    """A hash of a directory's configuration and of the sizes of its weights' files; the name of a hub
+    model."""
     if not os.path.isdir(path):
         return path
     content = hashlib.blake2b(Path(path, "config.json").read_bytes(), digest_size=16)
@@ -222,7 +221,7 @@ def _model_fingerprint(path: str) -> str:
 def read_record(run_dir: Path) -> dict[str, Any]:
     """What a run began with. Raises UserError where the run directory has no record.
 
-    Records of earlier versions have None for a default that depends on another option: it is put in place.
+    Records of earlier versions have None where a default depends on another option; it is filled in here.
     """
     try:
         record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
@@ -231,16 +230,16 @@ def read_record(run_dir: Path) -> dict[str, Any]:
             f"{run_dir / RECORD}: cannot be read ({first_line(error)}); there is no run to continue"
         ) from None
     options = record["options"]
-    if options["lora_rank"] != "None" and options["lora_alpha"] == "None":
+    if options.get("lora_rank", "None") != "None" and options["lora_alpha"] == "None":
         options["lora_alpha"] = str(2 * int(options["lora_rank"]))
         record["optimizer"] = record["optimizer"].replace("alpha None", f"alpha {options['lora_alpha']}")
-    if options["tokens_per_batch"] != "None":
+    if options.get("tokens_per_batch", "None") != "None":
         options["per_device_train_batch_size"] = "None"
     return record
 
 
 def keep_defaults(options: Options, record: Mapping[str, Any]) -> Options:
-    """What was not given, and has a default that depends on another option, stays what the run began with."""
+    """Options that were not given, and whose default depends on others, stay what the run began with."""
     before = record["options"]
     kept = {
         name: type(getattr(options, name))(before[name])
@@ -251,7 +250,7 @@ def keep_defaults(options: Options, record: Mapping[str, Any]) -> Options:
 
 
 def keep_global_batch(options: Options, record: Mapping[str, Any], world_size: int) -> Options:
-    """On another number of ranks, accumulate over as many micro-batches as make the run's global batch."""
+    """On another number of ranks, choose the accumulation steps that keep the run's global batch."""
     if record["ranks"] == world_size:
         return options
     batch = record["global batch"]
@@ -283,7 +282,7 @@ def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, A
             raise UserError(f"{text}; pass --resume-anyway if you want that, or give another --run-name")
         say(f"WARNING: {text}; going on anyway")
     for name, value in now["options"].items():
-        before = record["options"].get(name)
+        before = record["options"].get(name, value)  # an option that is newer than the run has not changed
         if before != value and name not in OF_ONE_START:
             say(f"--{name.replace('_', '-')} is {value}, and was {before}")
 
