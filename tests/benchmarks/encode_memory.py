@@ -19,9 +19,9 @@ from pathlib import Path
 import click
 
 from training.common.errors import run_command
-from training.text.formats import written_formats
 from training.data.encoded import load_encoded, read_conversations
 from training.text.conversation import Conversation, Turn
+from training.text.formats import written_formats
 from training.text.tokenizer import load_tokenizer
 
 SIZES = (1_000, 125_000, 250_000, 500_000, 1_000_000)
