@@ -1,4 +1,4 @@
-"""What most tests need: a tiny tokenizer, a tiny Bloom, and one that learnt a few rows by heart."""
+"""What most tests need: a tiny tokenizer, a tiny Bloom, and one that was taught a few rows by heart."""
 
 import json
 import sys
@@ -19,11 +19,11 @@ ROOT = Path(__file__).parent.parent
 SINGLE_TURN = ROOT / "data" / "yayi_train_example.json"
 MULTI_TURN = ROOT / "data" / "yayi_train_example_multi_rounds.json"
 
-# In so small models threads only wait for each other.
+# With models this small, threads only wait for each other.
 torch.set_num_threads(1)
 
-# What the `tuned` model knows: plain; with an input and a newline inside; in characters of several tokens;
-# in two turns.
+# The rows that the `tuned` model knows: a plain one, one with an input and a newline inside, one whose
+# characters have several tokens, and one of two turns.
 LEARNT = [
     {"instruction": "你是谁", "input": "", "output": "我是雅意。"},
     {"instruction": "List two fruits.", "input": "red, yellow", "output": "1. apple\n2. banana"},
@@ -78,7 +78,7 @@ def tuned(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 def outcome(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Callable[[click.Command, str], tuple[int, str, str]]:
-    """Run a command as `python -m` would: exit status, stdout, stderr."""
+    """A function that runs a command as `python -m` would: (exit status, stdout, stderr)."""
 
     def run(command: click.Command, arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["command", *arguments.split()])

@@ -20,7 +20,7 @@ ZERO3 = "config/deepspeed_zero3_bf16.json"
 
 
 def environment() -> dict[str, str]:
-    """In which the launcher and what it builds are found beside the interpreter that runs the tests."""
+    """Environment variables with which the launcher is found beside the interpreter that runs the tests."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 def run(*command: str, timeout: int = 600) -> subprocess.CompletedProcess:
-    """Nothing that it started is left running, whatever happens."""
+    """Run a command to its end; nothing that it started is left running, whatever happens."""
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -85,7 +85,7 @@ class Running:
         return "\n".join(self.lines)
 
     def wait_until(self, holds: Callable[[], bool], seconds: float = 240) -> bool:
-        """Whether it came to hold before the run ended."""
+        """Wait until a condition holds; whether it did before the run ended."""
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline, self.output
@@ -95,14 +95,14 @@ class Running:
         return True
 
     def wait_for_step(self, step: int) -> bool:
-        """Whether it was printed before the run ended."""
+        """Wait until a step is printed; whether it was before the run ended."""
         return self.wait_until(lambda: any(line.startswith(f"step {step}/") for line in self.lines))
 
     def family(self) -> list[psutil.Process]:
         return family(self.process)
 
     def ranks(self) -> list[psutil.Process]:
-        """By rank."""
+        """The processes of the ranks, in their order."""
         found = {}
         for process in self.family():
             try:
@@ -121,7 +121,7 @@ class Running:
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
-    """It, and all that it started."""
+    """A process and all that it started."""
     try:
         above = psutil.Process(process.pid)
         return [above, *above.children(recursive=True)]
@@ -147,5 +147,5 @@ def values(run_dir: Path, name: str) -> list[float]:
 
 
 def printed_losses(output: str) -> dict[int, str]:
-    """Of each step, as the log line has it."""
+    """The loss of each step, by its number, as the log lines have it."""
     return dict((int(step), loss) for step, loss in re.findall(r"^step (\d+)/\d+  loss (\S+)", output, re.M))

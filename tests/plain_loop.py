@@ -1,6 +1,6 @@
-"""Training without Trainer and DeepSpeed, to whose losses `training.run.sft_trainer` is held.
+"""Training without Trainer and DeepSpeed; `training.run.sft_trainer` has to give the same losses and norms.
 
-One step takes several micro-batches, be they those of an accumulation, of several ranks, or of both:
+One step takes several micro-batches: those of an accumulation, of several ranks, or of both:
 
     examples -> collate -> forward -> loss, divided by the supervised tokens of the whole step -> backward
     -> gradients, clipped to a norm of 1 -> AdamW -> schedule
@@ -32,7 +32,7 @@ def train(
 ) -> list[Step]:
     """Take the steps, each of which is given as its micro-batches of examples.
 
-    rate_factor: what the learning rate of a step, 0 being the first, is multiplied by.
+    rate_factor: gives the factor of the learning rate in a step; step 0 is the first.
     """
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.0)
     schedule = LambdaLR(optimizer, rate_factor)

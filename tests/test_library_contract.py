@@ -335,7 +335,7 @@ def test_what_is_private_is_as_it_is_relied_on(private: Private) -> None:
 def test_a_member_that_is_renamed_is_noticed(private: Private) -> None:
     holder, name = holder_of(private), private.name.rsplit(".", 1)[-1]
     members = {member: inspect.getattr_static(holder, member) for member in dir(holder)}
-    if name == "_n_gpu":  # is set by each object, and seen in the source of the property alone
+    if name == "_n_gpu":  # set by each object; only the source of the property shows it
         members["n_gpu"] = property(lambda self: self._number_of_cards)
     else:
         members[f"{name}_renamed"] = members.pop(name)
@@ -407,7 +407,7 @@ def test_settings_are_no_patches() -> None:
 
 
 class Events(TrainerCallback):
-    """Takes down what transformers calls, and moves the directory of a save as training.run does."""
+    """Records what transformers calls, and moves the directory of a save as training.run does."""
 
     def __init__(self, place: Path) -> None:
         self.seen: list[str] = []
@@ -426,7 +426,7 @@ class Events(TrainerCallback):
 
 
 class Recorded(Trainer):
-    """Puts down the calls of the methods that SFTTrainer overrides."""
+    """Records the calls of the methods that SFTTrainer overrides."""
 
     def training_step(self, model, inputs, *args):
         loss = super().training_step(model, inputs, *args)

@@ -33,7 +33,7 @@ from training.tiny_bloom import training_texts
 
 VOCABULARY = 1200
 
-# As Llama 2 has them; what is not in its vocabulary is spelt in bytes, a newline too.
+# Llama 2's special tokens; text that has no token of its own, such as a newline, is spelt in bytes.
 LLAMA_SPECIAL = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -51,13 +51,13 @@ SIZE = {
 def trained_bpe(
     texts: Iterable[str], pre_tokenizer: pre_tokenizers.PreTokenizer, **how
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary and the merges that a BPE learns from texts."""
+    """The vocabulary and the merges of a BPE that is trained on texts."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizer
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, show_progress=False, **how)
     backend.train_from_iterator(texts, trainer)
-    learnt = json.loads(backend.to_str())["model"]
-    return learnt["vocab"], [tuple(merge) for merge in learnt["merges"]]
+    trained = json.loads(backend.to_str())["model"]
+    return trained["vocab"], [tuple(merge) for merge in trained["merges"]]
 
 
 def byte_level(regex: str) -> pre_tokenizers.PreTokenizer:
@@ -70,20 +70,20 @@ def byte_level(regex: str) -> pre_tokenizers.PreTokenizer:
 
 
 def sample_texts() -> list[str]:
-    """With the joins of punctuation and newlines that large corpora have."""
+    """The sample texts, and the joins of punctuation and newlines that large corpora have."""
     return [*training_texts(str(SINGLE_TURN)), *[":\n", ":\n\n", "。\n\n", ".\n\n", "\n\n"] * 50]
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """SentencePiece's kind: words begin with ▁, of which each text gets one more at its start."""
+    """A tokenizer like Llama 2's: words begin with ▁, and each text gets one more ▁ at its start."""
     lines = [line for text in sample_texts() for line in text.splitlines()]
-    learnt, merges = trained_bpe(lines, pre_tokenizers.Metaspace(), limit_alphabet=500)
-    vocabulary = {token: index for index, token in enumerate([*LLAMA_SPECIAL, *BYTES, *learnt])}
+    pieces, merges = trained_bpe(lines, pre_tokenizers.Metaspace(), limit_alphabet=500)
+    vocabulary = {token: index for index, token in enumerate([*LLAMA_SPECIAL, *BYTES, *pieces])}
     return LlamaTokenizer(vocabulary, merges, add_bos_token=True)
 
 
 def old_llama_tokenizer() -> PreTrainedTokenizerFast:
-    """The same as its files on the hub have it: ▁ is the normalizer's, before every piece of text."""
+    """That tokenizer as files on the hub have it: the normalizer puts ▁ before every piece of text."""
     tokenizer = llama_tokenizer()
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = None
@@ -96,7 +96,7 @@ def old_llama_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
-    """Of bytes; joins punctuation and the newlines after it, normalizes, and has no bos."""
+    """A tokenizer of bytes that joins punctuation and the newlines after it, normalizes, and has no bos."""
     vocabulary, merges = trained_bpe(
         sample_texts(), byte_level(PRETOKENIZE_REGEX), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
@@ -107,7 +107,7 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def llama3_tokenizer() -> PreTrainedTokenizerFast:
-    """Of bytes like Qwen's; puts its bos before every text by a post-processor."""
+    """A tokenizer of bytes like Qwen's, whose post-processor puts its bos before every text."""
     tokenizer = qwen_tokenizer()
     backend = tokenizer.backend_tokenizer
     backend.normalizer = None
@@ -129,7 +129,7 @@ TOKENIZERS = {
 
 
 def make_llama(directory: Path) -> str:
-    """Its head is a matrix of its own, and has no row to spare for new tokens."""
+    """A tiny Llama: its head is a matrix of its own, and there is no spare embedding row for new tokens."""
     tokenizer = llama_tokenizer()
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SIZE))
@@ -138,7 +138,7 @@ def make_llama(directory: Path) -> str:
 
 
 def make_qwen(directory: Path) -> str:
-    """Its head is the embedding, which has rows beyond the tokenizer's."""
+    """A tiny Qwen: its head is the embedding, which has more rows than the tokenizer has tokens."""
     tokenizer = qwen_tokenizer()
     torch.manual_seed(0)
     config = Qwen2Config(vocab_size=len(tokenizer) + 64, tie_word_embeddings=True, **SIZE)

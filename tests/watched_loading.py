@@ -14,7 +14,7 @@ from training import trainer
 from training.common.errors import run_command
 from training.model.load import load_model
 
-# Weights gathered at a time.
+# How many weights were gathered in full at a time.
 whole_at_once: list[int] = []
 
 

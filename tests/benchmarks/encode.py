@@ -23,7 +23,7 @@ from training.data.encoded import encode_chunks
 from training.data.reader import read_raw_rows
 from training.text.tokenizer import load_tokenizer
 
-# So many turns of each way, so that a neighbour's load falls on both.
+# Each way is measured this many times, in turns, so that other load on the machine falls on both.
 TURNS = 8
 
 

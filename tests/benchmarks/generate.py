@@ -62,7 +62,7 @@ def load(way: str, directory: str) -> PreTrainedModel:
 
 
 def bytes_per_second(device: torch.device) -> float:
-    """Of reading memory: the best of a few sums over a GiB."""
+    """How fast memory is read: the best of a few sums over a GiB."""
     values = torch.ones(2**28, device=device)
     seconds = []
     for _ in range(5):
@@ -73,7 +73,7 @@ def bytes_per_second(device: torch.device) -> float:
 
 
 class Clock(BaseStreamer):
-    """When the prompt was handed over, and when each token came."""
+    """Records when the prompt was handed over, and when each token came."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -87,7 +87,7 @@ class Clock(BaseStreamer):
 
 
 def generate(model: PreTrainedModel, input_ids: torch.Tensor, tokens: int) -> tuple[float, float, list[int]]:
-    """(seconds to the first token, median seconds of those after it, the first row's new tokens)."""
+    """(seconds to the first token, median seconds of each token after it, the first row's new tokens)."""
     config = GenerationConfig(max_new_tokens=tokens + 1, do_sample=False, eos_token_id=None, pad_token_id=0)
     clock, mask = Clock(), torch.ones_like(input_ids)
     made = model.generate(input_ids, attention_mask=mask, generation_config=config, streamer=clock)
@@ -96,7 +96,7 @@ def generate(model: PreTrainedModel, input_ids: torch.Tensor, tokens: int) -> tu
 
 
 def seconds_to_first_token(model: PreTrainedModel) -> list[float]:
-    """Of each turn of a dialogue; every one is of the same text."""
+    """The seconds to the first token for each turn of a dialogue, whose turns have the same text."""
     texts = list(training_texts(str(SAMPLE)))
     tokenizer = train_tokenizer(texts)
     teach_to_chat(tokenizer)

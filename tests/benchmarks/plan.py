@@ -35,7 +35,7 @@ SIZES = {
     "162 M": (100352, 768, 12, 12),
     "305 M": (150016, 1024, 12, 16),
 }
-# The trainer, without the products by which it measures the machine: they may be larger than a model here.
+# The trainer without its measurement of matrix products, whose matrices may be larger than a model here.
 RUN = """
 import resource
 from training import trainer
@@ -59,7 +59,7 @@ def main(batch_size: int, gradient_checkpointing: bool, stages: tuple[int], size
     shared = f"--per-device-train-batch-size {batch_size} {checkpointing}"
     print(f"{'':8} {'':30} {'planned':>9} {'measured':>9} {'planned / measured':>20}")
     with tempfile.TemporaryDirectory() as directory:
-        for name in SIZES:  # elsewhere: a process starts with the peak of the one that it comes from
+        for name in SIZES:  # in other processes: a process starts with the peak memory of its parent
             spawn(build, name, Path(directory))
         peak("hardly there", shared, Path(directory))  # encodes the rows, once for all
         for kind, adapter in KINDS.items():
@@ -104,7 +104,7 @@ def arguments(size: str, how: str, directory: Path, run_name: str) -> list[str]:
 
 
 def peak(size: str, how: str, directory: Path) -> int:
-    """Bytes that the process of a run had in memory at most."""
+    """The peak memory of the process of a run, in bytes."""
     run_name = f"run-{len(list(directory.iterdir()))}"
     command = [sys.executable, "-c", RUN, *arguments(size, how, directory, run_name)]
     finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
@@ -112,7 +112,7 @@ def peak(size: str, how: str, directory: Path) -> int:
 
 
 def planned_bytes(size: str, how: str, stage: int, offload: bool, directory: Path) -> int:
-    """Of a process without a card, but for Python and its libraries."""
+    """The planned bytes of a process without a card, not counting Python and its libraries."""
     context = trainer.main.make_context("plan", arguments(size, how, directory, "run"))
     options = Options(**context.params)
     tokenizer = load_tokenizer(options.input_model)

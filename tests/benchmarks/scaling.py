@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.scaling
 
-The model of tests.benchmarks.train_step, our way, on rows of random tokens of which the second half is
-learnt; every line is measured in a process of its own.
+The model of tests.benchmarks.train_step, our way, on rows of random tokens, the second half of which is
+supervised; every line is measured in a process of its own.
 """
 
 import json

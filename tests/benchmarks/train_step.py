@@ -42,7 +42,7 @@ Step = Callable[[], torch.Tensor]
 
 
 def model_of(way: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The same random weights for every way, in the same memory."""
+    """A model of the same random weights for every way."""
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
     config.hidden_dropout = config.attention_dropout = 0.0
@@ -57,7 +57,7 @@ def model_of(way: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def step_of(way: str, model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedTokenizerFast) -> Step:
-    """What computes the loss and the gradients of these rows once."""
+    """A function that computes the loss and the gradients of these rows once."""
     if way == "trl":
         return trl_step(model, rows, tokenizer)
     batch = (collate if way == "ours" else collate_padded)(rows)
@@ -87,8 +87,8 @@ def trl_step(model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedTokenizerF
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
     batch = next(iter(trainer.get_train_dataloader()))
-    learnt = (batch["labels"] != NOT_LEARNT).sum()
-    return lambda: trainer.training_step(model, batch, learnt)
+    supervised = (batch["labels"] != NOT_LEARNT).sum()
+    return lambda: trainer.training_step(model, batch, supervised)
 
 
 def measure(step: Step, model: PreTrainedModel, steps: int) -> dict[str, float]:
@@ -110,7 +110,7 @@ def measure(step: Step, model: PreTrainedModel, steps: int) -> dict[str, float]:
 
 
 def needed_flops(rows: Rows) -> int:
-    """Of the matrix products of these rows in the benchmark's model."""
+    """The FLOPs of the matrix products of these rows in the benchmark's model."""
     with torch.device("meta"):
         model = BloomForCausalLM(
             BloomConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
@@ -138,8 +138,11 @@ def main(data_path: str, input_model: str, count: int, steps: int, dtype: str, w
         return
     tokens = sum(len(row["input_ids"]) for row in rows)
     padded = len(rows) * max(len(row["input_ids"]) for row in rows)
-    learnt = sum(label != NOT_LEARNT for row in rows for label in row["labels"])
-    click.echo(f"{len(rows)} rows, {tokens:,} tokens, {learnt:,} of them learnt, {padded:,} padded; {dtype}")
+    supervised = sum(label != NOT_LEARNT for row in rows for label in row["labels"])
+    click.echo(
+        f"{len(rows)} examples, {tokens:,} tokens, {supervised:,} of them supervised, {padded:,} padded; "
+        f"{dtype}"
+    )
     click.echo(f"{'':8}{'s a step':>10}{'useful tokens/s':>17}{'peak GB':>9}{'of GEMM bound':>15}{'loss':>9}")
     found = {}
     for name in WAYS:

@@ -27,7 +27,7 @@ from training.text.tokenizer import load_tokenizer
 
 
 def read_usable(path: str) -> tuple[list[dict], list[Conversation]]:
-    """The rows that can be learnt from, and their conversations."""
+    """The rows that can be trained on, and their conversations."""
     rows, conversations = [], []
     for raw in read_raw_rows(path):
         try:
@@ -41,7 +41,7 @@ def read_usable(path: str) -> tuple[list[dict], list[Conversation]]:
 
 def loss_per_character(
     path: str,
-    learnt: list[Conversation],
+    training: list[Conversation],
     held_out: list[Conversation],
     *,
     steps: int,
@@ -49,15 +49,15 @@ def loss_per_character(
     lr: float,
     seed: int,
 ) -> float:
-    """Of the held-out answers, after a training."""
+    """The loss per character of the held-out answers, after a training."""
     tokenizer = load_tokenizer(path)
     model = load_model(path, tokenizer, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     random = np.random.default_rng(seed)
     for _ in range(steps):
-        chosen = random.choice(len(learnt), batch_size, replace=False)
-        batch = collate([encode(learnt[number], tokenizer) for number in chosen])
+        chosen = random.choice(len(training), batch_size, replace=False)
+        batch = collate([encode(training[number], tokenizer) for number in chosen])
         model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -90,12 +90,12 @@ def main(
     """Print what the extension saves, and the losses with and without it."""
     rows, conversations = read_usable(corpus)
     chosen = np.arange(len(rows)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    learnt, held_out = (
+    training, held_out = (
         [conversation for conversation, out in zip(conversations, chosen, strict=True) if out == is_out]
         for is_out in (False, True)
     )
     with tempfile.TemporaryDirectory() as directory:
-        file, extended = Path(directory, "learnt.jsonl"), Path(directory, "extended")
+        file, extended = Path(directory, "training.jsonl"), Path(directory, "extended")
         lines = (
             json.dumps(row, ensure_ascii=False) for row, out in zip(rows, chosen, strict=True) if not out
         )
@@ -106,7 +106,7 @@ def main(
         extend_vocabulary.main.main(options.split(), standalone_mode=False)
         for name, path in (("as it is", input_model), ("extended", str(extended))):
             loss = loss_per_character(
-                path, learnt, held_out, steps=steps, batch_size=batch_size, lr=lr, seed=seed
+                path, training, held_out, steps=steps, batch_size=batch_size, lr=lr, seed=seed
             )
             click.echo(f"{name}: {loss:.4f} nats a held-out character after {steps} steps")
 

@@ -25,7 +25,7 @@ def dialogue(*messages: tuple[str, Any], **more: Any) -> dict:
     return {"conversations": [{"from": who, "value": text} for who, text in messages], **more}
 
 
-# What is wrong with the line, and what is said of it: rows that cannot be used.
+# Rows that cannot be used: what is wrong with each, the line, and what is said of it.
 UNUSABLE = {
     "cut short": (GOOD[3].decode()[:-9].encode(), "not JSON (Invalid control character at column"),
     "another encoding": ('{"instruction": "问", "output": "答"}'.encode("gbk"), "not UTF-8 (byte 0xce)"),

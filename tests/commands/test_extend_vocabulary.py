@@ -125,7 +125,7 @@ def test_what_was_saved_gives_the_same_ids_when_it_is_saved_again(after, tmp_pat
 
 
 def assert_rows(old: torch.Tensor, new: torch.Tensor, before, pieces: dict[str, int]) -> None:
-    """Rows that were there untouched; that of each piece the mean of its old tokens' rows."""
+    """Old embedding rows are as before; that of each piece is the mean of its old tokens' rows."""
     assert torch.equal(new[: len(before)], old[: len(before)])
     for piece, token in pieces.items():
         ids = before(piece, add_special_tokens=False).input_ids

@@ -32,7 +32,7 @@ BLOOMZ = BloomConfig(vocab_size=250880, hidden_size=4096, n_layer=30, n_head=32)
 
 
 def kept_by(model: torch.nn.Module, **batch) -> int:
-    """Bytes that a real forward pass keeps for the backward pass, but for weights and the head's."""
+    """Bytes that a real forward pass keeps for the backward pass, without the weights and the head's part."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 

@@ -38,7 +38,7 @@ def start(directory: Path, seconds: float, local_rank: str = "0") -> subprocess.
     )  # fmt: skip
 
 
-def test_it_is_made_once(tmp_path: Path) -> None:
+def test_a_directory_is_made_once(tmp_path: Path) -> None:
     made = []
 
     def make(directory: Path) -> None:

@@ -137,7 +137,7 @@ def test_what_the_examples_depend_on_makes_the_cache_anew(load, tmp_path: Path, 
     assert load()
     assert not load()
 
-    # One merge less in the tokenizer, and in the file beside it something that changes no id.
+    # The tokenizer loses a merge, and the file beside it gets something that changes no id.
     state = json.loads((tmp_path / "model" / "tokenizer.json").read_text("utf-8"))
     state["model"]["merges"].pop()
     (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")

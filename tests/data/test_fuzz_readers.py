@@ -1,4 +1,4 @@
-"""Whatever a file holds, each row becomes a Conversation or an error with its place; nothing else ever."""
+"""Whatever a file holds, each row becomes a Conversation, or an error that names its place."""
 
 import json
 import re

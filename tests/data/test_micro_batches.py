@@ -25,7 +25,7 @@ def test_a_rank_without_a_share_gets_an_empty_batch() -> None:
 
 
 def test_best_fit_as_by_hand() -> None:
-    # 6 + 2 | 5 + 3 | 4 + 4 | 1: 3 goes to 5, which it fills, and 2 to 6; 1 finds no room
+    # 6 + 2 | 5 + 3 | 4 + 4 | 1: 3 goes beside 5, which fills the batch, and 2 beside 6; 1 finds no room
     batches = best_fit(np.arange(7), LENGTHS, room=8)
     assert sorted(map(sorted, batches)) == [[0, 6], [1], [2, 3], [4, 5]]
 

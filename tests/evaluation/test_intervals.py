@@ -6,7 +6,7 @@ from scipy.stats import norm
 
 from evaluation.intervals import mean_interval, share_interval
 
-# What 1.96 is to more digits.
+# The normal quantile of a 95% interval, 1.96, with more digits.
 Z = norm.ppf(0.975)
 
 

@@ -1,4 +1,4 @@
-"""Held to plain transformers, one answer at a time, without cache and without padding."""
+"""Likelihoods, compared with plain transformers: one answer at a time, without cache or padding."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from training.text.encoding import encode
 
 PROMPT_LENGTHS = (9, 3, 1, 17)
 
-# Of the answers to each prompt: several lengths, one token, and more answers to one prompt than to another.
+# Tokens of each answer to each prompt: lengths and numbers of answers differ, and some have one token.
 ANSWER_LENGTHS = ((4, 1, 7), (2,), (1, 1), (12, 3, 3, 5))
 
 
@@ -71,8 +71,8 @@ def test_answers_of_one_token_need_no_second_reading(tuned: str) -> None:
     assert found[0] == pytest.approx([one_at_a_time(theirs, [7, 8], [token]) for token in (9, 10)], abs=1e-4)
 
 
-def test_an_answer_is_what_training_would_learn(tuned: str) -> None:
-    """So that its likelihood is the row's loss times its supervised tokens."""
+def test_the_tokens_of_an_answer_are_those_that_training_supervises(tuned: str) -> None:
+    """An answer's log-likelihood is therefore minus the row's loss times its supervised tokens."""
     _, tokenizer = load(tuned, device="cpu", dtype="float32")
     library = AutoModelForCausalLM.from_pretrained(tuned, dtype=torch.float32)
     ours = load(tuned, device="cpu", dtype="float32")[0]

@@ -64,7 +64,7 @@ def test_a_random_model_is_at_chance_by_every_way(run, base: str, tmp_path: Path
     for way in (GUESSED, LETTER, OPTION, PER_TOKEN):
         low, high = result["ways"][way]["overall"]["interval"]
         assert low < 0.25 < high, way
-    # Without a bias for the text, a random model goes by the letter alone.
+    # A random model has no preference among the texts, so the letter decides its choice.
     assert max(result["ways"][LETTER]["letters"].values()) > 0.9
     assert result["ways"][LETTER]["same_option_in_all"] < 0.1
     assert result["unread"] > 0.5
@@ -73,10 +73,10 @@ def test_a_random_model_is_at_chance_by_every_way(run, base: str, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_model_that_learnt_the_questions_by_heart_has_them_all_right(
+def test_a_model_that_was_taught_the_questions_by_heart_has_them_all_right(
     run, base: str, tmp_path: Path
 ) -> None:
-    """Its rows are the questions as they are asked; its answers "B. text", or a short one."""
+    """The training rows are the questions as they are asked, with answers "B. text", or short ones."""
     questions = read_objective_questions(str(SAMPLE))[:40]
     rows = []
     for question in questions:
@@ -202,7 +202,7 @@ def test_a_question_that_is_too_long_is_named(run, tuned: str, tmp_path: Path) -
     assert "leave no room for an answer" in err
 
 
-# Figures, by hand.
+# The figures of a few answers, computed by hand.
 
 TWO = ObjectiveQuestion("q:1", "甲", "一？", ("x", "y"), right=0)
 THREE = ObjectiveQuestion("q:2", "乙", "二？", ("u", "v", "w"), right=2)

@@ -139,7 +139,7 @@ def test_a_set_of_subjects_is_read_from_the_split_with_answers(on_the_hub, monke
 
 
 def test_cmmlu_is_read_from_its_archive(on_the_hub, monkeypatch, tmp_path: Path) -> None:
-    """The shape of haonan-li/cmmlu: an index without a name, capital column names, a file a subject."""
+    """The shape of haonan-li/cmmlu: an index without a name, capital column names, one file for a subject."""
     with zipfile.ZipFile(tmp_path / CMMLU_ARCHIVE, "w") as archive:
         archive.writestr("dev/law.csv", ",Question,A,B,C,D,Answer\n0,不读,1,2,3,4,A\n")
         archive.writestr("test/law.csv", ',Question,A,B,C,D,Answer\n0,"甲，\n乙",None,NA,3,4,C\n')

@@ -101,7 +101,7 @@ def test_a_text_that_a_spreadsheet_takes_for_a_formula(tmp_path: Path) -> None:
 
 
 def means_by_hand() -> dict[str, dict[str, float]]:
-    """Per domain and model: of each question the mean of three raters; of each category the mean of those."""
+    """The mean score by domain and model: raters' mean for a question, questions' for a category, theirs."""
     means: dict[str, dict[str, float]] = {}
     for domain in dict.fromkeys(question[0] for question in QUESTIONS):
         means[domain] = {}
@@ -138,7 +138,7 @@ def test_known_scores_come_back_as_means_and_ranks(sheets: Path, outcome) -> Non
 
 
 def ordinal_alpha(ratings: np.ndarray) -> float:
-    """Straight from the definition: 1 - observed/expected disagreement, over all pairs of values.
+    """Alpha by its definition: 1 - observed/expected disagreement, over all pairs of values.
 
     ratings: (raters, items). Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C.
     """
@@ -250,7 +250,7 @@ def test_all_that_is_wrong_is_listed_at_once(sheets: Path, outcome) -> None:
     assert "5 things to mend" in err
 
 
-def test_of_sheets_that_are_not_filled_in_the_first_cells_are_listed(sheets: Path, outcome) -> None:
+def test_sheets_that_are_not_filled_in_have_their_first_cells_listed(sheets: Path, outcome) -> None:
     status, _, err = outcome(subjective.main, f"score --sheets {sheets}")
     assert status == 2
     assert err.count("no score for item") == 20

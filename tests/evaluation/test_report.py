@@ -183,7 +183,7 @@ def test_new_scores_stand_beside_the_published_ones(outcome, tmp_path: Path) -> 
 def test_the_picture_has_a_panel_for_each_table_and_a_radar_for_categories(
     tmp_path: Path, monkeypatch, has_chinese_font, recwarn
 ) -> None:
-    """Also for a model of the same name as a published one, and with a category that was not asked."""
+    """One model has the name of a published one, and was asked only some of the categories."""
     drawn = []
     monkeypatch.setattr(
         picture.Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.touch())
@@ -203,7 +203,7 @@ def test_the_picture_has_a_panel_for_each_table_and_a_radar_for_categories(
     assert (tmp_path / "report.png").exists()
 
 
-def test_without_a_font_for_it_the_report_is_there_and_a_line_says_why_the_picture_is_not(
+def test_without_a_font_the_report_is_written_and_a_line_says_why_there_is_no_picture(
     outcome, tmp_path: Path, monkeypatch
 ) -> None:
     own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]

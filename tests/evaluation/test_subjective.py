@@ -54,7 +54,7 @@ def test_a_model_that_is_loaded_here(outcome, tuned: str, questions: str, tmp_pa
 
 
 class Server(ThreadingHTTPServer):
-    """Answers chat completions: each question backwards, or with `status` a refusal."""
+    """Answers chat completions with the question backwards, or refuses them with `status`."""
 
     daemon_threads = True
 
@@ -157,7 +157,9 @@ def test_an_endpoint_that_refuses_is_one_line_and_the_same_command_goes_on(
     assert ask()[0] == 2
 
 
-def test_nobody_is_there(outcome, questions: str, tmp_path: Path, monkeypatch) -> None:
+def test_an_endpoint_that_nobody_serves_is_one_line(
+    outcome, questions: str, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(endpoint, "RETRIES", 0)
     arguments = (
         f"--endpoint http://127.0.0.1:9/v1 --model m --questions {questions} --output {tmp_path / 'a'}"

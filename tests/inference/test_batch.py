@@ -1,4 +1,4 @@
-"""A file of rows answered: as one prompt at a time would be, and all the same whatever interrupts it."""
+"""Answering a file of rows: the answers are those of one prompt at a time, whatever interrupts it."""
 
 import contextlib
 import fcntl
@@ -30,7 +30,7 @@ INTERRUPTIONS = int(os.environ.get("YAYI_TEST_INTERRUPTIONS", "3"))
 GREEDY = "--temperature 0 --repetition-penalty 1"
 SAMPLED = "--temperature 1 --seed 7 --max-new-tokens 12"
 
-# One of each format, of one turn and of several, with an answer and without, from very short to long.
+# A row of each format; of one turn and of several, with an answer and without, from very short to long.
 ROWS = [
     {"instruction": "你是谁", "input": "", "output": "不知道。", "id": 17},
     {"prompt": "笑一个"},
@@ -44,7 +44,7 @@ ROWS = [
     {"instruction": "a"},
     {"prompt": "Describe the river. " * 12},
 ]
-# What the model is to answer of each.
+# The prompt of each row.
 PROMPTS = [
     Conversation((Turn("你是谁"),)),
     Conversation((Turn("笑一个"),)),
@@ -87,7 +87,7 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture(scope="module")
 def babbling(tuned: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tuned model, shaken until all that it reads changes what it says."""
+    """The tuned model with noise on its weights, so that every token of a prompt changes the answer."""
     model, tokenizer = load(tuned, device="cpu")
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -100,7 +100,10 @@ def babbling(tuned: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException | None], list[list[int]]]:
-    """The error comes after so many batches, if one is given. Returns the batches that are answered then."""
+    """A function that has an error, if one is given, raised after a number of batches.
+
+    It returns the list of the batches that are answered until then.
+    """
     work_through = batch.work_through
 
     def arrange(after: int, error: BaseException | None) -> list[list[int]]:
@@ -122,7 +125,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException |
 
 
 def answered_alone(model_path: str, **sampling) -> list[Answer]:
-    """PROMPTS, asked one at a time."""
+    """The answers to PROMPTS, asked one at a time."""
     model, tokenizer = load(model_path, device="cpu")
     answers = []
     for prompt in PROMPTS:
@@ -244,7 +247,7 @@ def test_sampled_answers_are_repeatable_by_seed_and_differ_without(outcome, babb
 
 @pytest.mark.parametrize("keep", [100, -1, -30])
 def test_a_torn_last_line_is_answered_again(outcome, babbling, files, interrupt, keep: int) -> None:
-    """keep: that many bytes of the first line are there, or all but that many of the last."""
+    """keep: how many bytes of the first line are there or, if negative, how many of the last are missing."""
     expected = undisturbed(outcome, babbling, files, SAMPLED)
     interrupt(2, KeyboardInterrupt())
     outcome(batch.main, files.arguments(babbling, SAMPLED))
@@ -351,7 +354,7 @@ def test_no_room_for_the_output_is_one_line_and_no_answer_is_lost(outcome, tuned
 
 @contextlib.contextmanager
 def longest_file(size: int) -> Iterator[None]:
-    """The system refuses to write beyond so many bytes of a file, as it does where a disk is full."""
+    """The system refuses to let a file grow beyond a number of bytes, as it does where a disk is full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -467,7 +470,7 @@ run_command(batch.main)
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_gives_the_file_of_one_that_is_not(babbling, tmp_path) -> None:
-    """Killed by -9 at random moments: while it answers, while it loads, and in the end while it writes."""
+    """It is killed by -9 at random moments: as it answers, as it loads, and at the end as it writes."""
     rows = [{"prompt": f"{number} {'句' * (number * 7 % 50)}"} for number in range(160 * INTERRUPTIONS)]
     arguments = [
         "--model", babbling, "--device", "cpu", "--input", write_rows(tmp_path / "in.jsonl", rows),

@@ -20,7 +20,7 @@ GREEDY = "--temperature 0 --repetition-penalty 1"
 
 
 def type_lines(monkeypatch: pytest.MonkeyPatch, lines: Iterable[str | type[BaseException]]) -> None:
-    """What a person types, line by line; an exception stands for the key that raises it. Then Ctrl-D."""
+    """Type lines as a person does, and then Ctrl-D; an exception stands for the key that raises it."""
     typed = iter([*lines, EOFError])
 
     def typed_input(label: str) -> str:
@@ -83,7 +83,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_dialogue(outcome, tuned, monkeypa
                 yield piece
 
     class Unhurried(generation._TokenQueue):
-        """Else the tiny model may have said all before its first piece is read."""
+        """Waits, or else the tiny model may have said all before its first piece is read."""
 
         def put(self, value: torch.Tensor) -> None:
             super().put(value)
@@ -158,7 +158,7 @@ def test_reset_and_system(outcome, tuned: str, monkeypatch, asked: list) -> None
     assert asked[1].system == "你是一名记者。"
 
 
-def test_a_saved_dialogue_can_be_learnt_from_and_gone_on_with(
+def test_a_saved_dialogue_can_be_trained_on_and_gone_on_with(
     outcome, tuned: str, monkeypatch, asked: list, tmp_path: Path
 ) -> None:
     file = tmp_path / "dialogue.jsonl"

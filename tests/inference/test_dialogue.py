@@ -16,7 +16,7 @@ def length_of(dialogue: Dialogue, human: str, tokenizer) -> int:
 
 
 def test_the_ids_of_a_prompt_are_those_of_encode_prompt(tokenizer) -> None:
-    """Whatever becomes of the dialogue: turns leave, are taken back, and the system text changes."""
+    """That holds while turns leave and are taken back, and while the system text changes."""
     chance = random.Random(0)
     texts = ["你是谁", "a\n", "\n b", "<|End|>", "List two fruits.\n\nred", "。" * 20]
     dialogue = Dialogue()
@@ -47,7 +47,8 @@ def test_each_turn_is_tokenized_once(tokenizer, monkeypatch: pytest.MonkeyPatch)
         return text_ids(tokenizer, texts)
 
     dialogue = Dialogue("你是一名记者。")
-    dialogue.prompt("before", tokenizer, room=200)  # what a tokenizer is asked once, whatever the dialogue
+    # Some things are computed once for a tokenizer, whatever the dialogue; they are not counted below.
+    dialogue.prompt("before", tokenizer, room=200)
     monkeypatch.setattr(encoding, "_text_ids", counting)
     left_out = set()
     for number in range(40):

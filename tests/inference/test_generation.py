@@ -26,7 +26,7 @@ def loaded(tuned: str):
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda c: c.turns[-1].human)
-def test_the_answer_is_what_was_learnt_and_nothing_around_it(loaded, conversation: Conversation) -> None:
+def test_the_answer_is_what_was_taught_and_nothing_around_it(loaded, conversation: Conversation) -> None:
     with stream(*loaded, prompt_of(conversation), **GREEDY) as answer:
         pieces = list(answer)
     assert "".join(pieces) == answer.text == conversation.turns[-1].yayi
@@ -37,10 +37,10 @@ def test_the_answer_is_what_was_learnt_and_nothing_around_it(loaded, conversatio
 
 def test_an_answer_comes_in_pieces_of_whole_characters(loaded) -> None:
     _, tokenizer = loaded
-    learnt = CONVERSATIONS[2]
-    assert learnt.turns[0].yayi == "😀🀄𠮷 好"
+    taught = CONVERSATIONS[2]
+    assert taught.turns[0].yayi == "😀🀄𠮷 好"
     assert len(tokenizer("😀").input_ids) > 1
-    with stream(*loaded, prompt_of(learnt), **GREEDY) as answer:
+    with stream(*loaded, prompt_of(taught), **GREEDY) as answer:
         assert [character for piece in answer for character in piece] == list("😀🀄𠮷 好")
 
 
@@ -57,7 +57,7 @@ def test_leaving_early_stops_the_model(loaded, monkeypatch: pytest.MonkeyPatch) 
     tokens = []
     hook = model.register_forward_hook(lambda *_: tokens.append(1))
     torch.manual_seed(0)
-    # So hot that any token is as likely as `<|End|>`: it would go on for about a thousand.
+    # At this temperature any token is as likely as `<|End|>`: the answer would have about 1000 tokens.
     with stream(model, tokenizer, Conversation((Turn("q"),)), temperature=1e4, max_new_tokens=1000) as answer:
         first = next(iter(answer))
     hook.remove()

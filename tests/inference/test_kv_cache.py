@@ -24,7 +24,7 @@ def loaded(tuned: str):
 
 @pytest.fixture(scope="module")
 def plain(tuned: str):
-    """transformers' own model."""
+    """transformers' own model, with the same weights."""
     return AutoModelForCausalLM.from_pretrained(tuned, dtype=torch.float32).eval()
 
 
@@ -50,7 +50,7 @@ def cache_of(tokens: int) -> DynamicCache:
         ([1, 2, 3, 4], [9, 2, 3, 4], 0),
     ],
 )
-def test_as_much_is_recalled_as_begins_the_same(kept: list[int], prompt: list[int], recalled: int) -> None:
+def test_the_common_beginning_is_recalled(kept: list[int], prompt: list[int], recalled: int) -> None:
     kv_cache = KVCache()
     kv_cache.keep(cache_of(len(kept)), [*kept, 77])
     assert len(kv_cache) == len(kept)
@@ -95,8 +95,8 @@ def test_a_failure_half_way_leaves_nothing_behind(loaded, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_answers_of_random_dialogues_are_those_that_read_everything_anew(loaded, plain) -> None:
-    """With turns taken back, asked again, and stopped; the same questions return, so that ways part late."""
+def test_random_dialogues_get_the_answers_of_reading_everything_anew(loaded, plain) -> None:
+    """Turns are taken back, asked again and stopped; questions return, so that dialogues begin alike."""
     model, tokenizer = loaded
     for seed in range(DIALOGUES):
         chance = random.Random(seed)

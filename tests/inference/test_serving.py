@@ -33,7 +33,7 @@ Messages = list[dict[str, str]]
 
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0}
 
-# So many tokens are asked for where an answer may not end: it goes on beyond what was learnt by heart.
+# The tokens that are asked for where an answer may not end, and so goes on beyond the taught text.
 LONG = 60
 
 PROMPTS = [
@@ -74,7 +74,7 @@ def our_long_tokens(loaded: Loaded, prompt: Conversation) -> list[int]:
 
 
 def our_text(loaded: Loaded, prompt: Conversation) -> str:
-    """With the newline and the blank line around an answer, which only our code takes off."""
+    """Our answer, with the newline and the blank line around it, which only our code takes off."""
     return f"\n{reply(*loaded, prompt, temperature=0, repetition_penalty=1.0)}\n\n"
 
 
@@ -126,7 +126,7 @@ def test_a_pipeline_gives_our_text(
 
 @pytest.fixture(scope="module")
 def server(tuned: str) -> Iterator[tuple[Running, str]]:
-    """`transformers serve`, and its address."""
+    """The address of `transformers serve`, which is running."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     running = Running(
@@ -194,7 +194,7 @@ def test_the_server_gives_our_text_and_stops(
 
 
 @each_prompt
-def test_the_server_goes_on_as_we_do_where_nothing_was_learnt(
+def test_the_server_goes_on_as_we_do_where_nothing_was_taught(
     ask: Callable[..., Served], loaded: Loaded, prompt: Conversation
 ) -> None:
     tokenizer = loaded[1]

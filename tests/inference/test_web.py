@@ -30,8 +30,8 @@ from training.text.conversation import from_row
 REPORTER = from_row(LEARNT[3])
 HEADLINE, SHORTER = REPORTER.turns
 
-# The values of the sliders for an answer by heart, and for one that goes on and on: what was said becomes a
-# hundred times likelier, and `<|End|>` never was.
+# The values of the sliders for a taught answer, and for one that does not end: tokens that were said become a
+# hundred times likelier, and `<|End|>` is not among them.
 BY_HEART = (512, 0, 1, 1)
 ENDLESS = (4096, 0, 1, 0.01)
 
@@ -114,7 +114,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def answer(tuned: str, notes: list[str]) -> Callable[..., Iterator[web.Messages]]:
-    """What answers the messages of a page; of one browser session, unless another dialogue is given."""
+    """A function that answers a page's messages, in one browser session unless given another dialogue."""
     answerer, session = web.page_answerer(*load(tuned)), Dialogue()
 
     def answer(messages: web.Messages, *more, dialogue: Dialogue = session) -> Iterator[web.Messages]:
@@ -293,7 +293,7 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[Running, str]]:
 
 @pytest.fixture(scope="module")
 def url(tuned: str) -> Iterator[str]:
-    """Of a page with a password, whose sliders stand at ENDLESS."""
+    """The address of a page with a password, whose sliders stand at ENDLESS."""
     limit, temperature, _, penalty = map(str, ENDLESS)
     sampling = ["--max-new-tokens", limit, "--temperature", temperature, "--repetition-penalty", penalty]
     with serving("--model", tuned, "--system", SYSTEM, *sampling, YAYI_PASSWORD=PASSWORD) as (_, url):

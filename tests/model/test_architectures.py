@@ -36,7 +36,7 @@ OTHERS = ["llama", "qwen"]
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
-# Each with its answer still to come, and the answer.
+# Each turn of LEARNT: the conversation up to its question, and the answer that was taught.
 KNOWN = [
     (prompt, turn.yayi)
     for conversation in map(from_row, LEARNT)
@@ -67,7 +67,7 @@ def train(base: str, directory: Path, run_name: str, more: str) -> Path:
 
 @pytest.fixture(scope="module")
 def run_dirs(bases: dict[str, str], tuned: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of models that learnt LEARNT by heart, of all their weights."""
+    """The run directories of models that were taught LEARNT by heart, with all weights trainable."""
     more = "--test-size 0 --max-steps 60 --lr 1e-2 --lr-scheduler linear"
     trained = {shape: train(bases[shape], tmp_path_factory.mktemp(shape), "run", more) for shape in OTHERS}
     return {"bloom": Path(tuned), **trained}
@@ -83,7 +83,7 @@ def loaded(run_dir: Path) -> Loaded:
     return load(str(run_dir), device="cpu")
 
 
-def test_what_was_learnt_is_said(loaded: Loaded) -> None:
+def test_the_answers_are_those_that_were_taught(loaded: Loaded) -> None:
     for prompt, answer in KNOWN:
         assert reply(*loaded, prompt, temperature=0, repetition_penalty=1.0) == answer
 
@@ -98,7 +98,7 @@ def test_a_dialogue_is_read_once(loaded: Loaded) -> None:
 
 
 def test_plain_transformers_says_the_same(run_dir: Path, loaded: Loaded) -> None:
-    """Without our code: the saved directory and its chat template alone."""
+    """Our code takes no part: the saved directory and its chat template are enough."""
     model = AutoModelForCausalLM.from_pretrained(run_dir)
     tokenizer = AutoTokenizer.from_pretrained(run_dir)
     for prompt, answer in KNOWN:
@@ -210,7 +210,7 @@ def test_a_data_file_is_checked(bases: dict[str, str], outcome, shape: str) -> N
 
 @pytest.fixture(scope="module", params=list(TOKENIZERS))
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of one kind of tokenizer: as it is found, and taught to chat."""
+    """A directory with a tokenizer of one kind, as bases have it and with the control tokens added."""
     directory = tmp_path_factory.mktemp("tokenizer")
     config = {"model_type": "qwen3" if request.param == "qwen" else "llama"}
     TOKENIZERS[request.param]().save_pretrained(directory / "found")
@@ -281,8 +281,8 @@ def test_what_looks_like_a_special_token_stays_text(
 
 
 def test_whatever_a_model_says_is_text(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Also bytes that are no character."""
+    """Tokens may also be bytes that make no character."""
     generator = torch.Generator().manual_seed(0)
-    for most in (300, len(tokenizer)) * 100:  # ids of single bytes, and all
+    for most in (300, len(tokenizer)) * 100:  # ids of single bytes only, and of all tokens
         ids = torch.randint(most, (20,), generator=generator).tolist()
         assert isinstance("".join(answer_text(tokenizer, ids)), str)

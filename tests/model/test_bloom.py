@@ -31,7 +31,7 @@ def models(heads: int = 8, hidden: int = 64, layers: int = 2, seed: int = 0, **c
 
 
 def documents(lengths: list[int], seed: int = 1) -> list[dict[str, torch.Tensor]]:
-    """Each with its first half as the prompt."""
+    """Random examples of these lengths; the first half of each is its prompt, without a loss."""
     torch.manual_seed(seed)
     found = []
     for length in lengths:
@@ -51,7 +51,7 @@ def end_to_end(found: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def library_loss(library: LibraryBloom, found: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """The mean over all learnt tokens, each document computed alone."""
+    """The mean loss over all supervised tokens, with each document computed alone."""
     count = sum(int((document["labels"][1:] != -100).sum()) for document in found)
     return sum(
         library(**{key: value[None] for key, value in document.items()}, num_items_in_batch=count).loss
@@ -60,7 +60,7 @@ def library_loss(library: LibraryBloom, found: list[dict[str, torch.Tensor]]) ->
 
 
 def assert_equal_gradients(library: torch.nn.Module, ours: torch.nn.Module, tolerance: float = 1e-5) -> None:
-    """By the length of the error: its largest element depends on how a processor orders its sums."""
+    """Compare the norm of the error: its largest element depends on how a processor orders its sums."""
     expected = dict(library.named_parameters())
     found = dict(ours.named_parameters())
     assert expected.keys() == found.keys()
@@ -95,7 +95,7 @@ def test_logits_are_those_of_each_document_alone() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[1], [1, 1], [5]])
-def test_a_batch_without_a_learnt_token_has_loss_0_and_gradients(lengths: list[int]) -> None:
+def test_a_batch_without_a_supervised_token_has_loss_0_and_gradients(lengths: list[int]) -> None:
     _, ours = models()
     batch = end_to_end(documents(lengths))
     batch["labels"][:] = -100
@@ -234,7 +234,7 @@ def test_generation_is_the_librarys_token_for_token() -> None:
 @pytest.mark.parametrize("padding", [[0], [0, 3], [5, 2]])
 @pytest.mark.parametrize("heads", [8, 12])
 def test_tokens_after_others_in_the_cache_have_the_librarys_logits(heads: int, padding: list[int]) -> None:
-    """In pieces, of which the first may be padded on the left, against the whole in one."""
+    """Tokens are given in pieces, the first of which may be padded on the left, and once all together."""
     library, ours = (model.eval() for model in models(heads, hidden=192 if heads == 12 else 64))
     torch.manual_seed(0)
     input_ids = torch.randint(0, VOCABULARY, (len(padding), 40))

@@ -18,7 +18,7 @@ def control_ids(tokenizer) -> list[int]:
 
 
 def assert_new_rows(before: torch.Tensor, after: torch.Tensor, known: list[int], new: list[int]) -> None:
-    """Known rows untouched; each new row near the mean of the known ones, and no two alike."""
+    """Known embedding rows are as before; each new one is near the mean of the known ones, no two alike."""
     assert torch.equal(after[known], before[known])
     spread = before[known].std()
     for row in after[new]:

@@ -34,7 +34,7 @@ def options(base: str, rows: str, directory: Path, run_name: str, more: str) -> 
 
 @pytest.fixture(scope="module")
 def trained(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of an adapter that learnt LEARNT on the random base."""
+    """The run directory of an adapter that was trained on LEARNT, on the random base."""
     directory = tmp_path_factory.mktemp("adapter")
     rows = write_rows(directory / "rows.jsonl", LEARNT)
     more = "--lora-rank 8 --max-steps 120 --lr 2e-2 --lr-scheduler linear --no-bf16"
@@ -49,7 +49,7 @@ def new_tokens(base: str) -> list[int]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_loss_and_gradients_are_those_of_peft_on_the_librarys_bloom(base: str, checkpointing: bool) -> None:
-    """peft copies the whole vocabulary to train a few rows of it; ours replaces their logits alone."""
+    """peft copies the whole embedding to train a few of its rows; our Bloom only replaces their logits."""
     tokenizer = load_tokenizer(base)
     torch.manual_seed(0)
     how = {"rank": 4, "alpha": 8, "dropout": 0.0, "target": "auto"}
@@ -82,7 +82,7 @@ def test_loss_and_gradients_are_those_of_peft_on_the_librarys_bloom(base: str, c
     assert all(weight.grad is None for weight in ours.parameters() if not weight.requires_grad)
 
 
-def test_an_adapter_holds_itself_and_the_new_rows_alone(trained: Path, base: str) -> None:
+def test_an_adapter_file_holds_the_adapter_and_the_new_embedding_rows_only(trained: Path, base: str) -> None:
     weights = load_file(trained / "adapter_model.safetensors")
     rows = {name: value for name, value in weights.items() if "trainable_tokens_delta" in name}
     assert [value.shape[0] for value in rows.values()] == [len(new_tokens(base))]
@@ -94,7 +94,7 @@ def test_an_adapter_holds_itself_and_the_new_rows_alone(trained: Path, base: str
 
 
 def test_an_adapter_of_rank_16_is_under_5_percent_of_a_bloom_of_560_m() -> None:
-    """Computed from shapes: hidden 1024, 24 layers, 250,880 tokens, four new ones."""
+    """The sizes are computed from shapes: hidden 1024, 24 layers, 250,880 tokens, four of them new."""
     with torch.device("meta"):
         model = BloomForCausalLM(BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16))
         whole = sum(weight.numel() for weight in model.parameters())
@@ -183,7 +183,7 @@ def test_frozen_weights_in_4_bits(base: str, tmp_path: Path) -> None:
         ("--lora-rank 0", "lora-rank"),
     ],
 )
-def test_options_that_cannot_be(outcome, base: str, tmp_path: Path, more: str, message: str) -> None:
+def test_impossible_options_are_refused(outcome, base: str, tmp_path: Path, more: str, message: str) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", LEARNT)
     arguments = " ".join(options(base, rows, tmp_path, "run", f"--no-bf16 --max-steps 1 {more}"))
     status, _, err = outcome(trainer.main, arguments)
@@ -191,7 +191,9 @@ def test_options_that_cannot_be(outcome, base: str, tmp_path: Path, more: str, m
     assert message in err
 
 
-def test_what_is_no_base_or_no_adapter(outcome, trained: Path, base: str, tmp_path: Path) -> None:
+def test_a_base_that_is_an_adapter_and_an_adapter_that_is_a_base_are_refused(
+    outcome, trained: Path, base: str, tmp_path: Path
+) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", LEARNT)
     arguments = " ".join(options(str(trained), rows, tmp_path, "run", "--lora-rank 4"))
     status, _, err = outcome(trainer.main, arguments)

@@ -46,7 +46,7 @@ def test_plain_transformers_loads_the_saved_weights_and_gives_our_logits(saved, 
     assert AutoTokenizer.from_pretrained(directory).chat_template == tokenizer.chat_template
 
 
-def test_its_configuration(saved, tokenizer) -> None:
+def test_the_saved_configuration(saved, tokenizer) -> None:
     directory, _ = saved
     end = tokenizer.convert_tokens_to_ids(END)
     config = json.loads((directory / "config.json").read_text())
@@ -106,7 +106,7 @@ def test_slices_of_one_buffer_are_saved_apart(base: str, tokenizer) -> None:
 
 
 def one_rank(limit: int = 2) -> SimpleNamespace:
-    """What a CheckpointWriter asks of a trainer."""
+    """A stand-in with those parts of a trainer that a CheckpointWriter uses."""
     return SimpleNamespace(
         is_world_process_zero=lambda: True,
         is_local_process_zero=lambda: True,
@@ -119,7 +119,7 @@ def one_rank(limit: int = 2) -> SimpleNamespace:
 def write_checkpoint(
     run_dir: Path, step: int, write: Callable[[Path], None], trainer: SimpleNamespace
 ) -> Path:
-    """As a run does it; `write` stands for transformers."""
+    """Save a checkpoint as a run does; `write` does what transformers would."""
     with CheckpointWriter(run_dir, trainer) as writer:
         writer.begin(step)
         write(writer.directory)
@@ -142,7 +142,7 @@ def test_a_checkpoint_says_what_it_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "no COMPLETE.json", "half a COMPLETE.json"])
-def test_what_is_not_whole_is_not_complete(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_not_complete(tmp_path: Path, damage: str) -> None:
     good = write_checkpoint(tmp_path, 3, write, one_rank())
     path = write_checkpoint(tmp_path, 10, write, one_rank())
     if damage == "cut":
@@ -158,8 +158,10 @@ def test_what_is_not_whole_is_not_complete(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_older_ones_go_only_when_the_new_one_is_complete(tmp_path: Path, monkeypatch, limit: int) -> None:
-    """There is a complete one at every call that changes the disk, by step and not by name or time."""
+def test_older_checkpoints_are_removed_only_when_the_new_one_is_complete(
+    tmp_path: Path, monkeypatch, limit: int
+) -> None:
+    """At every call that changes the disk one is complete; age goes by the step, not by name or time."""
     seen = []
 
     def watched(function):
@@ -245,7 +247,7 @@ def test_a_save_that_takes_longer_than_the_launcher_waits_is_said(monkeypatch, c
 
 @pytest.mark.parametrize("only_model", [False, True])
 def test_the_forecast_of_a_checkpoint_is_what_it_takes(tuned: str, only_model: bool) -> None:
-    """But for small files, of which the tokenizer's is large beside so small a model."""
+    """The forecast leaves out small files; the tokenizer's is large beside so small a model."""
     model = AutoModelForCausalLM.from_pretrained(tuned)
     trainer = SimpleNamespace(
         model=model, args=SimpleNamespace(save_only_model=only_model), is_deepspeed_enabled=False

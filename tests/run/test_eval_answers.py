@@ -13,7 +13,7 @@ from training.text.tokenizer import load_tokenizer
 def test_the_first_answer_and_what_stands_before_it() -> None:
     """
     ids     5 6 7 8 9 4 3
-    learnt  . . 7 8 . . 3
+    labels  . . 7 8 . . 3
     """
     row = {
         "input_ids": np.array([5, 6, 7, 8, 9, 4, 3]),

@@ -44,10 +44,10 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 def check_sharded_training(base: str, zero2: Path, zero3: Path) -> None:
-    """Tensors of the files: each whole, and after ZeRO-3 what it is after ZeRO-2, within bf16's error.
+    """Check that ZeRO-3 saved all tensors in full, and that they equal ZeRO-2's, within bf16's error.
 
-    A bf16 number is within 2**-9 of what it stands for, so that two for one value are within 2**-8 of each
-    other; here twice that, because the gradients behind them are rounded too. What changed is far more.
+    A bf16 number is within 2**-9 of the value that it rounds, so two roundings of one value are within 2**-8
+    of each other. Twice that is allowed, because gradients are rounded too. Training changes far more.
     """
     start, two, three = (load_file(Path(path, "model.safetensors")) for path in (base, zero2, zero3))
     assert start.keys() == two.keys() == three.keys()
@@ -59,7 +59,7 @@ def check_sharded_training(base: str, zero2: Path, zero3: Path) -> None:
         assert two[name].shape == three[name].shape == shape, name
         assert three[name].dtype == torch.bfloat16
         one, other = two[name].float(), three[name].float()
-        if name.endswith("query_key_value.bias"):  # of the keys' there is no gradient, only its rounding
+        if name.endswith("query_key_value.bias"):  # the keys' biases have a gradient of rounding errors only
             one, other = (bias.view(-1, 3, HEAD_WIDTH)[:, ::2] for bias in (one, other))
         assert (other - one).norm() <= 2**-7 * one.norm(), name
         if before.dim() == 2:
@@ -69,7 +69,7 @@ def check_sharded_training(base: str, zero2: Path, zero3: Path) -> None:
 
 @pytest.fixture
 def killed_build() -> Iterator[None]:
-    """What torch's own lock would be after a kill in the middle of building an operation of DeepSpeed's."""
+    """Leaves torch's lock as a process does that is killed while it builds an operation of DeepSpeed."""
     left = Path(cpp_extension._get_build_directory("deepspeed_shm_comm", verbose=False)) / "lock"
     left.touch()
     yield
@@ -99,9 +99,10 @@ def test_the_launcher_trains_and_saves_and_chat_answers(
 
 
 def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Path) -> None:
-    """Under no DeepSpeed, ZeRO-2 and ZeRO-3; with rows that two ranks cannot share evenly.
+    """The runs are without DeepSpeed, under ZeRO-2 and under ZeRO-3.
 
-    61 to learn make 31 micro-batches of 2, so that the last one of the second rank is empty.
+    Two ranks cannot share the rows evenly: the 61 to train on make 31 micro-batches of 2, so that the last
+    one of the second rank is empty.
     """
     shared = [
         "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),
@@ -126,7 +127,7 @@ def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Pat
     exact = values(tmp_path / "plain", "loss")
     assert len(exact) == 8
     assert history(tmp_path / "two")[-1]["epoch"] == 1
-    assert exact[0] - exact[-1] > 0.05  # something is learnt, so that a step not taken shows
+    assert exact[0] - exact[-1] > 0.05  # the loss falls, so that a step that is not taken shows
     exact_eval = values(tmp_path / "plain", "eval_loss")
     assert len(exact_eval) == 2
     rates = [1e-3 * f for f in (0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25)]
@@ -150,7 +151,7 @@ def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Pat
 def test_zero_3_loads_shares_of_a_llama_and_saves_it_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its head is a matrix of its own, and its vocabulary grows."""
+    """The Llama's head is a matrix of its own, and its vocabulary grows."""
     base = make_llama(tmp_path / "tiny-llama")
     monkeypatch.setenv("WATCHED_LOADING", str(tmp_path))
     shared = [
@@ -183,7 +184,7 @@ def any_base(request: pytest.FixtureRequest, base: str, tmp_path: Path) -> str:
 
 
 def test_an_adapter_under_zero_3(any_base: str, tmp_path: Path) -> None:
-    """Against one process in float32. All weights are divided, also those so small that ZeRO-3 would not."""
+    """It is compared with one process in float32. Even weights that ZeRO-3 would not divide are divided."""
     config = json.loads((ROOT / ZERO3).read_text())
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     (tmp_path / "divided.json").write_text(json.dumps(config))
@@ -206,8 +207,8 @@ def test_an_adapter_under_zero_3(any_base: str, tmp_path: Path) -> None:
     assert {name: weight.shape for name, weight in one.items()} == {
         name: weight.shape for name, weight in other.items()
     }
-    # B begins at 0, so that what it is was trained; where there is little gradient Adam makes steps of bf16's
-    # rounding, which came to 11 % here.
+    # The matrices B start at 0, so that all they hold comes from training. Where the gradient is small, Adam
+    # makes full steps out of bf16's rounding errors, which came to 11 % here.
     trained = [name for name in one if "lora_B" in name]
     assert sum((other[name] - one[name]).norm() for name in trained) < 0.25 * sum(
         one[name].norm() for name in trained
@@ -225,7 +226,7 @@ def test_an_adapter_under_zero_3(any_base: str, tmp_path: Path) -> None:
 
 
 def test_an_adapter_learns_what_a_tuned_model_does_not_know(base: str, tmp_path: Path) -> None:
-    """Half of the sample data is in the weights, which stay as they are; the other half is learnt by it."""
+    """The model was tuned on half of the sample data; the adapter is trained on the other half."""
     rows = SINGLE_TURN.read_text("utf-8").splitlines(keepends=True)
     for name, half in (("known", rows[::2]), ("new", rows[1::2])):
         (tmp_path / f"{name}.jsonl").write_text("".join(half), encoding="utf-8")

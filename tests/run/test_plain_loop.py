@@ -1,4 +1,4 @@
-"""The trainer's losses and gradient norms are those of the plain loop, on the library's model and padding."""
+"""The trainer's losses and gradient norms equal the plain loop's on transformers' model with padding."""
 
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ def file(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> EncodedFile:
 def plain_steps(
     base: str, tokenizer, file: EncodedFile, ranks: int, accumulation: int, seed_of_rows: int = 0
 ) -> list[Step]:
-    """Two examples in each micro-batch, in the order of the trainer; in the first epoch only."""
+    """The plain loop's steps of the first epoch, with two examples a micro-batch in the trainer's order."""
     ours = load_model(base, tokenizer, dtype=torch.float32, seed=seed_of_rows)
     model = BloomForCausalLM(ours.config)
     model.load_state_dict(ours.state_dict())
@@ -46,7 +46,7 @@ def plain_steps(
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_over_accumulation(
+def test_losses_and_norms_with_accumulation(
     base: str, tokenizer, tmp_path: Path, file: EncodedFile, accumulation: int
 ) -> None:
     trainer = make_trainer(
@@ -65,7 +65,9 @@ def test_over_accumulation(
 
 
 @pytest.mark.slow
-def test_over_two_ranks_and_accumulation_under_zero_2(base: str, tokenizer, tmp_path: Path, file) -> None:
+def test_losses_and_norms_of_two_ranks_with_accumulation_under_zero_2(
+    base: str, tokenizer, tmp_path: Path, file
+) -> None:
     launched = launch(
         2, "--deepspeed", ZERO2, "--no-bf16", "--data-path", str(SINGLE_TURN), "--input-model", base,
         "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--run-name", "run",

@@ -110,7 +110,7 @@ def test_another_optimizer_cannot_be_read(tmp_path: Path, anyway: bool) -> None:
         check_same_run(tmp_path, other, RUN, anyway)
 
 
-def test_another_option_is_said(tmp_path: Path, capsys) -> None:
+def test_an_option_that_has_changed_is_said(tmp_path: Path, capsys) -> None:
     check_same_run(tmp_path, RUN | {"options": {"lr": "0.2"}}, RUN, anyway=False)
     assert capsys.readouterr().out == "--lr is 0.2, and was 0.1\n"
 
@@ -118,10 +118,10 @@ def test_another_option_is_said(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("batch", "world_size", "rows", "expected"),
     [
-        ({"rows": 8}, 2, 2, 1),  # as many ranks: what the user says stands
+        ({"rows": 8}, 2, 2, 1),  # the number of ranks is unchanged, so what the user says holds
         ({"rows": 8}, 1, 4, 2),
         ({"rows": 8}, 4, 2, 1),
-        ({"rows": 8}, 3, 2, 1),  # does not divide
+        ({"rows": 8}, 3, 2, 1),  # 8 rows are no multiple of 3 ranks x 2 rows
         ({"micro-batches": 4, "tokens": 512}, 1, 8, 4),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:
 
 
 def as_begun_before(tmp_path: Path, **options: str) -> dict:
-    """What is read of a record that an earlier version wrote, which has None for what was not given."""
+    """A record of an earlier version, read: it has None for options that were not given."""
     record = RUN | {
         "optimizer": "no DeepSpeed, float32, LoRA of rank 4, alpha None, auto",
         "options": {"lora_rank": "4", "lora_alpha": "None", "tokens_per_batch": "None", "lr": "1e-05"}
@@ -177,7 +177,7 @@ def test_a_default_that_has_changed_since_stays_what_the_run_began_with(tmp_path
 
 @pytest.fixture(scope="module")
 def command(base: str, tmp_path_factory: pytest.TempPathFactory):
-    """Runs the trainer in this process, in a directory of its own."""
+    """A function that runs the trainer in this process, in a directory of its own."""
     cache = tmp_path_factory.mktemp("cache")
     shared = (
         f"--data-path {SINGLE_TURN} --input-model {base} --cache-dir {cache} --run-name run --no-bf16 "
@@ -216,7 +216,7 @@ def test_a_continued_run_gives_the_losses_of_one_that_was_not_interrupted(
     expected = losses(tmp_path / "whole", 30)
     assert len(expected) == 30
     assert losses(tmp_path / "parts", 30) == expected
-    # as if it had been killed in a later save: at step 24, of the second epoch
+    # What is left is as if the run had been killed in the save after step 24, which is in the second epoch.
     for name in ("checkpoint-28", "checkpoint-30"):
         (tmp_path / "parts" / "run" / name / "COMPLETE.json").unlink()
     (tmp_path / "parts" / "run" / "config.json").unlink()

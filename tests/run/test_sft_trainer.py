@@ -118,9 +118,9 @@ def test_the_evaluation_loss_is_the_mean_over_held_out_tokens(
     model = load_model(base, tokenizer, dtype=torch.float32)
     total, tokens = 0.0, 0
     for row in (file[i] for i in range(7)):
-        learnt = int(np.sum(row["labels"] >= 0))
-        total += model(**collate([row])).loss.item() * learnt
-        tokens += learnt
+        supervised = int(np.sum(row["labels"] >= 0))
+        total += model(**collate([row])).loss.item() * supervised
+        tokens += supervised
     metrics = trainer.evaluate()
     assert metrics["eval_tokens"] == tokens
     assert metrics["eval_loss"] == pytest.approx(total / tokens, rel=1e-5)
@@ -227,7 +227,7 @@ def test_a_loss_that_is_no_number_names_the_rows_of_its_batch(base, tokenizer, t
 
 
 def test_the_refusal_says_the_loss_and_the_norm_of_its_own_step(base, tokenizer, tmp_path, file) -> None:
-    """Not the sum since the last log line, which is three steps away, nor the norm after clipping."""
+    """The loss is not the sum since the last log line, three steps ago; the norm is that before clipping."""
     trainer = make_trainer(
         base, tokenizer, tmp_path, file, 16, max_steps=8, learning_rate=1e-9, logging_steps=5,
         per_device_train_batch_size=2, gradient_accumulation_steps=2,

@@ -18,7 +18,7 @@ EXAMPLES = [
 
 def test_tokens_are_those_of_the_examples_however_they_are_laid_out() -> None:
     """
-    7 8 9      pairs   77 87 88 97 98 99      learnt   . 8 9
+    7 8 9      pairs   77 87 88 97 98 99      labels   . 8 9
     7 8 0              77 87 88                        . 8 .
     """
     assert count_tokens(collate(EXAMPLES)) == Tokens(total=5, supervised=3, padding=0, pairs=9)
@@ -36,7 +36,7 @@ def small_llama() -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("architecture", ["bloom", "llama"])
 def test_the_formula_counts_what_torch_counts(base: str, architecture: str) -> None:
-    """Of a plain model, which computes every logit, and in attention every pair, causal or not."""
+    """The model is a plain one, which computes every logit, and every pair in attention, causal or not."""
     model = AutoModelForCausalLM.from_pretrained(base) if architecture == "bloom" else small_llama()
     model.set_attn_implementation("eager")
     model.train()
@@ -96,7 +96,7 @@ def test_matrix_products_are_measured() -> None:
 
 
 def test_what_is_measured_is_the_fastest_layout() -> None:
-    """In bfloat16 a processor without its instructions differs by ten times between them."""
+    """On a processor without bfloat16 instructions, layouts differ by a factor of ten."""
     a = torch.randn(256, 256).bfloat16()
     measured = product_flops_per_second(torch.bfloat16, torch.device("cpu"), seconds=0.2)
     for left, right in ((a, a), (a, a.T), (a.T, a)):

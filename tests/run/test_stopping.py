@@ -22,7 +22,7 @@ def test_a_signal_is_noted_and_nothing_ends(number: signal.Signals) -> None:
 
 
 def test_the_end_of_a_launcher_is_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launcher starts this process's like, which looks for it, and is killed."""
+    """A stand-in for the launcher starts a process that watches it, and is killed."""
     script = tmp_path / "deepspeed"
     child = (
         "import time, sys; from training.run.stopping import StopRequest; request = StopRequest(); "

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, out of disk, cut apart, and go on: the real launcher with two CPU ranks."""
+"""Runs that are killed, are stopped, or fill the disk, and go on: the real launcher with two CPU ranks."""
 
 import os
 import random
@@ -61,7 +61,7 @@ def is_saving(run_dir: Path) -> bool:
 def test_a_run_that_is_killed_again_and_again_gives_the_losses_of_one_that_is_not(
     shared: list[str], uninterrupted
 ) -> None:
-    """Killed by -9 at random moments, in saves among them; all processes of it, or the launcher alone."""
+    """All its processes, or the launcher alone, are killed by -9 at random moments, some during a save."""
     run_dir, expected = run_dir_of(shared, "killed"), uninterrupted[1]
     randomly = random.Random(0)
     printed: dict[int, str] = {}
@@ -73,7 +73,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_losses_of_one_that_is_no
         if kills < INTERRUPTIONS:
             step = randomly.randrange(before + 1, before + 2 * SAVE_EVERY + 1)
             wants_save = kills % 2 == 0
-            # A save begins after the last step before it.
+            # A save begins after a step whose number is a multiple of SAVE_EVERY.
             step = -(-step // SAVE_EVERY) * SAVE_EVERY if wants_save else step
             came = running.wait_for_step(step)
             if came and wants_save:
@@ -105,7 +105,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_losses_of_one_that_is_no
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(shared: list[str], uninterrupted) -> None:
-    """SIGTERM or SIGINT to one rank or to both, at random moments: both save at one step and exit 0."""
+    """SIGTERM or SIGINT reaches one rank or both at a random moment: both save at one step and exit 0."""
     run_dir, expected = run_dir_of(shared, "stopped"), uninterrupted[1]
     randomly = random.Random(1)
     printed: dict[int, str] = {}
@@ -168,7 +168,7 @@ def test_a_second_run_in_the_same_directory_is_refused(shared: list[str]) -> Non
     assert "another process works in it" in errors[0]
 
 
-def test_two_ranks_one_and_two_again(shared: list[str], uninterrupted) -> None:
+def test_a_run_of_two_ranks_goes_on_with_one_and_then_with_two(shared: list[str], uninterrupted) -> None:
     constant = [*shared, "--lr-scheduler", "constant"]  # which does not depend on the number of steps
 
     def part(ranks: int, steps: int) -> str:
