@@ -168,7 +168,7 @@ def finish(run: Run, data: Data, trainer: SFTTrainer) -> None:
     """Save the model, and write what the run was."""
     export_model(trainer, data.tokenizer, run.directory)
     if trainer.is_world_process_zero():
-        found = {file.data_path: file.summary for file in data.training.dataset.datasets}
+        found = {file.data_path: file.summary for file in data.training.files}
         write_report(trainer, run.directory, command_line(), run.description, found)
     say(f"saved {run.directory}; talk to it: python -m inference.chat --model {run.directory}")
 

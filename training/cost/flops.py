@@ -1,9 +1,12 @@
 """FLOPs of a model's matrix products, counted from the shapes of its layers."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from training.model.adapted import AdaptedModel
 
 
 class Tokens(NamedTuple):
@@ -48,9 +51,10 @@ class MatrixProducts(NamedTuple):
         return 2 * self.weights * tokens.total + 4 * self.attention * tokens.pairs
 
 
-def matrix_products(model: PreTrainedModel) -> MatrixProducts:
+def matrix_products(model: "PreTrainedModel | AdaptedModel") -> MatrixProducts:
     """The matrix products of a model, with an adapter or without."""
     head = model.get_output_embeddings()
+    assert head is not None, "a causal language model has one"
     head = getattr(head, "original_module", head)  # an adapter wraps it
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
     config = model.config.get_text_config()

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from training.cost.flops import MatrixProducts, matrix_products
 from training.model.bloom import LOGITS_AT_ONCE, BloomForCausalLM, Documents, alibi_columns
 from training.model.load import is_packed
 from training.model.lora import add_adapter
+
+if TYPE_CHECKING:
+    from training.model.adapted import AdaptedModel
 
 # Bytes of a trainable weight in the optimizer: the weight and Adam's two moments, all in float32.
 OPTIMIZER_BYTES = 12
@@ -102,17 +105,18 @@ def empty_model(
     dtype: torch.dtype,
     adapter: Adapter | None = None,
     new_tokens: Sequence[int] = (),
-) -> PreTrainedModel:
+) -> "PreTrainedModel | AdaptedModel":
     """The model of a configuration, on the meta device: shapes without values."""
     with torch.device("meta"):
         if is_packed(config):
-            model = BloomForCausalLM(config).to(dtype)
+            model = BloomForCausalLM(config)
+            model.to(dtype)  # pyright: ignore[reportArgumentType]  # transformers' type of `to` still takes self
         else:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         return add_adapter(model, new_tokens, **adapter._asdict()) if adapter else model
 
 
-def _move_to_processor(model: PreTrainedModel) -> None:
+def _move_to_processor(model: nn.Module) -> None:
     """Move a model, in a FakeTensorMode, off the meta device, for which torch has no fused attention."""
     moved: dict[torch.Tensor, torch.Tensor] = {}  # a tied weight stays one
     for module in model.modules():
@@ -184,9 +188,11 @@ def _kept(
                 kept[id(storage)] = storage
             return tensor
 
-        bare = model.get_base_model() if adapter else model
+        # Within an adapter's model, the one that it adapts.
+        bare = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             if is_packed(config):
+                assert isinstance(bare, BloomForCausalLM)
                 input_ids = torch.zeros(1, batch.tokens, dtype=torch.int64)
                 bare._through_blocks(bare._embedded(input_ids), documents)
             else:

@@ -168,7 +168,7 @@ def work_of(options: Options, examples: Examples | None, cards: int, packed: boo
             lengths = examples.lengths[batch]
             length = int(-(-lengths.sum() // len(batch)) if packed else lengths.max())
             longest = max(longest, MicroBatch(len(batch), length), key=lambda batch: batch.tokens)
-    kept = [file.summary["kept"] for file in examples.dataset.datasets]
+    kept = [file.summary["kept"] for file in examples.files]
     supervised_share = sum(file["learnt"] for file in kept) / sum(file["tokens"] for file in kept)
     total = int(examples.lengths.sum() * epochs)
     pairs = int((examples.lengths * (examples.lengths + 1) // 2).sum() * epochs)

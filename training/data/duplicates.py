@@ -30,6 +30,7 @@ def row_hashes(conversation: Conversation) -> RowHashes:
     so_far = xxh3_64_intdigest((conversation.system or INTRO).encode())
     prompts, answers = [], []
     for turn in conversation.turns:
+        assert turn.yayi is not None
         answer = turn.yayi.encode()
         prompt = xxh3_64_intdigest(turn.human.encode(), so_far)
         so_far = xxh3_64_intdigest(answer, prompt)

@@ -17,15 +17,20 @@ from training.data.split import split
 class Examples(Subset):
     """Examples chosen from several encoded files, by numbers that count on from file to file."""
 
+    dataset: ConcatDataset
+    indices: np.ndarray
+
     def __init__(self, files: Sequence[EncodedFile], chosen: Sequence[int]) -> None:
-        super().__init__(ConcatDataset(files), np.asarray(chosen, dtype=np.int64))
+        super().__init__(ConcatDataset(files), chosen)
+        self.files = files
+        self.indices = np.asarray(chosen, dtype=np.int64)
         self.lengths = np.concatenate([file.lengths for file in files])[self.indices]
 
     @property
     def fingerprint(self) -> str:
         """A hash of the files' content, of which rows were chosen, and of how long each is."""
         content = hashlib.blake2b(digest_size=16)
-        for file in self.dataset.datasets:
+        for file in self.files:
             content.update(file.data_fingerprint.encode())
         content.update(self.indices.tobytes() + self.lengths.tobytes())
         return content.hexdigest()
@@ -35,7 +40,7 @@ class Examples(Subset):
         ends = self.dataset.cumulative_sizes
         file = int(np.searchsorted(ends, self.indices[index], side="right"))
         start = ends[file - 1] if file else 0
-        of_file = self.dataset.datasets[file]
+        of_file = self.files[file]
         return f"{of_file.data_path}:{of_file.rows['line'][self.indices[index] - start]}"
 
 

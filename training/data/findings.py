@@ -196,9 +196,10 @@ class Findings:
 
 
 def _texts(conversation: Conversation) -> Iterable[str]:
-    """Every text of a conversation."""
+    """Every text of a conversation whose turns all have their answer."""
     yield conversation.system
     for turn in conversation.turns:
+        assert turn.yayi is not None
         yield turn.human
         yield turn.yayi
 

@@ -63,6 +63,7 @@ class MicroBatches(Sampler[list[int]]):
             if random:
                 random.shuffle(batches)
             return batches
+        assert self.batch_size is not None
         return [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
 
 

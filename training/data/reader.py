@@ -15,6 +15,9 @@ DIGEST_BYTES = 16
 
 UTF8_BOM = b"\xef\xbb\xbf"
 
+# What may stand between the values of JSON.
+WHITE = re.compile(r"[ \t\r\n]*")
+
 REST_NOT_READ = "the array was not read from here on"
 NO_ROW_READ = "no row of the array was read"
 
@@ -98,6 +101,7 @@ class RawRows(Iterator[RawRow]):
                     yield RawRow(number, line)
 
     def _read_hub(self) -> Iterator[RawRow]:
+        assert self._hub_rows is not None
         return (RawRow(number, row) for number, row in enumerate(self._hub_rows, start=1))
 
 
@@ -192,12 +196,11 @@ def _read_array(data: bytes) -> Iterator[RawRow]:
         yield RawRow(1 + data.count(b"\n", 0, error.start), NotRead(f"{_not_utf8(error)}; {NO_ROW_READ}"))
         return
     decoder = json.JSONDecoder()
-    white = re.compile(r"[ \t\r\n]*")
     line, counted = 1, 0
-    position = white.match(text).end() + 1  # past the opening bracket
+    position = _past_white(text, 0) + 1  # past the opening bracket
     separator = "["
     while True:
-        position = white.match(text, position).end()
+        position = _past_white(text, position)
         line, counted = line + text.count("\n", counted, position), position
         if separator == "[" and text[position : position + 1] == "]":
             break
@@ -209,7 +212,7 @@ def _read_array(data: bytes) -> Iterator[RawRow]:
             )
             return
         yield RawRow(line, row)
-        position = white.match(text, position).end()
+        position = _past_white(text, position)
         line, counted = line + text.count("\n", counted, position), position
         separator = text[position : position + 1]
         if separator == "]":
@@ -218,10 +221,17 @@ def _read_array(data: bytes) -> Iterator[RawRow]:
             yield RawRow(line, NotRead(f"not JSON: expected ',' or ']' after a row; {REST_NOT_READ}"))
             return
         position += 1
-    rest = white.match(text, position + 1).end()
+    rest = _past_white(text, position + 1)
     if rest != len(text):
         line += text.count("\n", counted, rest)
         yield RawRow(line, NotRead("not JSON: text after the end of the array"))
+
+
+def _past_white(text: str, position: int) -> int:
+    """The first position from `position` on that holds no white space, or the end of the text."""
+    white = WHITE.match(text, position)
+    assert white is not None, "the pattern matches the empty text too"
+    return white.end()
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

@@ -83,6 +83,6 @@ def _choose(groups: np.ndarray, room: int) -> np.ndarray:
             break
         if not looked_at[group] and sizes[group] <= room:
             chosen[members[ends[group] - sizes[group] : ends[group]]] = True
-            room -= sizes[group]
+            room -= int(sizes[group])
         looked_at[group] = True
     return chosen

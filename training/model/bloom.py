@@ -12,7 +12,7 @@ and no document sees another; logits are computed only where something is learnt
 
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import BloomConfig, Cache, DynamicCache
 from transformers import BloomForCausalLM as LibraryBloom
 from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
-from transformers.models.bloom.modeling_bloom import BloomAttention, dropout_add
+from transformers.models.bloom.modeling_bloom import BloomAttention, BloomBlock, dropout_add
 
 from training.consts import NOT_LEARNT
 
@@ -34,6 +34,8 @@ LONGEST_DOCUMENT = 2**16
 
 # A kernel wants a head's width to be a multiple of this.
 WIDTH_MULTIPLE = 8
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Columns(NamedTuple):
@@ -105,10 +107,10 @@ class Documents(NamedTuple):
 
 def documents_of(lengths: torch.Tensor, config: BloomConfig, dtype: torch.dtype) -> Documents:
     """Positions restart in each document."""
-    device, lengths = lengths.device, lengths.tolist()  # once: on a card this waits for what is under way
-    _check_length(max(lengths))
-    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    return Documents(lengths, alibi_columns(positions, config, dtype))
+    counts = lengths.tolist()  # once: on a card this waits for what is under way
+    _check_length(max(counts))
+    positions = torch.cat([torch.arange(count, device=lengths.device) for count in counts])
+    return Documents(counts, alibi_columns(positions, config, dtype))
 
 
 class Past(NamedTuple):
@@ -142,11 +144,11 @@ def past_of(
     _check_length(before + tokens)
     seen = torch.arange(before + tokens, device=device)
     new = seen[before:, None]
-    is_padded = attention_mask is not None and not attention_mask.all()
-    mask = seen <= new if is_padded or (before and tokens > 1) else None
-    if is_padded:
+    mask = seen <= new if before and tokens > 1 else None
+    if attention_mask is not None and not attention_mask.all():
+        is_token = attention_mask.to(device)[:, None, None, :].bool()
         # A padding token sees itself, because the mean of nothing is NaN.
-        mask = (mask & attention_mask.to(device)[:, None, None, :].bool()) | (seen == new)
+        mask = ((seen <= new) & is_token) | (seen == new)
     return Past(cache, mask, alibi_columns(new[:, 0], config, dtype))
 
 
@@ -184,7 +186,7 @@ class TrainedRows(NamedTuple):
     values: torch.Tensor  # (rows, hidden)
 
 
-def split_off_trainable_rows(layer: nn.Module) -> tuple[nn.Module, TrainedRows | None]:
+def split_off_trainable_rows(layer: Layer) -> tuple[Layer, TrainedRows | None]:
     """An embedding or head, and its rows that an adapter trains.
 
     peft would make a copy of the whole matrix in each forward pass, with a gradient as large.
@@ -213,13 +215,14 @@ class Head(nn.Linear):
         targets: torch.Tensor | None = None,
         trained: TrainedRows | None = None,
     ) -> torch.Tensor:
-        ids, values = trained or (None, None)
         if targets is not None:
+            ids, values = trained or (None, None)
             return SlicedCrossEntropy.apply(hidden_states, self.weight, targets, ids, values)
         logits = super().forward(hidden_states)
-        if ids is None:
+        if trained is None:
             return logits
-        return logits.index_copy(-1, ids, F.linear(hidden_states, values.to(logits.dtype)))
+        own = F.linear(hidden_states, trained.values.to(logits.dtype))
+        return logits.index_copy(-1, trained.ids, own)
 
 
 class SlicedCrossEntropy(torch.autograd.Function):
@@ -234,16 +237,17 @@ class SlicedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden_states, weight, targets, ids, values):
         wants_hidden, wants_weight, _, _, wants_values = ctx.needs_input_grad
         loss = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
-        ctx.hidden_grad = torch.zeros_like(hidden_states) if wants_hidden else None
-        ctx.weight_grad = torch.zeros_like(weight) if wants_weight else None
-        ctx.values_grad = torch.zeros_like(values, dtype=torch.float32) if wants_values else None
+        hidden_grad = torch.zeros_like(hidden_states) if wants_hidden else None
+        weight_grad = torch.zeros_like(weight) if wants_weight else None
+        values_grad = torch.zeros_like(values, dtype=torch.float32) if wants_values else None
+        if ids is not None:
+            values = values.to(weight.dtype)
         rows = max(1, LOGITS_AT_ONCE // len(weight))
         for start in range(0, len(targets), rows):
             hidden, target = hidden_states[start : start + rows], targets[start : start + rows, None]
             logits = F.linear(hidden, weight).float()
             if ids is not None:
-                own = values.to(weight.dtype)
-                logits[:, ids] = F.linear(hidden, own).float()
+                logits[:, ids] = F.linear(hidden, values).float()
             log_total = logits.logsumexp(dim=-1, keepdim=True)
             loss += (log_total - logits.gather(1, target)).sum()
             if not (wants_hidden or wants_weight or wants_values):
@@ -254,14 +258,15 @@ class SlicedCrossEntropy(torch.autograd.Function):
             if ids is not None:
                 of_values = gradient[:, ids]
                 gradient[:, ids] = 0
-                if wants_values:
-                    ctx.values_grad += of_values.T @ hidden.to(weight.dtype)
-            if wants_hidden:
-                ctx.hidden_grad[start : start + rows] = gradient @ weight
+                if values_grad is not None:
+                    values_grad += of_values.T @ hidden.to(weight.dtype)
+            if hidden_grad is not None:
+                hidden_grad[start : start + rows] = gradient @ weight
                 if ids is not None:
-                    ctx.hidden_grad[start : start + rows] += of_values @ own
-            if wants_weight:
-                ctx.weight_grad.addmm_(gradient.T, hidden.to(weight.dtype))  # no second matrix of this size
+                    hidden_grad[start : start + rows] += of_values @ values
+            if weight_grad is not None:
+                weight_grad.addmm_(gradient.T, hidden.to(weight.dtype))  # no second matrix of this size
+        ctx.hidden_grad, ctx.weight_grad, ctx.values_grad = hidden_grad, weight_grad, values_grad
         return loss
 
     @staticmethod
@@ -281,8 +286,10 @@ class BloomForCausalLM(LibraryBloom):
     def __init__(self, config: BloomConfig) -> None:
         super().__init__(config)
         for index, block in enumerate(self.transformer.h):
+            assert isinstance(block, BloomBlock)
             block.self_attention = FusedAttention(config, index)
-            block.mlp.gelu_impl = nn.GELU(approximate="tanh")  # the library's formula, in one kernel
+            # The library's formula, in one kernel.
+            block.mlp.register_module("gelu_impl", nn.GELU(approximate="tanh"))
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -294,7 +301,7 @@ class BloomForCausalLM(LibraryBloom):
 
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
         labels: torch.Tensor | None = None,
         document_lengths: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -308,6 +315,7 @@ class BloomForCausalLM(LibraryBloom):
         those of the last `logits_to_keep` tokens.
         """
         if document_lengths is not None:
+            assert input_ids is not None
             return self._of_documents(input_ids, labels, document_lengths, num_items_in_batch)
         if isinstance(past_key_values, DynamicCache) and input_ids is not None and labels is None:
             return self._after(past_key_values, input_ids, attention_mask, logits_to_keep)
@@ -361,7 +369,9 @@ class BloomForCausalLM(LibraryBloom):
 
     def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
         model = self.transformer
-        embedding, trained = split_off_trainable_rows(model.word_embeddings)
+        # transformers types it as a tensor too, because of its setter.
+        word_embeddings = cast(nn.Embedding, model.word_embeddings)
+        embedding, trained = split_off_trainable_rows(word_embeddings)
         embedded = embedding(input_ids)
         if trained:
             place = torch.full((embedding.num_embeddings,), -1, device=input_ids.device)

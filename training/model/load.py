@@ -2,19 +2,20 @@
 
 import contextlib
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BloomConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
@@ -64,7 +65,7 @@ def load_base_model(path: str, *, dtype: torch.dtype | str = "auto", **loading: 
         raise _no_model(path, error) from None
 
 
-def is_packed(config: PretrainedConfig) -> bool:
+def is_packed(config: PretrainedConfig) -> TypeGuard[BloomConfig]:
     """Whether models of this configuration take packed batches, examples laid end to end without padding.
 
     A Bloom does, for which we have a class of our own; every other model takes padded batches.
@@ -126,11 +127,12 @@ def average_rows(model: PreTrainedModel, replaced: dict[int, list[int]]) -> None
 def token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     """The embedding, the head's matrix unless it is the embedding, and the head's bias if there is one."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    matrices = [embedding.weight]
+    matrices = [embedding.get_parameter("weight")]
     if head is not None and head.weight is not embedding.weight:
         matrices.append(head.weight)
-    if getattr(head, "bias", None) is not None:
-        matrices.append(head.bias)
+    bias = getattr(head, "bias", None)
+    if bias is not None:
+        matrices.append(bias)
     return matrices
 
 

@@ -17,13 +17,13 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.integrations import deepspeed as deepspeed_integration
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
 from training.common.errors import UserError, first_line
 from training.common.files import place_files
 from training.common.hub import ADAPTER_CONFIG, is_adapter
 from training.model.load import gather_weights, load_model, token_matrices
+
+if TYPE_CHECKING:
+    from training.model.adapted import AdaptedModel
 
 # Weights in the format that cannot carry code.
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -60,15 +60,16 @@ def quantized_loading(device: torch.device) -> dict[str, Any]:
 
 def add_adapter(
     model: PreTrainedModel, new_tokens: Sequence[int], *, rank: int, alpha: int, dropout: float, target: str
-) -> "PeftModel":
+) -> "AdaptedModel":
     """`model` with its weights frozen, and an adapter, whose weights are the trainable ones.
 
     new_tokens: ids whose rows in the embedding and the head are trainable too; no other row is, so that the
     adapter stays small. target: "auto" for every linear layer but the head, or names of layers with commas.
     Raises UserError for a name that no layer has.
     """
-    if os.path.isdir(model.name_or_path):  # saved with the adapter, which may be used from anywhere
-        model.name_or_path = os.path.abspath(model.name_or_path)
+    path = model.name_or_path
+    if path and os.path.isdir(path):  # saved with the adapter, which may be used from anywhere
+        model.name_or_path = os.path.abspath(path)
     peft = _peft()
     config = peft.LoraConfig(
         r=rank,
@@ -113,7 +114,9 @@ def token_layers(model: PreTrainedModel) -> list[str]:
     """Names of the embedding, and of the head unless it is the embedding."""
     layers = [model.get_input_embeddings()]
     if not model.config.get_text_config().tie_word_embeddings:
-        layers.append(model.get_output_embeddings())
+        head = model.get_output_embeddings()
+        assert head is not None, "a causal language model has one"
+        layers.append(head)
     names = {module: name for name, module in model.named_modules()}
     return [names[layer] for layer in layers]
 
@@ -150,7 +153,7 @@ def load_any(
 
 
 def save_adapter(
-    model: "PeftModel", tokenizer: PreTrainedTokenizerFast, directory: Path, state_dict: dict | None = None
+    model: "AdaptedModel", tokenizer: PreTrainedTokenizerFast, directory: Path, state_dict: dict | None = None
 ) -> None:
     """Write the adapter and the tokenizer; readers look for its configuration, which is put in place last."""
     written = directory / INCOMPLETE_ADAPTER

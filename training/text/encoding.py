@@ -131,8 +131,9 @@ class _Layout(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _layout(tokenizer: PreTrainedTokenizerFast) -> _Layout:
-    control_ids = {token: tokenizer.backend_tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
-    missing = [token for token, token_id in control_ids.items() if token_id is None]
+    found = {token: tokenizer.backend_tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
+    control_ids = {token: token_id for token, token_id in found.items() if token_id is not None}
+    missing = [token for token in CONTROL_TOKENS if token not in control_ids]
     if missing:
         raise ValueError(
             f"the tokenizer has no {', '.join(missing)}; training.text.tokenizer.load_tokenizer adds them"

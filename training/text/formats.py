@@ -96,9 +96,9 @@ def _read_instruction(row: Row) -> Conversation:
 
 
 def _write_instruction(conversation: Conversation) -> Row:
-    if len(conversation.turns) > 1:
+    turn, *later = conversation.turns
+    if later:
         raise ValueError("a dialogue of several turns has no instruction row")
-    turn = conversation.turns[0]
     row = {"instruction": turn.human, "input": ""}
     if turn.yayi is not None:
         row["output"] = turn.yayi

@@ -56,7 +56,8 @@ def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     _leave_spaces(tokenizer)
     _remove_breakers(tokenizer)
     tokenizer.chat_template = chat_template_for(tokenizer)
-    return sorted(backend.token_to_id(token) for token in missing)
+    ids = tokenizer.get_added_vocab()
+    return sorted(ids[token] for token in missing)
 
 
 def chat_template_for(tokenizer: PreTrainedTokenizerFast) -> str:
