@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from evaluation.tables import markdown
 from training.common.errors import UserError
-from training.consts import NOT_LEARNT
+from training.consts import NOT_SUPERVISED
 from training.data.collate import collator
 from training.data.reader import read_rows
 from training.model.load import is_packed
@@ -66,7 +66,7 @@ def check_length(places: Sequence[str], examples: Sequence[dict[str, list[int]]]
 
 def count_supervised(examples: Sequence[dict[str, list[int]]]) -> int:
     """The number of supervised tokens in encoded examples."""
-    return sum(label != NOT_LEARNT for example in examples for label in example["labels"])
+    return sum(label != NOT_SUPERVISED for example in examples for label in example["labels"])
 
 
 @torch.inference_mode()

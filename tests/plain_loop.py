@@ -13,7 +13,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from training.consts import NOT_LEARNT
+from training.consts import NOT_SUPERVISED
 
 Batch = dict[str, torch.Tensor]
 
@@ -40,7 +40,7 @@ def train(
     taken = []
     for micro_batches in steps:
         batches = [collate(examples) for examples in micro_batches]
-        supervised = [int((batch["labels"] != NOT_LEARNT).sum()) for batch in batches]
+        supervised = [int((batch["labels"] != NOT_SUPERVISED).sum()) for batch in batches]
         loss_of_step = 0.0
         for batch, tokens in zip(batches, supervised, strict=True):
             mean_of_batch = model(**batch).loss

@@ -17,8 +17,8 @@ INTRO = (
 # tokenizer does not take the text for the token; the tokenizer's normalizer removes it again.
 BREAKER = "\ue000"
 
-# Label of a token that is not learnt: the ignore_index of torch's cross entropy.
-NOT_LEARNT = -100
+# Label of a token that has no loss: the ignore_index of torch's cross entropy.
+NOT_SUPERVISED = -100
 
 # The sampling of the original release.
 TEMPERATURE = 0.3

@@ -18,7 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from training.common.errors import UserError, run_command
-from training.consts import END, HUMAN, INTRO, NOT_LEARNT, SYSTEM, YAYI
+from training.consts import END, HUMAN, INTRO, NOT_SUPERVISED, SYSTEM, YAYI
 from training.data.encoded import encode_chunks
 from training.data.reader import read_raw_rows
 from training.text.tokenizer import load_tokenizer
@@ -46,7 +46,7 @@ def encode_plainly(path: str, tokenizer: PreTrainedTokenizerFast) -> Iterator[tu
             text = f"{SYSTEM}:\n{INTRO}\n\n{HUMAN}:\n{human}\n\n{YAYI}:\n{row['output']}\n\n{END}"
             input_ids = np.array(tokenizer(text)["input_ids"])
             labels = input_ids.copy()
-            labels[: np.where(input_ids == yayi)[0][0] + 1] = NOT_LEARNT
+            labels[: np.where(input_ids == yayi)[0][0] + 1] = NOT_SUPERVISED
             yield input_ids, labels
 
 
@@ -55,7 +55,7 @@ def plainly(path: str, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     tokens = supervised = 0
     for input_ids, labels in encode_plainly(path, tokenizer):
         tokens += len(input_ids)
-        supervised += np.count_nonzero(labels != NOT_LEARNT)
+        supervised += np.count_nonzero(labels != NOT_SUPERVISED)
     return tokens, supervised
 
 

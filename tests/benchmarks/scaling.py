@@ -15,7 +15,7 @@ import torch
 
 from tests.benchmarks.train_step import DTYPES, VOCABULARY, Rows, measure, model_of, needed_flops, step_of
 from training.common.errors import run_command
-from training.consts import NOT_LEARNT
+from training.consts import NOT_SUPERVISED
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
 ROW_COUNTS = (4, 16, 64)
@@ -26,7 +26,7 @@ def random_rows(count: int, length: int) -> Rows:
     torch.manual_seed(0)
     ids = torch.randint(VOCABULARY, (count, length)).tolist()
     prompt = length // 2
-    return [{"input_ids": row, "labels": [NOT_LEARNT] * prompt + row[prompt:]} for row in ids]
+    return [{"input_ids": row, "labels": [NOT_SUPERVISED] * prompt + row[prompt:]} for row in ids]
 
 
 @click.command(context_settings={"show_default": True})

@@ -24,7 +24,7 @@ from transformers import BloomConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import BloomForCausalLM as LibraryBloom
 
 from training.common.errors import UserError, run_command
-from training.consts import NOT_LEARNT
+from training.consts import NOT_SUPERVISED
 from training.cost.flops import matrix_products
 from training.data.collate import collate, collate_padded
 from training.data.encoded import read_conversations
@@ -87,7 +87,7 @@ def trl_step(model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedTokenizerF
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
     batch = next(iter(trainer.get_train_dataloader()))
-    supervised = (batch["labels"] != NOT_LEARNT).sum()
+    supervised = (batch["labels"] != NOT_SUPERVISED).sum()
     return lambda: trainer.training_step(model, batch, supervised)
 
 
@@ -138,7 +138,7 @@ def main(data_path: str, input_model: str, count: int, steps: int, dtype: str, w
         return
     tokens = sum(len(row["input_ids"]) for row in rows)
     padded = len(rows) * max(len(row["input_ids"]) for row in rows)
-    supervised = sum(label != NOT_LEARNT for row in rows for label in row["labels"])
+    supervised = sum(label != NOT_SUPERVISED for row in rows for label in row["labels"])
     click.echo(
         f"{len(rows)} examples, {tokens:,} tokens, {supervised:,} of them supervised, {padded:,} padded; "
         f"{dtype}"

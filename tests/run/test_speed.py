@@ -45,6 +45,14 @@ def test_the_formula_counts_what_torch_counts(base: str, architecture: str) -> N
     assert computed == pytest.approx(flops_of_step(model, length), rel=0.01)
 
 
+def test_the_matrix_of_a_head_with_an_adapter_is_counted_once() -> None:
+    plain = matrix_products(small_llama())
+    model = add_adapter(small_llama(), [], rank=4, alpha=8, dropout=0.0, target="q_proj,lm_head")
+    products = matrix_products(model)
+    assert (products.head, products.frozen_head) == (plain.head, plain.head)
+    assert products.frozen == plain.weights
+
+
 def flops_of_step(model: torch.nn.Module, length: int) -> int:
     ids = torch.arange(length)[None]
     with FlopCounterMode(display=False) as counter:

@@ -145,7 +145,9 @@ def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, 
     elif typing.get_origin(kind) is typing.Literal:
         settings["type"] = click.Choice(typing.get_args(kind))
     elif kind is int:
-        settings["type"] = click.IntRange(**field.metadata["bounds"])
+        bounds = field.metadata["bounds"]
+        has_bounds = bounds["min"] is not None or bounds["max"] is not None
+        settings["type"] = click.IntRange(**bounds) if has_bounds else click.INT
     elif kind is float:
         settings["type"] = click.FloatRange(**field.metadata["bounds"])
     elif kind is Path:

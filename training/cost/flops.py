@@ -56,7 +56,8 @@ def matrix_products(model: "PreTrainedModel | AdaptedModel") -> MatrixProducts:
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has one"
     head = getattr(head, "original_module", head)  # an adapter wraps it
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    of_head = (head, getattr(head, "base_layer", None))  # a LoRA layer has its matrix in its base layer
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in of_head]
     config = model.config.get_text_config()
     return MatrixProducts(
         weights=sum(_size(module) for module in linear),

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from training.consts import NOT_LEARNT
+from training.consts import NOT_SUPERVISED
 
 EncodedExamples = Sequence[Mapping[str, Sequence[int]]]
 
 # The batch of a rank that has none left while others have one more: without a supervised token.
-NO_EXAMPLES = [{"input_ids": [0], "labels": [NOT_LEARNT]}]
+NO_EXAMPLES = [{"input_ids": [0], "labels": [NOT_SUPERVISED]}]
 
 
 def collate(examples: EncodedExamples) -> dict[str, torch.Tensor]:
@@ -42,7 +42,7 @@ def collate_padded(examples: EncodedExamples) -> dict[str, torch.Tensor]:
     input_ids = _tensors(examples, "input_ids")
     return {
         "input_ids": pad_sequence(input_ids, batch_first=True),
-        "labels": pad_sequence(_tensors(examples, "labels"), batch_first=True, padding_value=NOT_LEARNT),
+        "labels": pad_sequence(_tensors(examples, "labels"), batch_first=True, padding_value=NOT_SUPERVISED),
         "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),
     }
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
@@ -21,9 +22,9 @@ class Examples(Subset):
     indices: np.ndarray
 
     def __init__(self, files: Sequence[EncodedFile], chosen: Sequence[int]) -> None:
-        super().__init__(ConcatDataset(files), chosen)
+        numbers = np.asarray(chosen, dtype=np.int64)
+        super().__init__(ConcatDataset(files), cast(Sequence[int], numbers))
         self.files = files
-        self.indices = np.asarray(chosen, dtype=np.int64)
         self.lengths = np.concatenate([file.lengths for file in files])[self.indices]
 
     @property

@@ -1,4 +1,4 @@
-"""transformers' Bloom with fused attention: for a batch laid end to end, and for generation.
+"""transformers' Bloom with fused attention: for packed batches, and for generation.
 
 Parameters, configuration and saved files are the library's own. With `document_lengths` the model takes
 
@@ -6,7 +6,7 @@ Parameters, configuration and saved files are the library's own. With `document_
     labels             (1, tokens)      . a1 a1 |  .  . a2 | ...     . = -100
     document_lengths   (documents,)       3     |    3     | ...
 
-and no document sees another; logits are computed only where something is learnt. With `past_key_values`, as
+and no document sees another; logits are computed for supervised tokens only. With `past_key_values`, as
 `generate` calls it, new tokens see those in the cache. Called with neither, it is the library's model.
 """
 
@@ -22,7 +22,7 @@ from transformers import BloomForCausalLM as LibraryBloom
 from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomBlock, dropout_add
 
-from training.consts import NOT_LEARNT
+from training.consts import NOT_SUPERVISED
 
 # Logits that are in memory at a time: 535 rows of BLOOM's 250,880, half a GiB in float32. With fewer rows the
 # head's gradient, which each slice reads and writes whole, takes longer to move than to compute.
@@ -204,9 +204,9 @@ def split_off_trainable_rows(layer: Layer) -> tuple[Layer, TrainedRows | None]:
 
 
 class Head(nn.Linear):
-    """The output matrix: logits of hidden states, or their summed loss where targets are given.
+    """The output matrix, which gives logits of hidden states, or their summed loss where targets are given.
 
-    trained: rows to use in place of the matrix's own.
+    trained: embedding rows that take the place of the matrix's own.
     """
 
     def forward(
@@ -226,11 +226,13 @@ class Head(nn.Linear):
 
 
 class SlicedCrossEntropy(torch.autograd.Function):
-    """The summed cross entropy of hidden_states (rows, hidden), weight (vocabulary, hidden), targets (rows,);
-    ids (n,) and values (n, hidden) are rows in place of the weight's own, or None.
+    """The summed cross entropy of the supervised tokens of a batch.
 
-    Only LOGITS_AT_ONCE logits exist at a time: the gradient of a slice is computed beside its loss, so that
-    nothing is computed twice and nothing of the slice is kept.
+    hidden_states (tokens, hidden), weight (vocabulary, hidden), targets (tokens,). ids (n,) and values
+    (n, hidden) are embedding rows that take the place of the weight's own, or None.
+
+    At most LOGITS_AT_ONCE logits exist at a time: the gradient of a slice of tokens is computed beside its
+    loss, so that nothing is computed twice and nothing of the slice is kept.
     """
 
     @staticmethod
@@ -310,9 +312,11 @@ class BloomForCausalLM(LibraryBloom):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ):
-        """As the module says. The loss is summed over the learnt tokens and divided by `num_items_in_batch`,
-        or by their number; 0 where there are none. Without labels, the logits: (rows, tokens, vocabulary), or
-        those of the last `logits_to_keep` tokens.
+        """The loss where there are labels, the logits where there are none; see the module's docstring.
+
+        The loss is summed over the supervised tokens and divided by `num_items_in_batch`, or by their number;
+        it is 0 where there are none. Logits have the shape (batch, tokens, vocabulary), or are those of the
+        last `logits_to_keep` tokens only.
         """
         if document_lengths is not None:
             assert input_ids is not None
@@ -361,10 +365,10 @@ class BloomForCausalLM(LibraryBloom):
 
         # A token is predicted from the one before it; the first of a document from nothing.
         targets = labels[0].roll(-1)
-        targets[document_lengths.cumsum(0) - 1] = NOT_LEARNT
-        is_learnt = targets != NOT_LEARNT
-        loss = head(hidden_states[0, is_learnt], targets[is_learnt], trained)
-        count = is_learnt.sum() if num_items_in_batch is None else num_items_in_batch
+        targets[document_lengths.cumsum(0) - 1] = NOT_SUPERVISED
+        is_supervised = targets != NOT_SUPERVISED
+        loss = head(hidden_states[0, is_supervised], targets[is_supervised], trained)
+        count = is_supervised.sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=loss / torch.as_tensor(count, device=loss.device).clamp(min=1))
 
     def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:

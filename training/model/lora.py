@@ -14,13 +14,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.integrations import deepspeed as deepspeed_integration
 
 from training.common.errors import UserError, first_line
 from training.common.files import place_files
 from training.common.hub import ADAPTER_CONFIG, is_adapter
-from training.model.load import gather_weights, load_model, token_matrices
+from training.model.load import gather_weights, is_packed, load_model, token_matrices
 
 if TYPE_CHECKING:
     from training.model.adapted import AdaptedModel
@@ -65,8 +66,11 @@ def add_adapter(
 
     new_tokens: ids whose rows in the embedding and the head are trainable too; no other row is, so that the
     adapter stays small. target: "auto" for every linear layer but the head, or names of layers with commas.
-    Raises UserError for a name that no layer has.
+    Raises UserError for a name that no layer has, and for the head of a model that takes packed batches.
     """
+    head = name_of(model, model.get_output_embeddings())
+    if is_packed(model.config) and {head, head.rpartition(".")[2]} & set(target.split(",")):
+        raise UserError(f"--lora-target {target}: {head} of a Bloom takes no adapter; leave it out")
     path = model.name_or_path
     if path and os.path.isdir(path):  # saved with the adapter, which may be used from anywhere
         model.name_or_path = os.path.abspath(path)
@@ -117,8 +121,12 @@ def token_layers(model: PreTrainedModel) -> list[str]:
         head = model.get_output_embeddings()
         assert head is not None, "a causal language model has one"
         layers.append(head)
-    names = {module: name for name, module in model.named_modules()}
-    return [names[layer] for layer in layers]
+    return [name_of(model, layer) for layer in layers]
+
+
+def name_of(model: PreTrainedModel, layer: nn.Module | None) -> str:
+    """The name that a layer has in its model, such as `lm_head`."""
+    return next(name for name, module in model.named_modules() if module is layer)
 
 
 def base_of(path: str) -> str:

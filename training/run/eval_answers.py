@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from training.consts import END, NOT_LEARNT
+from training.consts import END, NOT_SUPERVISED
 from training.data.encoded import Example
 from training.data.examples import Examples
 
@@ -61,7 +61,7 @@ def answer_held_out_prompts(
 
 def prompt_and_answer(row: Example) -> tuple[np.ndarray, np.ndarray]:
     """The ids before the first answer, and those of the answer."""
-    supervised = row["labels"] != NOT_LEARNT
+    supervised = row["labels"] != NOT_SUPERVISED
     start = int(supervised.argmax())
     length = int(np.append(~supervised[start:], True).argmax())
     return row["input_ids"][:start], row["input_ids"][start : start + length]

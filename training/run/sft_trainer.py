@@ -31,7 +31,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from training.common.console import bar, log_line, say
 from training.common.errors import UserError, first_line
-from training.consts import NOT_LEARNT
+from training.consts import NOT_SUPERVISED
 from training.cost.flops import Tokens, matrix_products
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
@@ -359,7 +359,7 @@ class SFTTrainer(Trainer):
         loss_and_tokens = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in dataloader:
             batch = send_to_device(batch, self.args.device)
-            tokens = (batch["labels"] != NOT_LEARNT).sum()
+            tokens = (batch["labels"] != NOT_SUPERVISED).sum()
             with torch.no_grad(), self.compute_loss_context_manager():
                 of_batch = model(**batch).loss
             # A rank without a share has no mean.

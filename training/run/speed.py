@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from training.consts import NOT_LEARNT
+from training.consts import NOT_SUPERVISED
 from training.cost.flops import Tokens
 
 # Products of this width reach what a machine can do; where that takes too long, smaller ones are measured.
@@ -20,7 +20,7 @@ def count_tokens(batch: Mapping[str, torch.Tensor]) -> Tokens:
     total = int(lengths.sum())
     return Tokens(
         total=total,
-        supervised=int((batch["labels"] != NOT_LEARNT).sum()),
+        supervised=int((batch["labels"] != NOT_SUPERVISED).sum()),
         padding=batch["input_ids"].numel() - total,
         pairs=int((lengths * (lengths + 1) // 2).sum()),
     )

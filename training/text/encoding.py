@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from training.consts import CONTROL_TOKENS, NOT_LEARNT
+from training.consts import CONTROL_TOKENS, NOT_SUPERVISED
 from training.text.template import COLON, OPENING, pieces
 from training.text.turns import Conversation
 
@@ -45,7 +45,7 @@ def supervised_mask(length: int, answers: Iterable[tuple[int, int]]) -> np.ndarr
 
 def mask_labels(input_ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The labels for a `supervised_mask`: the ids where a token is supervised, and -100 elsewhere."""
-    return np.where(mask, input_ids, NOT_LEARNT)
+    return np.where(mask, input_ids, NOT_SUPERVISED)
 
 
 def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> dict[str, list[int]]:
@@ -102,7 +102,7 @@ def show(input_ids: Sequence[int], labels: Sequence[int], tokenizer: PreTrainedT
     """The text that these ids stand for, for people: supervised tokens are green and between ⟦ and ⟧."""
     shown = []
     pairs = zip(input_ids, labels, strict=True)
-    for is_supervised, run in itertools.groupby(pairs, key=lambda pair: pair[1] != NOT_LEARNT):
+    for is_supervised, run in itertools.groupby(pairs, key=lambda pair: pair[1] != NOT_SUPERVISED):
         text = tokenizer.decode([token for token, _ in run])
         shown.append(f"{GREEN}⟦{text}⟧{PLAIN}" if is_supervised else text)
     return "".join(shown)
