@@ -18,7 +18,7 @@ if [ $# -gt 0 ]; then
     exec python -m pytest "$@"
 fi
 echo "== the quick tests, in two processes"
-python -m pytest -n 2 --dist loadscope -m "not slow"
+python -m pytest -n 2 --dist worksteal -m "not slow"
 # They start launchers and measure signals, and would disturb each other.
 echo "== the slow tests, one at a time"
 python -m pytest -m slow

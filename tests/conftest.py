@@ -1,5 +1,10 @@
-"""What most tests need: a tiny tokenizer, a tiny Bloom, and one that was taught a few rows by heart."""
+"""What most tests need: a tiny tokenizer, a tiny Bloom, and one that was taught a few rows by heart.
 
+Imports that take seconds stand in the fixtures: pytest-xdist's first process, which runs no test, goes
+without.
+"""
+
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -7,20 +12,12 @@ from pathlib import Path
 
 import click
 import pytest
-import torch
 
 from tests.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
-from training import tiny_bloom, trainer
-from training.common.errors import run_command
-from training.model.save import save_model
-from training.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 SINGLE_TURN = ROOT / "data" / "yayi_train_example.json"
 MULTI_TURN = ROOT / "data" / "yayi_train_example_multi_rounds.json"
-
-# With models this small, threads only wait for each other.
-torch.set_num_threads(1)
 
 # The rows that the `tuned` model knows: a plain one, one with an input and a newline inside, one whose
 # characters have several tokens, and one of two turns.
@@ -45,9 +42,24 @@ def write_rows(path: Path, rows: list) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_processes() -> None:
+    """What makes many small runs in one process quick."""
+    import torch
+
+    from training.run import sft_trainer
+
+    torch.set_num_threads(1)  # with models this small, threads only wait for each other
+    sft_trainer.MEASURED_SECONDS = 0.01  # a run measures the machine no longer than needed to have a figure
+    gc.freeze()  # each run collects garbage, which need not go through what was imported
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A directory with a tiny random Bloom whose tokenizer has no control tokens yet."""
+    from training import tiny_bloom
+    from training.model.save import save_model
+
     directory = tmp_path_factory.mktemp("base") / "tiny-bloom"
     tokenizer = tiny_bloom.train_tokenizer(tiny_bloom.training_texts(str(SINGLE_TURN)))
     save_model(tiny_bloom.random_bloom(len(tokenizer) + tiny_bloom.SPARE_ROWS), tokenizer, directory)
@@ -56,12 +68,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def tokenizer(base: str):
+    from training.text.tokenizer import load_tokenizer
+
     return load_tokenizer(base)
 
 
 @pytest.fixture(scope="session")
 def tuned(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The run directory of a model that our trainer taught LEARNT by heart."""
+    from training import trainer
+
     directory = tmp_path_factory.mktemp("tuned")
     rows = write_rows(directory / "learnt.jsonl", LEARNT)
     options = (
@@ -79,6 +95,7 @@ def outcome(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Callable[[click.Command, str], tuple[int, str, str]]:
     """A function that runs a command as `python -m` would: (exit status, stdout, stderr)."""
+    from training.common.errors import run_command
 
     def run(command: click.Command, arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["command", *arguments.split()])

@@ -105,6 +105,7 @@ def test_a_planted_arrow_is_found(module: str, planted: str, tmp_path: Path) -> 
     assert found.startswith(f"{module} imports ")
 
 
+@pytest.mark.slow
 def test_inference_loads_without_deepspeed_and_without_what_it_seldom_needs() -> None:
     code = (
         "import sys; sys.modules['deepspeed'] = None\n"

@@ -284,6 +284,7 @@ print(moments)
 """
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_at_any_moment_leaves_nothing_that_is_trusted(
     tmp_path: Path, base: str, tokenizer
 ) -> None:

@@ -53,6 +53,7 @@ def answers_in(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "answers.jsonl").read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_random_model_is_at_chance_by_every_way(run, base: str, tmp_path: Path, caplog) -> None:
     letters = random.Random(1)
     questions = write_rows(tmp_path / "q.jsonl", [choice(n, letters.choice("ABCD")) for n in range(150)])

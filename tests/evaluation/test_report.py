@@ -253,6 +253,7 @@ def make_font(path: Path, characters: str) -> None:
     builder.save(path)
 
 
+@pytest.mark.slow
 def test_a_font_that_came_after_matplotlibs_list_of_fonts_is_found_and_one_that_went_is_not(
     tmp_path: Path,
 ) -> None:

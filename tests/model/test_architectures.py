@@ -153,6 +153,7 @@ def history(run_dir: Path, name: str) -> list[float]:
     return [entry[name] for entry in logged if name in entry]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "lora"), [("llama", "--lora-rank 4"), ("qwen", "")])
 def test_a_continued_run_gives_what_an_undisturbed_one_does(
     bases: dict[str, str], tmp_path: Path, shape: str, lora: str
@@ -171,6 +172,7 @@ def test_a_continued_run_gives_what_an_undisturbed_one_does(
     assert history(parts, "eval_loss") == history(whole, "eval_loss")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", OTHERS)
 def test_an_adapter_trains_the_rows_of_new_tokens_and_merges(
     bases: dict[str, str], tmp_path: Path, outcome, shape: str

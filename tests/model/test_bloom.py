@@ -252,6 +252,7 @@ def test_tokens_after_others_in_the_cache_have_the_librarys_logits(heads: int, p
     torch.testing.assert_close(one, expected[:, -1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 1500])
 def test_in_bf16_the_error_after_a_cache_is_no_larger_than_the_librarys_own(
     in_bf16: tuple, offset: int

@@ -112,6 +112,7 @@ build_operation("AnOperationBuilder")
 """
 
 
+@pytest.mark.slow
 def test_a_build_that_was_killed_does_not_stop_the_next_one(tmp_path: Path) -> None:
     """The first builder is killed and leaves torch's lock; the second has waited for it, and builds."""
 

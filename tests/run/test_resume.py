@@ -193,6 +193,14 @@ def command(base: str, tmp_path_factory: pytest.TempPathFactory):
     return run
 
 
+@pytest.fixture(scope="module")
+def begun(command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that has taken four steps."""
+    directory = tmp_path_factory.mktemp("begun")
+    command(directory, "--max-steps 4")
+    return directory
+
+
 def losses(directory: Path, step: int) -> list[tuple[int, float]]:
     state = json.loads((directory / "run" / f"checkpoint-{step}" / "trainer_state.json").read_text())
     return [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]
@@ -229,6 +237,7 @@ def test_a_continued_run_gives_the_losses_of_one_that_was_not_interrupted(
     assert model.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_finished_is_only_exported_or_left_or_goes_on(command, tmp_path: Path, capsys) -> None:
     command(tmp_path, "--max-steps 6")
     model = (tmp_path / "run" / "model.safetensors").read_bytes()
@@ -259,12 +268,11 @@ def test_a_run_that_is_finished_is_only_exported_or_left_or_goes_on(command, tmp
         ("--bf16", "began with no DeepSpeed, float32, and its optimizer is not one of no DeepSpeed, bf16"),
     ],
 )
-def test_a_run_that_would_be_another_is_refused(command, tmp_path: Path, more: str, message: str) -> None:
-    command(tmp_path, "--max-steps 4")
-    record = (tmp_path / "run" / RECORD).read_text()
+def test_a_run_that_would_be_another_is_refused(command, begun: Path, more: str, message: str) -> None:
+    record = (begun / "run" / RECORD).read_text()
     with pytest.raises(UserError, match=message):
-        command(tmp_path, f"--max-steps 8 --resume {more}")
-    assert (tmp_path / "run" / RECORD).read_text() == record
+        command(begun, f"--max-steps 8 --resume {more}")
+    assert (begun / "run" / RECORD).read_text() == record
 
 
 def test_other_data_are_refused(command, base: str, tmp_path: Path) -> None:
@@ -288,6 +296,7 @@ def test_resume_needs_a_name(outcome, base: str, tmp_path: Path) -> None:
     assert (status, err) == (2, "error: --resume: which run? Give its --run-name\n")
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_on_with_its_defaults_given_or_not(command, tmp_path: Path, capsys) -> None:
     command(tmp_path, "--lora-rank 2 --max-steps 4")
     capsys.readouterr()
@@ -297,6 +306,7 @@ def test_an_adapter_goes_on_with_its_defaults_given_or_not(command, tmp_path: Pa
     assert [step for step, _ in losses(tmp_path, 5)] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_the_options_of_a_run_make_it_again(command, tmp_path: Path) -> None:
     command(tmp_path, "--max-steps 4")
     config = tmp_path / "run" / "options.yaml"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 from training.text.template import chat_template
 
@@ -87,6 +89,7 @@ print("all alike")
 """
 
 
+@pytest.mark.slow
 def test_another_name_of_a_speaker_changes_training_template_and_inference_together(
     base: str, tmp_path: Path
 ) -> None:

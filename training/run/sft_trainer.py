@@ -42,6 +42,9 @@ from training.run.launch import build_optimizer_operation, limit_collectives
 from training.run.speed import Throughput, count_tokens, product_flops_per_second
 from training.run.stopping import StopRequest
 
+# Seconds for which a run measures how fast the machine multiplies, at its start.
+MEASURED_SECONDS = 0.5
+
 # In errors of torch's process group and of gloo, what says that the other end is gone.
 LOST_RANK = ("Connection closed by peer", "Connection reset", "Timed out", "Broken pipe", "recv timeout")
 
@@ -270,7 +273,7 @@ class SFTTrainer(Trainer):
 
     def _measured_products(self, dtype: torch.dtype) -> float:
         self.accelerator.wait_for_everyone()  # ranks of one machine share it, so they measure at one time
-        return self._sum_over_ranks(product_flops_per_second(dtype, self.args.device))[0]
+        return self._sum_over_ranks(product_flops_per_second(dtype, self.args.device, MEASURED_SECONDS))[0]
 
     def _sum_over_ranks(self, *values: float) -> list[float]:
         """Each value's sum over the ranks."""

@@ -26,7 +26,7 @@ def count_tokens(batch: Mapping[str, torch.Tensor]) -> Tokens:
     )
 
 
-def product_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: float = 0.5) -> float:
+def product_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: float) -> float:
     """The most that this process reaches in a product of two square matrices, measured for about `seconds`.
 
     It is the fastest of the three products that a linear layer makes, one forward and two backward: some
