@@ -16,6 +16,7 @@ class Small:
     rate: float = option(0.5, "Numbers", "A rate.", above=0, below=2)
     count: int | None = option(None, "Numbers", "A count.", at_least=1)
     kind: Literal["a", "b"] = option("a", "Numbers", "A kind.")
+    title: str = option("none", "Numbers", "A title.")
     loud: bool = option(False, "Switches", "Whether to be loud.")
     quick: bool = option(True, "Switches", "Whether to be quick.")
 
@@ -35,7 +36,7 @@ def printed(outcome, arguments: str) -> Small:
 def test_each_field_is_an_option_with_its_default(outcome) -> None:
     assert printed(outcome, "--path x") == Small(Path("x"))
     everything = "--path x --names a --names b --rate 1 --count 3 --kind b --loud --no-quick"
-    assert printed(outcome, everything) == Small(Path("x"), ("A", "B"), 1.0, 3, "b", True, False)
+    assert printed(outcome, everything) == Small(Path("x"), ("A", "B"), 1.0, 3, "b", "none", True, False)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +85,11 @@ def test_a_file_gives_what_the_command_line_does_not(outcome, tmp_path: Path) ->
     config.write_text(
         "path: y\nnames: [a, b]\nrate: 1e-1\ncount:\nkind: b\nquick: no\nloud: true\n", encoding="utf-8"
     )
-    assert printed(outcome, f"--config {config}") == Small(Path("y"), ("A", "B"), 0.1, None, "b", True, False)
+    assert printed(outcome, f"--config {config}") == Small(
+        Path("y"), ("A", "B"), 0.1, None, "b", "none", True, False
+    )
     both = f"--rate 0.7 --config {config} --names c --quick"
-    assert printed(outcome, both) == Small(Path("y"), ("C",), 0.7, None, "b", True, True)
+    assert printed(outcome, both) == Small(Path("y"), ("C",), 0.7, None, "b", "none", True, True)
     config.write_text("names: single\npath: y\n", encoding="utf-8")
     assert printed(outcome, f"--config {config}").names == ("SINGLE",)
 
@@ -97,6 +100,17 @@ def test_a_file_gives_what_the_command_line_does_not(outcome, tmp_path: Path) ->
         ("raet: 1", 'there is no option "raet"; the nearest is "rate"'),
         ("config: x", 'there is no option "config"; the nearest is "count"'),
         ("rate: fast", "rate: 'fast' is not a valid float"),
+        ("rate: true", "rate: True is not a number"),
+        ("rate: [1]", "rate: [1] is not a number"),
+        ("count: 1.9", "count: 1.9 is not a whole number"),
+        ("count: yes", "count: True is not a whole number"),
+        ("title: 1.10", "title: 1.1 is not text; put it in quotes"),
+        ("title: [a, b]", "title: ['a', 'b'] is not text; put it in quotes"),
+        ("path: 5", "path: 5 is not text; put it in quotes"),
+        ("quick: 0.5", "quick: 0.5 is not true or false"),
+        ("loud: 1", "loud: 1 is not true or false"),
+        ("names: [[a]]", "names: ['a'] is not NAME"),
+        ("rate: 1\ncount: 2\nrate: 1", '"rate" stands there twice'),
         ("rate: 2", "rate: 2.0 is not in the range 0<x<2."),
         ("kind: [a]", "kind: "),
         ("- rate", "not a mapping of option names to values"),
@@ -121,7 +135,7 @@ def test_a_missing_file_is_one_line(outcome, tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_taken_back(outcome, tmp_path: Path) -> None:
-    values = Small(Path("文件: x"), ("A", "B"), 5e-7, None, "b", True, False)
+    values = Small(Path("文件: x"), ("A", "B"), 5e-7, None, "b", "none", True, False)
     plain = {each.name: getattr(values, each.name) for each in fields(values)} | {"names": list(values.names)}
     (tmp_path / "config.yaml").write_text(as_yaml(plain), encoding="utf-8")
     assert printed(outcome, f"--config {tmp_path / 'config.yaml'}") == dataclasses.replace(values)

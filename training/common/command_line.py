@@ -165,11 +165,16 @@ def _read_config(context: click.Context, param: click.Parameter, path: Path | No
     if path is None:
         return
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a mapping of option names to values")
+    keys = [key.value for key, _ in tree.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f'{path}: "{key}" stands there twice')
     known = {_key(option): option for option in context.command.params if option.expose_value}
     values = {}
     for key, value in content.items():
@@ -181,12 +186,44 @@ def _read_config(context: click.Context, param: click.Parameter, path: Path | No
             continue
         if option.multiple and not isinstance(value, list):
             value = [value]
+        for item in value if option.multiple else [value]:
+            if not isinstance(item, _yaml_kinds(option)) or (
+                isinstance(item, bool) and not _is_switch(option)
+            ):
+                raise UserError(f"{path}: {key}: {item!r} is not {_wanted(option)}")
         try:
             option.type_cast_value(context, value)
         except click.BadParameter as error:
             raise UserError(f"{path}: {key}: {error.message}") from None
         values[option.name] = value
     context.default_map = values
+
+
+def _is_switch(option: click.Parameter) -> bool:
+    return isinstance(option.type, click.types.BoolParamType)
+
+
+def _yaml_kinds(option: click.Parameter) -> tuple[type, ...]:
+    """What YAML may make of an option's value: a name that YAML takes for a number has lost its spelling."""
+    if _is_switch(option):
+        return (bool,)
+    if isinstance(option.type, click.types.IntParamType):
+        return (int,)
+    if isinstance(option.type, click.types.FloatParamType):
+        return (int, float, str)  # YAML takes 5e-7, without a point, for text
+    if isinstance(option.type, Parsed):
+        return (int, float, str)
+    return (str,)
+
+
+def _wanted(option: click.Parameter) -> str:
+    if _is_switch(option):
+        return "true or false"
+    if isinstance(option.type, Parsed):
+        return option.type.name
+    if _yaml_kinds(option) == (str,):
+        return "text; put it in quotes"
+    return "a whole number" if _yaml_kinds(option) == (int,) else "a number"
 
 
 def _key(option: click.Parameter) -> str:

@@ -17,6 +17,7 @@ from training.common.files import flush, flush_all, free_bytes, is_write_failure
 from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, trainable_weights
 from training.model.lora import has_adapter, save_adapter
 from training.model.save import save_model
+from training.run.stopping import launchers
 
 # What stands in a checkpoint when all of it is written: step, world size, and the size of every file.
 COMPLETE = "COMPLETE.json"
@@ -90,7 +91,9 @@ class CheckpointWriter:
         directory = self.directory
         if self.trainer.is_world_process_zero():
             for path in find_checkpoints(self.run_dir)[1]:
-                _remove(path)
+                # One that was complete once may be misread: it goes only where it is in the way.
+                if not (path / COMPLETE).exists() or path.name == directory.name:
+                    _remove(path)
             directory.mkdir(parents=True)
         self.trainer.accelerator.wait_for_everyone()
         for path in (directory.parent, directory):
@@ -157,7 +160,7 @@ def check_is_seen(directory: Path) -> None:
 
 
 def warn_of_slow_save(seconds: float) -> None:
-    if seconds > LAUNCHER_PATIENCE_S and "LOCAL_RANK" in os.environ:
+    if seconds > LAUNCHER_PATIENCE_S and launchers():
         say(
             f"WARNING: a checkpoint took {seconds:.0f} s, and DeepSpeed's launcher kills a rank "
             f"{LAUNCHER_PATIENCE_S} s after a signal: the last one before --resume may then be an older one"

@@ -103,6 +103,14 @@ def write_report(
     draw_curves(history, run_dir / "loss.png")
 
 
+def steps_of_report(run_dir: Path) -> int:
+    """The optimizer steps of the model at the root of a run directory, or 0 where no report tells them."""
+    try:
+        return json.loads((run_dir / "report.json").read_text(encoding="utf-8"))["steps"]
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
 def _mean(entries: list[dict[str, float]], name: str) -> float | None:
     return sum(entry[name] for entry in entries) / len(entries) if entries else None
 

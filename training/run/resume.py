@@ -27,6 +27,7 @@ from training.common.options import OF_ONE_START, Options, values_of_run
 from training.data.examples import Examples
 from training.run.checkpoints import find_checkpoints, read_complete, step_of, warn_of_slow_save
 from training.run.launch import WORLD_SIZE
+from training.run.report import steps_of_report
 from training.run.stopping import StopRequest
 
 # What the run was started with.
@@ -37,6 +38,9 @@ OPTIONS = "options.yaml"
 
 # Rank 0 holds the lock of this file while it works; the system gives it back however the process ends.
 LOCK = ".lock"
+
+# What a run may leave in its directory before it has begun, if it is killed.
+NOTHING_YET = (LOCK, f".{RECORD}.partial", f".{OPTIONS}.partial")
 
 # Where a checkpoint stands while another number of ranks than wrote it reads it.
 UNIVERSAL = ".universal-"
@@ -82,9 +86,11 @@ class Run:
         return self.checkpoint is not None and read_complete(self.checkpoint)["world_size"] != WORLD_SIZE
 
     def is_finished(self, total_steps: int) -> bool:
-        """Whether all steps are taken already, and the model is saved."""
+        """Whether all steps are taken already, and the model of the last one is saved, with its report."""
         is_saved = (self.directory / "config.json").exists() or is_adapter(str(self.directory))
-        return self.checkpoint is not None and step_of(self.checkpoint) >= total_steps and is_saved
+        if self.checkpoint is None or step_of(self.checkpoint) < total_steps or not is_saved:
+            return False
+        return steps_of_report(self.directory) >= total_steps
 
     def write_record(self) -> None:
         """Write what the run goes by: run.json when it begins, options.yaml each time. For rank 0."""
@@ -123,7 +129,7 @@ def check_new(run_dir: Path) -> None:
             check_empty(
                 run_dir,
                 "it is not written over; give another --run-name, or continue that run by --resume",
-                ignored=(LOCK,),
+                ignored=NOTHING_YET,
             )
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
@@ -143,7 +149,7 @@ def hold(run_dir: Path) -> AbstractContextManager:
 
 def is_begun(run_dir: Path) -> bool:
     """Whether the run directory holds anything of a run; if it does not, a line says so."""
-    if run_dir.is_dir() and any(path.name != LOCK for path in run_dir.iterdir()):
+    if run_dir.is_dir() and any(path.name not in NOTHING_YET for path in run_dir.iterdir()):
         return True
     say(f"{run_dir}: no run yet; starting at step 0")
     return False
