@@ -1,4 +1,4 @@
-"""What a data file holds, and all that is wrong with it, before the run that would learn from it.
+"""Check a data file before training on it: what it holds, and everything that is wrong with it.
 
 python -m training.check --data-path data/yayi_train_example.json --input-model checkpoints/tiny-bloom
 """
@@ -27,7 +27,7 @@ EXAMPLES_SHOWN = 2
     "--max-length",
     type=click.IntRange(min=1),
     default=CONTEXT,
-    help="Longest row, in tokens, as in training.",
+    help="Tokens of the longest row, as in training.",
 )
 @click.option(
     "--on-bad-row",
@@ -35,7 +35,7 @@ EXAMPLES_SHOWN = 2
     default="error",
     help="Whether a row that cannot be used is an error, or dropped and counted.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a file instead of the text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file instead of text.")
 def main(
     data_path: tuple[str, ...], input_model: str, max_length: int, on_bad_row: str, as_json: bool
 ) -> None:

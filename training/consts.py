@@ -5,7 +5,7 @@ HUMAN = "<|Human|>"
 YAYI = "<|YaYi|>"
 END = "<|End|>"
 
-# In the order in which they get their ids where the tokenizer has none of them yet.
+# Those that a tokenizer lacks get their ids in this order.
 CONTROL_TOKENS = (SYSTEM, HUMAN, YAYI, END)
 
 INTRO = (
@@ -20,11 +20,11 @@ BREAKER = "\ue000"
 # Label of a token that has no loss: the ignore_index of torch's cross entropy.
 NOT_SUPERVISED = -100
 
-# The sampling of the original release.
+# Sampling settings of the original release.
 TEMPERATURE = 0.3
 REPETITION_PENALTY = 1.1
 TOP_P = 1.0
 MAX_NEW_TOKENS = 512
 
-# Longest row in training unless told otherwise, and what a model reads whose configuration says nothing.
+# Tokens of the longest row in training by default, and the context of a model whose configuration names none.
 CONTEXT = 2048

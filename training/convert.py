@@ -1,6 +1,6 @@
 """Write the rows of any number of files, of any format, into one file of one format.
 
-What is said stays the same: an `input` becomes part of its instruction, as training sees it.
+The text of each conversation stays the same; an `input` becomes part of its instruction, as in training.
 
 python -m training.convert --data-path data/yayi_train_example.json --to messages --output messages.jsonl
 """
@@ -35,11 +35,11 @@ from training.text.formats import written_formats
     type=click.Path(dir_okay=False, path_type=Path),
     help="JSON Lines file to write.",
 )
-@click.option("--force", is_flag=True, help="Write over --output if it is there.")
+@click.option("--force", is_flag=True, help="Overwrite --output if it exists.")
 def main(paths: tuple[str, ...], to_format: str, output: Path, force: bool) -> None:
     """Write the rows of all files, in order, into one JSON Lines file.
 
-    Rows that have no such form are left out, counted and named. The last answer may be missing.
+    Rows that the format cannot hold are left out, counted and named. A row may lack its last answer.
     """
     if output.exists() and not force:
         raise UserError(f"{output}: is there already; give another --output, or --force to write over it")
@@ -82,7 +82,8 @@ def convert(
 ) -> Tally:
     """Write the rows of `paths` to `output`, one at a time.
 
-    Raises UserError for a file that cannot be read, or not to its end.
+    to_format: makes a row of a conversation, or raises ValueError if there is none. Raises UserError for a
+    file that cannot be read to its end.
     """
     tally = Tally()
     for path in paths:

@@ -1,4 +1,4 @@
-"""Domain words -> tokens of their own: fewer tokens for the texts of a domain, the same ids for all others.
+"""Give the words of a domain tokens of their own: its texts take fewer tokens, other words keep their ids.
 
 python -m training.extend_vocabulary --input-model checkpoints/bloomz-7b1-mt --corpus my-domain.txt \\
     --num-tokens 1000 --output-dir checkpoints/my-bloomz
@@ -29,7 +29,7 @@ from training.model.save import save_model
 from training.text.conversation import from_row
 from training.text.tokenizer import load_base_tokenizer
 
-# One document in so many is held out.
+# One document in HELD_OUT_EVERY is held out.
 HELD_OUT_EVERY = 10
 
 # The number of candidates for each piece wanted. On 1.4 million characters of dialogues, twice as many saved
@@ -40,7 +40,7 @@ CANDIDATES = 4
 # dialogues, 4 rounds saved 0.1 % less than 10, and 20 rounds 0.04 % more.
 ROUNDS = 8
 
-# Candidates are found in stretches of letters; sentencepiece passes over those of more than 4,192 bytes.
+# Candidates are looked for in stretches of letters; sentencepiece skips those of more than 4,192 bytes.
 LETTERS = re.compile(r"[^\W\d_]{2,1000}")
 
 BEST_SHOWN = 10
@@ -53,15 +53,15 @@ BEST_SHOWN = 10
     "paths",
     required=True,
     multiple=True,
-    help="Texts of the domain: a .txt file with a document a line, or rows as for training; may be given "
-    "several times.",
+    help="Texts of the domain: a .txt file with one document per line, or rows as for training; may be "
+    "given several times.",
 )
-@click.option("--num-tokens", required=True, type=click.IntRange(min=1), help="Pieces to add.")
+@click.option("--num-tokens", required=True, type=click.IntRange(min=1), help="Number of pieces to add.")
 @click.option(
-    "--output-dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory to make."
+    "--output-dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="New directory."
 )
 def main(input_model: str, paths: tuple[str, ...], num_tokens: int, output_dir: Path) -> None:
-    """Add the pieces of --corpus that save the most tokens to a model's tokenizer, with a row for each."""
+    """Add to a model the pieces of --corpus that save the most tokens, each with an embedding row."""
     quiet_libraries()
     check_empty(output_dir, "give another --output-dir")
     check_base_model(input_model)
@@ -92,7 +92,7 @@ def main(input_model: str, paths: tuple[str, ...], num_tokens: int, output_dir: 
 
 @dataclass
 class Corpus:
-    """Documents, each a tuple of texts; and why rows were left out, with the first places of each reason."""
+    """Documents, each a tuple of texts, and the rows left out: their number and first places by reason."""
 
     documents: list[tuple[str, ...]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -129,9 +129,9 @@ class Corpus:
 
 
 def read_corpus(paths: Sequence[str]) -> Corpus:
-    """The texts of all files: the lines of a .txt file, and all that is said in a row of any other.
+    """The documents of all files: each line of a .txt file, and all messages of each row of any other file.
 
-    Raises UserError for a file that cannot be read, or not to its end.
+    Raises UserError for a file that cannot be read to its end.
     """
     corpus = Corpus()
     for path in paths:
@@ -168,7 +168,7 @@ def read_lines(path: str) -> Iterator[str]:
 
 
 def copy_for_text(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy of the tokenizer that takes nothing in a text for a special token, as in training."""
+    """A copy of the tokenizer that encodes special tokens in a text as plain text, as training does."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.encode_special_tokens = True
     backend.no_padding()
@@ -177,17 +177,16 @@ def copy_for_text(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
 
 def as_tokens(pieces: Sequence[str]) -> list[AddedToken]:
-    """Tokens that apply also inside words, and to the text as it is written."""
+    """Tokens that match inside words too, and in the text before it is normalized."""
     return [AddedToken(piece, special=False, normalized=False, single_word=False) for piece in pieces]
 
 
 def learn_candidates(texts: Sequence[str], base: Tokenizer, count: int) -> list[str]:
-    """About `count` pieces of `texts` that are no tokens of `base` yet, the most frequent first.
+    """About `count` pieces of `texts` that are not tokens of `base` yet, the most frequent first.
 
-    A piece applies wherever its characters stand. Of Latin letters that would be inside other words too
-    ("rate" in "crater"), so only letters without case are taken, as Chinese has them; digits would cut
-    numbers apart, and punctuation could be that of a conversation's headers. Raises UserError where there are
-    no such letters.
+    A piece matches wherever its characters stand. Latin letters would match inside other words too ("rate" in
+    "crater"), so only letters without case are taken, such as Chinese ones; digits would split numbers, and
+    punctuation could be that of a conversation's headers. Raises UserError where there are no such letters.
     """
     stretches = [stretch for text in texts for stretch in LETTERS.findall(text)]
     if not any(map(is_caseless, stretches)):
@@ -222,8 +221,8 @@ def is_caseless(text: str) -> bool:
 class Spans(NamedTuple):
     """Stretches of the corpus's texts laid end to end.
 
-    Each has a number (of a piece, or the id of a token), the place of its first character, and the place
-    after its last.
+    numbers: the number of each stretch's piece, or the id of its token. starts, ends: the positions of its
+    first character and after its last. All are (stretches,).
     """
 
     numbers: np.ndarray
@@ -286,7 +285,7 @@ def occurrences(pieces: Sequence[str], texts: Sequence[str]) -> Spans:
 
 
 def token_spans(backend: Tokenizer, texts: Sequence[str]) -> Spans:
-    """Every token with its id, in order; an empty one with id -1 marks the end of the texts."""
+    """Every token with its id, in order; an empty span with id -1 marks the end of the texts."""
     ids, spans = [], []
     offset = 0
     for text, encoding in zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True):
@@ -298,9 +297,9 @@ def token_spans(backend: Tokenizer, texts: Sequence[str]) -> Spans:
 
 
 def savings(pieces: Spans, tokens: Spans) -> np.ndarray:
-    """For each of `pieces` alone, how many tokens fewer there are if it is a token.
+    """How many tokens each of `pieces` saves if it alone becomes a token; (pieces,).
 
-    It replaces the tokens that start in it; one that runs on beyond its end leaves a rest, which is a token.
+    It replaces the tokens that start in it; a token that runs on beyond its end leaves a rest, which is one.
     """
     first, last = np.searchsorted(tokens.starts, pieces.starts), np.searchsorted(tokens.starts, pieces.ends)
     runs_on = tokens.starts[last] != pieces.ends
@@ -310,8 +309,8 @@ def savings(pieces: Spans, tokens: Spans) -> np.ndarray:
 def can_match(pieces: Spans, matches: Spans) -> np.ndarray:
     """Whether the tokenizer would match each of `pieces`, given what it matches now.
 
-    It would where no match that starts before the piece reaches into it, and none that starts with it is
-    longer.
+    It would unless a match that starts earlier reaches into the piece, or one that starts with it is at least
+    as long.
     """
     if not len(matches.starts):
         return np.ones(len(pieces.starts), dtype=bool)
@@ -331,7 +330,7 @@ def check_round_trip(path: str, base: Tokenizer, extended: Tokenizer, texts: Seq
 
 
 def decode_texts(backend: Tokenizer, texts: Sequence[str]) -> list[str]:
-    """What is left of each text after it was tokenized and decoded."""
+    """Each text, tokenized and decoded again."""
     ids = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
     return backend.decode_batch(ids, skip_special_tokens=False)
 
@@ -339,10 +338,9 @@ def decode_texts(backend: Tokenizer, texts: Sequence[str]) -> list[str]:
 def extend_model(
     path: str, tokenizer: PreTrainedTokenizerFast, base: Tokenizer, pieces: Sequence[str], output_dir: Path
 ) -> None:
-    """Save the model at `path` with `tokenizer`, which has the tokens `pieces` more than `base`.
+    """Save the model at `path` with `tokenizer`, which is `base` with the tokens `pieces` added.
 
-    The embedding row of each piece is the mean of the rows of base's tokens for it; all others stay as they
-    are.
+    The embedding row of each piece is the mean of those of base's tokens for it; all others stay as they are.
     """
     model = load_base_model(path)
     new_tokens = set(tokenizer.get_vocab().values()).difference(base.get_vocab().values())
@@ -362,7 +360,7 @@ def savings_report(
     base: Tokenizer,
     extended: Tokenizer,
 ) -> list[str]:
-    """Lines for people that say what the pieces save."""
+    """The printed lines on what the pieces save."""
     characters = sum(map(len, held_out))
     before, after = (
         sum(len(encoding.ids) for encoding in backend.encode_batch_fast(held_out, add_special_tokens=False))

@@ -1,4 +1,4 @@
-"""Merge an adapter into its base model: a plain model, which needs neither peft nor the base.
+"""Merge an adapter into its base model: the result is a plain model that needs neither peft nor the base.
 
 python -m training.merge_adapter --adapter checkpoints/my-lora --output-dir checkpoints/my-model
 """
@@ -17,9 +17,9 @@ from training.text.tokenizer import load_tokenizer
 
 
 @click.command()
-@click.option("--adapter", required=True, help="Run directory of a training with --lora-rank.")
+@click.option("--adapter", required=True, help="Directory of a run with --lora-rank.")
 @click.option(
-    "--output-dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory to make."
+    "--output-dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="New directory."
 )
 def main(adapter: str, output_dir: Path) -> None:
     """Merge an adapter into its base model's weights, in the precision that those were saved in."""

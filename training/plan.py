@@ -1,9 +1,8 @@
-"""Before a run: what each way of making it takes, and which fit, from the model's configuration alone.
+"""Estimate what each way of doing a run takes, and which ways fit, from the model's configuration alone.
 
 python -m training.plan --input-model bigscience/bloomz-7b1-mt --num-gpus 8 --gpu-memory 80
 
-It takes those of the trainer's options that change the answer; with --data-path the batches are those of the
-run.
+It takes the trainer's options that change the answer. With --data-path it counts the batches of the run.
 """
 
 from typing import Any
@@ -22,24 +21,27 @@ from training.text.tokenizer import load_tokenizer_and_new_tokens
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @options_of(Options, only=PLANNED, required=("input_model",))
-@click.option("--num-gpus", type=click.IntRange(min=1), required=True, help="Cards of the box.")
+@click.option("--num-gpus", type=click.IntRange(min=1), required=True, help="Number of cards in the machine.")
 @click.option(
-    "--gpu-memory", type=click.FloatRange(min=0, min_open=True), required=True, help="GB of each card."
+    "--gpu-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    required=True,
+    help="Memory of each card, in GB.",
 )
 @click.option(
     "--gpu-tflops",
     type=click.FloatRange(min=0, min_open=True),
     default=TFLOPS,
-    help="A card's peak in bf16, for the time; the default is an A100's.",
+    help="Peak TFLOP/s of a card in bf16, which the time is computed from; the default is an A100's.",
 )
 @click.option(
     "--utilization",
     type=click.FloatRange(0, 1, min_open=True),
     default=UTILIZATION,
-    help="The share of that peak that the run is taken to reach.",
+    help="Share of that peak that the run is assumed to reach.",
 )
 def main(num_gpus: int, gpu_memory: float, gpu_tflops: float, utilization: float, **values: Any) -> None:
-    """Say what a run takes of cards, host, disk and time, and which configuration to use."""
+    """Say how much memory, disk and time a run takes, and which configuration to use."""
     quiet_libraries()
     options = Options(**values)
     check_base_model(options.input_model)

@@ -21,8 +21,8 @@ from training.model.save import save_model
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]
 WORD = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 
-# Such a model knows all of the sample data by heart after 20 epochs. With 4 heads and BLOOM's own range of
-# 0.02, which is too small a start for so narrow a model, two rows were not known after 25 epochs.
+# A model of these sizes gives back all of the sample data after 20 epochs. With 4 heads and BLOOM's own
+# initializer range of 0.02, which is too small for so narrow a model, two rows were still wrong after 25.
 HIDDEN_SIZE = 64
 LAYERS = 2
 HEADS = 8
@@ -61,12 +61,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTr
     )
 
 
-def random_bloom(rows: int, seed: int = 0) -> BloomForCausalLM:
-    """A randomly initialised Bloom in fp32 with `rows` rows in its embedding."""
+def random_bloom(embedding_rows: int, seed: int = 0) -> BloomForCausalLM:
+    """A randomly initialised Bloom in fp32 with that number of embedding rows."""
     torch.manual_seed(seed)
     return BloomForCausalLM(
         BloomConfig(
-            vocab_size=rows,
+            vocab_size=embedding_rows,
             hidden_size=HIDDEN_SIZE,
             n_layer=LAYERS,
             n_head=HEADS,
@@ -79,7 +79,7 @@ def random_bloom(rows: int, seed: int = 0) -> BloomForCausalLM:
 
 
 def training_texts(data_path: str) -> Iterator[str]:
-    """Every text of a data file, as often as training sees it."""
+    """Every text that training sees in a data file, repetitions included."""
     for _, conversation in read_conversations(data_path):
         yield conversation.system or INTRO
         for turn in conversation.turns:

@@ -4,7 +4,7 @@
         --data-path data/yayi_train_example.json --input-model bigscience/bloomz-7b1-mt \\
         --deepspeed config/deepspeed_zero2_bf16.json --local-output-dir checkpoints
 
-One process, with or without a card: `python -m training.trainer` and the same options.
+For a single process, with or without a card, use `python -m training.trainer` and the same options.
 """
 
 from datetime import timedelta
@@ -26,8 +26,8 @@ from training.model.lora import add_adapter, quantized_loading
 from training.run.arguments import check_options, training_arguments
 from training.run.checkpoints import check_disk_space, export_model
 from training.run.launch import WORLD_SIZE, share_cores, start_deepspeed
-from training.run.report import opening, write_report
-from training.run.resume import Run, as_universal, check_same_run, describe, find_run
+from training.run.report import opening_lines, write_report
+from training.run.resume import Run, check_same_run, describe, find_run, universal_checkpoint
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import command_line, command_to_continue
 from training.text.tokenizer import load_tokenizer_and_new_tokens
@@ -46,7 +46,7 @@ def main(**values: Any) -> None:
 
 
 def train(options: Options) -> None:
-    """The whole run, from the options to the saved model."""
+    """Do the whole run, from the options to the saved model."""
     with open_run(options) as run:
         data = prepare_data(run)
         if options.plan:
@@ -62,7 +62,7 @@ def train(options: Options) -> None:
 
 
 def open_run(options: Options) -> Run:
-    """The run that begins or goes on; what can be refused is refused before anything long starts."""
+    """The run to begin or to continue. Raises UserError for wrong options, before any slow work starts."""
     deepspeed_config = check_options(options)
     return find_run(options, deepspeed_config)
 
@@ -77,7 +77,10 @@ class Data(NamedTuple):
 
 
 def prepare_data(run: Run) -> Data:
-    """The tokenizer and the encoded examples; a run that goes on has to have those that it began with."""
+    """The tokenizer and the encoded examples.
+
+    Raises UserError where those of a continued run are not the ones that it began with.
+    """
     options = run.options
     tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
     training, held_out = build_datasets(options, tokenizer)
@@ -94,7 +97,7 @@ def prepare_data(run: Run) -> Data:
 
 
 def prepare_model(run: Run, data: Data) -> SFTTrainer:
-    """The model, with its adapter if there is one, in the trainer that fits it, on all ranks together."""
+    """The trainer, with the model and, if the run has one, its adapter. All ranks call this together."""
     options, deepspeed_config = run.options, run.deepspeed_config
     share_cores()
     if deepspeed_config:
@@ -105,7 +108,7 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
     run.hold()
     args.output_dir = str(run.directory)
     # DeepSpeed's optimizer keeps float32 weights beside the model's bf16 ones. Without it the trainable
-    # weights are float32, and bf16 is autocast's.
+    # weights are float32, and autocast computes in bf16.
     in_bf16 = options.bf16 and (deepspeed_config or options.lora_rank)
     model = load_model(
         options.input_model,
@@ -117,12 +120,12 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
     )
     if is_packed(model.config):
         say("Bloom: no padding, fused attention, logits only where they are supervised")
-        # A Bloom has no other limit; servers and our chat go by this one.
+        # Bloom itself limits no length; servers and our chat take this as the context length.
         model.config.seq_length = max(getattr(model.config, "seq_length", 0), options.max_length)
     else:
-        say(f"{type(model).__name__}: transformers' own, with padded batches")
+        say(f"{type(model).__name__}: transformers' implementation, with padded batches")
     if options.lora_rank:
-        torch.manual_seed(options.seed)  # of the adapter's first weights
+        torch.manual_seed(options.seed)  # for the adapter's initial weights
         model = add_adapter(
             model,
             data.new_tokens,
@@ -145,8 +148,8 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
 
 
 def fit(run: Run, trainer: SFTTrainer) -> bool:
-    """Take the optimizer steps that are left. Whether there is a new model to save: not after a stop."""
-    for line in opening(trainer, check_disk_space(trainer, run.directory)):
+    """Take the optimizer steps that are left. Returns whether there is a new model to save."""
+    for line in opening_lines(trainer, check_disk_space(trainer, run.directory)):
         say(line)
     if run.is_finished(trainer.total_steps):
         say(f"{run.directory}: finished already; more --epochs or --max-steps would continue it")
@@ -154,7 +157,7 @@ def fit(run: Run, trainer: SFTTrainer) -> bool:
     if trainer.is_world_process_zero():
         run.write_record()
     if run.ranks_differ and run.deepspeed_config:
-        with as_universal(run.checkpoint, trainer) as converted:
+        with universal_checkpoint(run.checkpoint, trainer) as converted:
             trainer.train(resume_from_checkpoint=str(converted))
     else:
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
@@ -165,11 +168,11 @@ def fit(run: Run, trainer: SFTTrainer) -> bool:
 
 
 def finish(run: Run, data: Data, trainer: SFTTrainer) -> None:
-    """Save the model, and write what the run was."""
+    """Save the model, and write the report."""
     export_model(trainer, data.tokenizer, run.directory)
     if trainer.is_world_process_zero():
-        found = {file.data_path: file.summary for file in data.training.files}
-        write_report(trainer, run.directory, command_line(), run.description, found)
+        summaries = {file.data_path: file.summary for file in data.training.files}
+        write_report(trainer, run.directory, command_line(), run.description, summaries)
     say(f"saved {run.directory}; talk to it: python -m inference.chat --model {run.directory}")
 
 

@@ -28,9 +28,9 @@ def test_a_default_that_depends_on_another_option_is_resolved() -> None:
     assert (parsed("").lr, parsed("").lora_alpha) == (LEARNING_RATE, None)
     adapter = parsed("--lora-rank 4")
     assert (adapter.lr, adapter.lora_alpha) == (ADAPTER_LEARNING_RATE, 8)
-    assert set(adapter.defaulted) == {"lr", "lora_alpha"}
+    assert set(adapter.default_names) == {"lr", "lora_alpha"}
     given = parsed("--lora-rank 4 --lr 1e-5 --lora-alpha 8")
-    assert (given.lr, given.lora_alpha, given.defaulted) == (1e-5, 8, ())
+    assert (given.lr, given.lora_alpha, given.default_names) == (1e-5, 8, ())
 
 
 def test_a_micro_batch_is_of_examples_or_of_tokens() -> None:
@@ -65,7 +65,7 @@ def test_what_a_run_goes_by_is_taken_back_by_config(tmp_path: Path) -> None:
         **trainer.main.make_context("trainer", ["--config", str(tmp_path / "options.yaml")]).params
     )
     for each in fields(Options):
-        if each.name == "defaulted" or each.name in OF_ONE_START:
+        if each.name == "default_names" or each.name in OF_ONE_START:
             continue
         assert getattr(again, each.name) == getattr(options, each.name), each.name
     assert (again.resume, again.local_rank, again.plan) == (False, None, False)

@@ -12,13 +12,13 @@ from tests.conftest import ROOT
 from training.common.errors import UserError
 from training.common.options import default_cache_dir
 from training.data import cache
-from training.data.cache import made_once
+from training.data.cache import make_once
 
 # Makes a directory slowly, or waits for it, and says what it did.
 MAKER = """
 import sys, time
 from pathlib import Path
-from training.data.cache import made_once
+from training.data.cache import make_once
 
 def make(directory):
     (directory / "file").write_text("begun")
@@ -26,7 +26,7 @@ def make(directory):
     time.sleep(float(sys.argv[2]))
     (directory / "file").write_text("done")
 
-print(made_once(Path(sys.argv[1]), make).joinpath("file").read_text(), flush=True)
+print(make_once(Path(sys.argv[1]), make).joinpath("file").read_text(), flush=True)
 """
 
 
@@ -46,7 +46,7 @@ def test_a_directory_is_made_once(tmp_path: Path) -> None:
         (directory / "file").write_text("x")
 
     for _ in range(2):
-        assert made_once(tmp_path / "a" / "key", make) == tmp_path / "a" / "key"
+        assert make_once(tmp_path / "a" / "key", make) == tmp_path / "a" / "key"
     assert len(made) == 1
     assert (tmp_path / "a" / "key" / "file").read_text() == "x"
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"key", "key.lock"}
@@ -54,7 +54,7 @@ def test_a_directory_is_made_once(tmp_path: Path) -> None:
 
 def test_the_lock_is_free_once_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(BaseFileLock, "__del__")  # the block gives it back, not the end of the object
-    made_once(tmp_path / "key", lambda directory: None)
+    make_once(tmp_path / "key", lambda directory: None)
     shutil.rmtree(tmp_path / "key")  # as if somebody cleared the cache, while this process goes on
     other = start(tmp_path / "key", 0)
     assert other.communicate(timeout=60)[0].split() == ["making", "done"]
@@ -66,9 +66,9 @@ def test_what_fails_is_not_there_and_is_made_anew(tmp_path: Path) -> None:
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        made_once(tmp_path / "key", fail)
+        make_once(tmp_path / "key", fail)
     assert [path.name for path in tmp_path.iterdir()] == ["key.lock"]
-    made_once(tmp_path / "key", lambda directory: (directory / "whole").write_text("x"))
+    make_once(tmp_path / "key", lambda directory: (directory / "whole").write_text("x"))
     assert [path.name for path in (tmp_path / "key").iterdir()] == ["whole"]
 
 
@@ -99,19 +99,19 @@ def test_a_rank_does_not_outlive_its_launcher(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(cache.os, "getppid", lambda: next(parents))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(UserError, match="the launcher ended"):
-        made_once(tmp_path / "key", lambda directory: None)
+        make_once(tmp_path / "key", lambda directory: None)
 
 
 def test_a_disk_that_refuses_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file: .*; --cache-dir says where else"):
-        made_once(tmp_path / "file" / "key", lambda directory: None)
+        make_once(tmp_path / "file" / "key", lambda directory: None)
 
     def fill(directory: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match=r"No space left on device; --cache-dir"):
-        made_once(tmp_path / "key", fill)
+        make_once(tmp_path / "key", fill)
 
 
 def test_the_cache_is_in_the_users_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_weight_says_how_often_rows_are_seen() -> None:
 def test_the_split_is_a_seeded_choice_that_loses_nothing() -> None:
     prompts = [hashes(*range(60)), hashes(*range(60, 100))]
     one = split(prompts, [1, 1], 30, seed=1)
-    assert (len(one.held_out), one.wanted, one.moved, one.taken) == (30, 30, 0, [60, 40])
+    assert (len(one.held_out), one.wanted_count, one.moved_count, one.rows_per_epoch) == (30, 30, 0, [60, 40])
     assert sorted(one.train + one.held_out) == list(range(100))
     assert one.train == sorted(one.train)
     assert split(prompts, [1, 1], 30, seed=1) == one
@@ -85,21 +85,21 @@ def test_rows_with_one_prompt_are_on_one_side(seed: int) -> None:
     chosen = split([prompts[:50], prompts[50:]], [1, 1], 40, seed)
     assert sorted(chosen.train + chosen.held_out) == list(range(200))
     assert not set(prompts[chosen.train]) & set(prompts[chosen.held_out])
-    assert len(chosen.held_out) == chosen.wanted == 40
+    assert len(chosen.held_out) == chosen.wanted_count == 40
     # Against the choice that would be made if all prompts differed.
     free = split([hashes(*range(200))], [1], 40, seed)
-    assert chosen.moved == len(set(free.held_out) ^ set(chosen.held_out)) > 0
+    assert chosen.moved_count == len(set(free.held_out) ^ set(chosen.held_out)) > 0
 
 
 def test_where_the_rows_with_one_prompt_are_too_many_fewer_are_held_out() -> None:
     chosen = split([hashes(7, 7, 7, 7, 8, 8, 8)], [1], 2, seed=0)
-    assert (chosen.held_out, chosen.wanted, len(chosen.train)) == ([], 2, 7)
+    assert (chosen.held_out, chosen.wanted_count, len(chosen.train)) == ([], 2, 7)
     assert split([hashes(7, 7, 7, 7, 8)], [1], 2, seed=0).held_out == [4]
 
 
 def test_a_row_that_is_seen_twice_is_held_out_once() -> None:
     chosen = split([hashes(*range(10)), hashes(*range(10, 20))], [2, 0.5], 5, seed=3)
-    assert chosen.taken == [20, 5]
+    assert chosen.rows_per_epoch == [20, 5]
     assert len(set(chosen.held_out)) == len(chosen.held_out) == 5
     assert not set(chosen.train) & set(chosen.held_out)
     assert len(set(chosen.train)) == 10

@@ -9,8 +9,8 @@ class Options:
 def main(**values):
     run(Options(**values))
 
-The command also takes `--config FILE.yaml`, whose keys are the names of the options; what the command line
-says wins over the file.
+The command also takes `--config FILE.yaml`, whose keys are the names of the options; the command line wins
+over the file.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def option(
     several times, and the value is a tuple. parse: a function from the option's text to its value, which
     raises ValueError for a wrong text; `metavar` then says what the text looks like. at_least, above, below:
     bounds of a number. flag: what is typed, where it is not the field's name with dashes. shown_default: the
-    default in words. planned: whether the option changes what a run takes.
+    default in words. planned: whether `training.plan` has the option too.
     """
     bounds = {"min": at_least if above is None else above, "max": below}
     settings = {
@@ -73,8 +73,8 @@ def option(
     return dataclasses.field(default=default, metadata=settings)
 
 
-class Parsed(click.ParamType):
-    """The value that `parse` makes of an option's text; its ValueError is the user's mistake."""
+class ParsedText(click.ParamType):
+    """The type of an option whose value `parse` makes of its text; its ValueError is the user's mistake."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name, self.parse = name, parse
@@ -92,7 +92,7 @@ def options_of(
     """A decorator that gives a command all options of `options_class`, group by group, and --config.
 
     only: names of the fields to offer; without it, all of them. required: names of the fields whose options
-    are required, in place of those that say so themselves.
+    are required, instead of those declared so.
     """
     kinds = typing.get_type_hints(options_class)
     declared = [field for field in dataclasses.fields(options_class) if "group" in field.metadata]
@@ -112,7 +112,7 @@ def options_of(
             is_eager=True,
             expose_value=False,
             callback=_read_config,
-            help="YAML file of options, by the names below; an option of the command line wins over it.",
+            help="YAML file of options, by the names below; the command line wins over it.",
         )(command)
 
     return decorate
@@ -136,7 +136,7 @@ def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, 
     if isinstance(kind, types.UnionType):
         kind = next(part for part in kind.__args__ if part is not types.NoneType)
     if field.metadata["parse"]:
-        settings["type"] = Parsed(field.metadata["metavar"], field.metadata["parse"])
+        settings["type"] = ParsedText(field.metadata["metavar"], field.metadata["parse"])
         settings["multiple"] = field.metadata["multiple"]
         if settings["multiple"]:
             settings.pop("default", None)
@@ -236,12 +236,12 @@ def as_yaml(values: Mapping[str, Any]) -> str:
     A None is left out; what is neither text, a number, a boolean nor a list is written as text.
     """
 
-    def plain(value: Any) -> Any:
+    def plain_value(value: Any) -> Any:
         if isinstance(value, list):
-            return [plain(item) for item in value]
+            return [plain_value(item) for item in value]
         return value if isinstance(value, str | int | float) else str(value)
 
     given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
     return yaml.safe_dump(
-        {name: plain(value) for name, value in given.items()}, sort_keys=False, allow_unicode=True
+        {name: plain_value(value) for name, value in given.items()}, sort_keys=False, allow_unicode=True
     )

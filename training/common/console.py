@@ -11,11 +11,11 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
-# Seconds between two lines about the same work.
+# Seconds between two progress lines about the same work.
 PROGRESS_EVERY_S = 10
 
 
-# The bar at the foot of a terminal, while there is one.
+# The progress bar at the foot of a terminal, while one is shown.
 _bar: tqdm | None = None
 
 
@@ -31,7 +31,7 @@ def say(line: str, *, on_stderr: bool = False) -> None:
 
 @contextmanager
 def bar() -> Iterator[tqdm]:
-    """A bar of a run's steps at the foot of a terminal; where stdout is no terminal, nothing is drawn."""
+    """A progress bar of a run's steps at the foot of a terminal; nothing where stdout is no terminal."""
     global _bar
     is_shown = os.environ.get("RANK", "0") == "0" and sys.stdout.isatty()
     with tqdm(unit="step", file=sys.stdout, disable=not is_shown, dynamic_ncols=True) as shown:
@@ -57,7 +57,7 @@ def quiet_libraries() -> None:
 
 
 class Progress:
-    """Says now and then how much of some work is done, and how fast; says nothing where it is done soon."""
+    """Prints every PROGRESS_EVERY_S seconds how much work is done, and how fast; nothing for quick work."""
 
     def __init__(self, work: str, unit: str) -> None:
         self._work, self._unit = work, unit

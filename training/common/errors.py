@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-# How long a rank waits for the launcher to end it before it speaks for itself.
+# Seconds that a rank other than 0 waits for the launcher to end it before it prints its own error.
 OTHER_RANK_PATIENCE_S = 20
 
 
@@ -44,7 +44,7 @@ def end_with(*messages: str) -> NoReturn:
     """Print each message as one line on stderr, from rank 0 alone, and exit with status 2.
 
     All ranks of a run find the same mistake at about the same time. The launcher kills every rank as soon as
-    one has failed, so the others wait for rank 0 to have spoken; a rank that is still there after
+    one has failed, so the others give rank 0 time to print; a rank that is still there after
     OTHER_RANK_PATIENCE_S found something that rank 0 did not (a file missing on its node, say).
     """
     rank = int(os.environ.get("RANK", "0"))

@@ -1,4 +1,4 @@
-"""Files: written atomically, locked, on the disk for sure (fsync), and whether there is room for them."""
+"""Atomic writes, locks, fsync, sizes, and the room on a disk."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from training.common.console import say
 from training.common.errors import UserError
 
-# A full disk, a quota, a limit on the size of files, no permission, a disk that is broken.
+# Error numbers: a full disk, a quota, a limit on the size of files, no permission, a disk that is broken.
 REFUSALS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -25,11 +25,11 @@ REFUSALS = {
 
 
 def write_atomic(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
-    """Write the file `path`: until all of it is on the disk, the name belongs to the file before, or to none.
+    """Write the file `path` atomically: until all of it is on the disk, the old file, if any, keeps the name.
 
     content: text (written as UTF-8, its line ends as they are), bytes, or a function that writes the file at
     the path that it is given. If it fails, `path` stays as it was and nothing is left beside it; what a
-    killed process left there is replaced by the next. Raises OSError, and whatever the function raises.
+    killed process left there is replaced by the next write. Raises OSError, and whatever the function raises.
 
     Processes that may write the same file at the same time have to hold a lock.
     """
@@ -50,8 +50,8 @@ def place_files(written: Path, directory: Path, last: str) -> None:
     """Move all files of `written` into `directory`, and remove `written`.
 
     The file named `last` is the one that readers look for. It is removed first and placed last, so that while
-    it is there all files are, and belong together. The files get the mode 0644 and are on the disk before the
-    first is moved.
+    it is there all files are, and belong together. The files get the mode 0644 and are on the disk (fsync)
+    before the first is moved.
     """
     for file in written.iterdir():
         file.chmod(0o644)
@@ -64,19 +64,19 @@ def place_files(written: Path, directory: Path, last: str) -> None:
 
 
 @contextmanager
-def hold_lock(path: Path, taken: str, *, wait: bool = False) -> Iterator[None]:
+def hold_lock(path: Path, taken_message: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock of the file `path` for the block. The file stays; a process that dies loses its locks.
 
-    taken: what to say where another process holds the lock. With `wait` it is a line that is printed before
-    this waits for that process; otherwise it is the message of the UserError that is raised.
+    taken_message: what to say where another process holds the lock. With `wait` it is printed before this
+    waits for that process; otherwise it is the message of the UserError that is raised.
     """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         if not wait:
-            raise UserError(taken) from None
-        say(taken)
+            raise UserError(taken_message) from None
+        say(taken_message)
         lock.acquire()
     try:
         yield
@@ -109,7 +109,7 @@ def flush(path: Path) -> None:
 
 
 def flush_all(directory: Path) -> None:
-    """Do so for all files and directories in `directory`, and for `directory` itself."""
+    """Flush all files and directories in `directory`, and `directory` itself."""
     for parent, _, names in os.walk(directory, topdown=False):
         for name in names:
             flush(Path(parent, name))
@@ -126,15 +126,15 @@ def sizes(directory: Path) -> dict[str, int]:
 
 
 def free_bytes(path: Path) -> int:
-    """Room on the disk of `path`, which may not be there yet."""
+    """Free bytes on the disk of `path`, which need not exist yet."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
 
 
 def is_write_failure(error: Exception) -> bool:
-    """Whether a disk refused what was to be written, said in Python's, safetensors' or torch's way."""
+    """Whether an error of Python, safetensors or torch means that a disk refused a write."""
     if isinstance(error, OSError):
         return error.errno in REFUSALS
-    # torch's RuntimeError and safetensors' own class carry it in their text only.
+    # torch's RuntimeError and safetensors' own class say so in their text only.
     return any(sign in str(error) for sign in ("inline_container.cc", "iostream error", "I/O error"))

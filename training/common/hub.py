@@ -1,4 +1,4 @@
-"""Whether a command line names a model, here or on the hub: asked once, and before any long wait."""
+"""Check, before any slow work, that a model or data set exists here or on the hub."""
 
 import os
 from typing import Literal
@@ -9,7 +9,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from training.common.errors import UserError, first_line
 
-# The file that makes a directory one of an adapter.
+# A directory with this file holds an adapter.
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -50,7 +50,7 @@ def check_model_path(path: str) -> None:
 
 
 def check_base_model(path: str) -> None:
-    """Raise UserError unless `path` is such a model, and no adapter, which needs a model elsewhere."""
+    """Raise UserError unless `path` is a model (`check_model_path`), and no adapter, which needs its base."""
     check_model_path(path)
     if is_adapter(path):
         raise UserError(

@@ -14,7 +14,7 @@ from training.common.command_line import option
 from training.common.errors import UserError
 from training.consts import CONTEXT
 
-# The highest learning rate unless --lr says another: for all weights, and for an adapter.
+# The default of --lr: for all weights, and for an adapter.
 LEARNING_RATE, ADAPTER_LEARNING_RATE = 1e-5, 1e-4
 
 BATCH_SIZE = 8
@@ -49,7 +49,7 @@ def parse_source(value: str) -> Source:
 
 
 def source_text(source: Source) -> str:
-    """The text that `parse_source` makes this source of."""
+    """The text that `parse_source` reads as this source."""
     return source.path if source.weight == 1 else f"{source.path}:{source.weight!r}"
 
 
@@ -93,14 +93,14 @@ class Options:
     """The options of a run, with every default resolved.
 
     Raises UserError for options that contradict each other. Where `tokens_per_batch` is given,
-    `per_device_train_batch_size` is None, and without `lora_rank`, `lora_alpha` is. `defaulted` names the
-    options that were not given and whose default depends on another option.
+    `per_device_train_batch_size` is None; without `lora_rank`, `lora_alpha` is None. `default_names` names
+    the options that were not given and whose default depends on another option.
     """
 
     data_path: tuple[Source, ...] = option(
         (),
         DATA,
-        "Rows to learn: a file of JSON Lines or a JSON array, or a data set on the hub. The option may be "
+        "Rows to train on: a file of JSON Lines or a JSON array, or a data set on the hub. The option may be "
         "given several times; a weight says how often each row is seen in an epoch, as in FILE:0.5.",
         required=True,
         multiple=True,
@@ -117,7 +117,7 @@ class Options:
     cache_dir: Path = option(
         default_cache_dir,
         DATA,
-        "Directory that keeps encoded rows for the next start.",
+        "Directory in which encoded rows are kept between runs.",
         shown_default="~/.cache/yayi",
         planned=True,
     )
@@ -141,14 +141,14 @@ class Options:
         "", MODEL, "Model to start from: a directory, or a name on the hub.", required=True, planned=True
     )
     local_output_dir: Path = option(
-        Path(), MODEL, "Directory in which run directories are made.", required=True
+        Path(), MODEL, "Directory in which the run directory is made.", required=True
     )
     run_name: str | None = option(
         None, MODEL, "Name of the run directory.", shown_default="INPUT-MODEL-sft-TIME"
     )
     resume: bool = option(False, MODEL, "Continue the run of --run-name from its newest checkpoint.")
     resume_anyway: bool = option(
-        False, MODEL, "Continue it even though data, model, batch size or seed are not what they were."
+        False, MODEL, "Continue the run even if data, model, batch size or seed have changed."
     )
 
     lora_rank: int | None = option(
@@ -192,7 +192,7 @@ class Options:
         shown_default=f"{LEARNING_RATE:g}; {ADAPTER_LEARNING_RATE:g} with --lora-rank",
     )
     lr_scheduler: Schedule = option(
-        "constant", OPTIMISATION, "How the learning rate goes on after the warm-up."
+        "constant", OPTIMISATION, "Course of the learning rate after the warm-up."
     )
     warmup_steps: int | float = option(
         100,
@@ -219,7 +219,7 @@ class Options:
         planned=True,
     )
     per_device_eval_batch_size: int = option(
-        BATCH_SIZE, OPTIMISATION, "Examples in a batch of the evaluation.", at_least=1
+        BATCH_SIZE, OPTIMISATION, "Examples in an evaluation batch of one card.", at_least=1
     )
     gradient_accumulation_steps: int = option(
         1, OPTIMISATION, "Micro-batches in one optimizer step.", at_least=1, planned=True
@@ -227,13 +227,13 @@ class Options:
     seed: int = option(
         515,
         OPTIMISATION,
-        "Seed of the held-out rows, the order of examples, and new embedding rows.",
+        "Seed for choosing held-out rows, the order of examples, and new weights.",
         at_least=0,
         planned=True,
     )
 
     deepspeed: str | None = option(
-        None, MACHINE, "DeepSpeed's JSON configuration; without it, each card has a plain process."
+        None, MACHINE, "DeepSpeed's JSON configuration file; without it, the run does without DeepSpeed."
     )
     bf16: bool = option(True, MACHINE, "Compute in bfloat16, or in float32.", planned=True)
     gradient_checkpointing: bool = option(
@@ -244,7 +244,10 @@ class Options:
     )
     plan: bool = option(False, MACHINE, "Say what the run would take on this machine, and stop.")
     local_rank: int | None = option(
-        None, MACHINE, "Number of the card; DeepSpeed's launcher sets it, people do not.", flag="--local_rank"
+        None,
+        MACHINE,
+        "Number of the card on its node; set by DeepSpeed's launcher, not by people.",
+        flag="--local_rank",
     )
 
     logging_steps: int = option(10, PROGRESS, "Optimizer steps between log lines.", at_least=1)
@@ -258,17 +261,17 @@ class Options:
         planned=True,
     )
 
-    defaulted: tuple[str, ...] = field(default=(), init=False)
+    default_names: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         self.resume |= self.resume_anyway
         self._check()
         if self.lora_rank and self.lora_alpha is None:
             self.lora_alpha = 2 * self.lora_rank
-            self.defaulted += ("lora_alpha",)
+            self.default_names += ("lora_alpha",)
         if self.lr is None:
             self.lr = ADAPTER_LEARNING_RATE if self.lora_rank else LEARNING_RATE
-            self.defaulted += ("lr",)
+            self.default_names += ("lr",)
         if self.per_device_train_batch_size is None and not self.tokens_per_batch:
             self.per_device_train_batch_size = BATCH_SIZE
 
@@ -301,7 +304,7 @@ PLANNED = tuple(each.name for each in fields(Options) if each.metadata.get("plan
 
 
 def values_of_run(options: Options) -> dict[str, Any]:
-    """What the run goes by, by the options' names, for options.yaml: `--config` makes the same run of it."""
+    """The run's options by name, for options.yaml; given to `--config`, they make the same run."""
     names = [each.name for each in fields(options) if each.init and each.name not in OF_ONE_START]
     values = {name: getattr(options, name) for name in names}
     return values | {"data_path": [source_text(source) for source in options.data_path]}

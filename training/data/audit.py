@@ -1,4 +1,4 @@
-"""What is said of a file's findings, for the log of a run and for the check, and what is refused."""
+"""A file's findings as lines, for the log of a run and for `training.check`; and the refusal of bad rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def unusable_count(summary: dict[str, Any]) -> int:
 
 
 def short_form(path: str, summary: dict[str, Any]) -> list[str]:
-    """A line on what training sees of a file, and a line for each thing to know about some of its rows."""
+    """A line on what training sees of a file, and a line for each kind of finding about its rows."""
     kept = summary["kept"]
     lines = [
         f"{path}: {kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} of them supervised"

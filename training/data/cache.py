@@ -1,4 +1,4 @@
-"""Directories that are expensive to make: each is made once, and is complete or not there."""
+"""Directories that are expensive to make: each is made once, and is complete or absent."""
 
 import os
 import shutil
@@ -12,14 +12,14 @@ from training.common.files import flush, flush_all, hold_lock
 POLL_S = 0.2
 
 
-def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
-    """Give back `directory`; where it is not there, `make` fills one beside it, which then gets the name.
+def make_once(directory: Path, make: Callable[[Path], None]) -> Path:
+    """Return `directory`; if it does not exist, `make` fills another one, which is then renamed to it.
 
     The first rank of each node makes it; the others wait until it is there, without a collective that could
-    time out. (If the first fails, the launcher ends them.) Runs that want the same directory take turns. What
-    a killed run left is removed by the next.
+    time out. (If the first fails, the launcher ends them.) Runs that need the same directory take turns. The
+    remains of a killed run are removed by the next.
 
-    Raises UserError where the disk refuses.
+    Raises UserError where the disk refuses a write.
     """
     if directory.is_dir():
         return directory

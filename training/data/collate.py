@@ -9,7 +9,7 @@ from training.consts import NOT_SUPERVISED
 
 EncodedExamples = Sequence[Mapping[str, Sequence[int]]]
 
-# The batch of a rank that has none left while others have one more: without a supervised token.
+# For a rank that has no batch left while others have one more: an example without a supervised token.
 NO_EXAMPLES = [{"input_ids": [0], "labels": [NOT_SUPERVISED]}]
 
 
@@ -48,7 +48,7 @@ def collate_padded(examples: EncodedExamples) -> dict[str, torch.Tensor]:
 
 
 def collator(is_packed: bool) -> Callable[[EncodedExamples], dict[str, torch.Tensor]]:
-    """The function that makes a batch for a model: see `is_packed` of `training.model.load`."""
+    """The function that makes a model's batches; `training.model.load.is_packed` says which it needs."""
     return collate if is_packed else collate_padded
 
 

@@ -1,6 +1,6 @@
 """Rows that are equal, and rows that answer the same prompt differently, found by 64-bit hashes in numpy.
 
-That any two different texts among a million have the same hash has a probability of 1 in 37 million
+Among a million different texts, the probability that any two have the same hash is 1 in 37 million
 (n^2 / 2^65).
 """
 
@@ -40,7 +40,7 @@ def row_hashes(conversation: Conversation) -> RowHashes:
 
 
 def duplicates(rows: np.ndarray, lines: np.ndarray) -> Iterator[np.ndarray]:
-    """The lines of each set of equal rows, given the hash and the line of every row."""
+    """The lines of each set of equal rows. rows, lines: the hash and the line of every row, both (rows,)."""
     order = np.argsort(rows, kind="stable")
     for start, end in _runs(rows[order]):
         yield lines[order[start:end]]
@@ -49,8 +49,8 @@ def duplicates(rows: np.ndarray, lines: np.ndarray) -> Iterator[np.ndarray]:
 def conflicts(prompts: np.ndarray, answers: np.ndarray, lines: np.ndarray) -> Iterator[np.ndarray]:
     """For each prompt that has different answers, the lines of the rows that have it.
 
-    Takes the prompt's hash, the answer's hash and the line of every turn. The first row with each answer
-    comes first; then come the rows that repeat one of these answers.
+    prompts, answers, lines: the two hashes and the line of every turn, all (turns,). The first row with each
+    answer comes first; then come the rows that repeat one of these answers.
     """
     order = np.lexsort((answers, prompts))
     prompts, answers, lines = prompts[order], answers[order], lines[order]

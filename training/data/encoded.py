@@ -1,4 +1,4 @@
-"""Rows -> encoded examples, kept in a cache that depends on all that they depend on."""
+"""Rows -> encoded examples, kept in a cache whose key covers everything that they depend on."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from training.common.console import Progress
 from training.common.errors import UserError
-from training.data.cache import made_once
+from training.data.cache import make_once
 from training.data.duplicates import row_hashes
 from training.data.findings import Findings
 from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
@@ -28,12 +28,12 @@ from training.text.tokenizer import special_tokens, tokenizer_fingerprint
 # How many rows a thread takes at a time. The ids of more rows do not stay in the processor's cache.
 ROWS_PER_CHUNK = 128
 
-# Threads run at the same time while they tokenize, which is most of the time. For the rest they hold Python's
+# Threads run in parallel while they tokenize, which is most of the time. For the rest they need Python's
 # lock, for which more threads than these would wait.
 MOST_THREADS = 16
 
-# The rooms that decide what a row becomes. A change of any file in them makes the cache anew.
-ENCODING_ROOMS = ("text", "data")
+# The packages that decide what a row becomes. A change of any file in them makes the cache anew.
+ENCODING_PACKAGES = ("text", "data")
 
 # What is stored of each example: where its tokens end among those of all examples, the line of its row, and
 # the hash of its first prompt.
@@ -67,9 +67,9 @@ class EncodedFile(Dataset):
         try:
             self.summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
             kept = self.summary["kept"]
-            self._input_ids = _mapped(directory / "input_ids.bin", np.dtype("<i4"), kept["tokens"])
-            self._supervised = _mapped(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
-            self.rows = _mapped(directory / "rows.bin", ROW, kept["rows"])
+            self._input_ids = _map_file(directory / "input_ids.bin", np.dtype("<i4"), kept["tokens"])
+            self._supervised = _map_file(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
+            self.rows = _map_file(directory / "rows.bin", ROW, kept["rows"])
         except (OSError, ValueError) as error:
             raise UserError(f"{directory}: damaged ({error}); remove it, and it is made again") from None
 
@@ -88,7 +88,7 @@ class EncodedFile(Dataset):
         return {"input_ids": input_ids, "labels": mask_labels(input_ids, self._supervised[start:end])}
 
 
-def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+def _map_file(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
     if path.stat().st_size != length * dtype.itemsize:
         raise ValueError(f"{path.name} has another size")
     return np.memmap(path, dtype, mode="r") if length else np.empty(0, dtype)
@@ -97,7 +97,7 @@ def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
 def encoding_code() -> list[Path]:
     """The files that decide what a row becomes."""
     training = Path(__file__).parents[1]
-    files = [path for room in ENCODING_ROOMS for path in sorted((training / room).glob("*.py"))]
+    files = [path for package in ENCODING_PACKAGES for path in sorted((training / package).glob("*.py"))]
     return [training / "consts.py", *files]
 
 
@@ -127,7 +127,7 @@ def load_encoded(
         if raw_rows.fingerprint != data:
             raise UserError(f"{data_path}: changed while it was read; start again")
 
-    return EncodedFile(made_once(cache_dir / key, make), data_path, data)
+    return EncodedFile(make_once(cache_dir / key, make), data_path, data)
 
 
 def _write_encoded(
@@ -152,14 +152,14 @@ def _write_encoded(
 
 
 def new_findings(tokenizer: PreTrainedTokenizerFast, max_length: int) -> Findings:
-    """The findings of no rows, to which those of chunks are added."""
+    """Findings without any rows, to which those of chunks are added."""
     return Findings(max_length, special_tokens(tokenizer))
 
 
 def encode_chunks(raw_rows: RawRows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Iterator[Chunk]:
     """Encode all rows in the file's order, on all cores, in memory that does not grow with the file.
 
-    There is a first chunk even where there is no row. Raises UserError for a file that cannot be read; a row
+    A file without rows gives one empty chunk. Raises UserError for a file that cannot be read; a row
     that cannot be used is in its chunk's findings.
     """
     progress = Progress(f"encoding {raw_rows.data_path}", "rows")

@@ -16,7 +16,10 @@ from training.data.split import split
 
 
 class Examples(Subset):
-    """Examples chosen from several encoded files, by numbers that count on from file to file."""
+    """Examples chosen from several encoded files, by numbers that count on from file to file.
+
+    lengths: the tokens of each example, (examples,).
+    """
 
     dataset: ConcatDataset
     indices: np.ndarray
@@ -41,8 +44,8 @@ class Examples(Subset):
         ends = self.dataset.cumulative_sizes
         file = int(np.searchsorted(ends, self.indices[index], side="right"))
         start = ends[file - 1] if file else 0
-        of_file = self.files[file]
-        return f"{of_file.data_path}:{of_file.rows['line'][self.indices[index] - start]}"
+        encoded = self.files[file]
+        return f"{encoded.data_path}:{encoded.rows['line'][self.indices[index] - start]}"
 
 
 def build_datasets(options: Options, tokenizer: PreTrainedTokenizerFast) -> tuple[Examples, Examples]:
@@ -62,17 +65,23 @@ def build_datasets(options: Options, tokenizer: PreTrainedTokenizerFast) -> tupl
 
     weights = [source.weight for source in sources]
     chosen = split([file.rows["prompt"] for file in files], weights, options.test_size, options.seed)
-    for source, file, taken in zip(sources, files, chosen.taken, strict=True):
+    for source, file, count in zip(sources, files, chosen.rows_per_epoch, strict=True):
         if source.weight != 1:
-            say(f"{source.path}: weight {source.weight:g}: {taken:,} rows, of {len(file):,}")
+            say(f"{source.path}: weight {source.weight:g}: {count:,} rows, of {len(file):,}")
     say(f"{len(chosen.train):,} rows to train on, {len(chosen.held_out):,} held out")
-    if chosen.wanted != options.test_size and isinstance(options.test_size, int):
+    if chosen.wanted_count != options.test_size and isinstance(options.test_size, int):
         say(
             f"WARNING: --test-size {options.test_size} would leave none of the rows to train on; a tenth of "
-            f"them is held out instead, {chosen.wanted:,} rows"
+            f"them is held out instead, {chosen.wanted_count:,} rows"
         )
-    if chosen.moved:
-        say(f"{chosen.moved:,} rows changed sides, so that all rows with one prompt are on the same side")
-    if len(chosen.held_out) < chosen.wanted:
-        say(f"WARNING: not {chosen.wanted:,}: the rest share a prompt with more rows than there was room for")
+    if chosen.moved_count:
+        say(
+            f"{chosen.moved_count:,} rows changed sides, so that all rows with one prompt are on the same "
+            "side"
+        )
+    if len(chosen.held_out) < chosen.wanted_count:
+        say(
+            f"WARNING: not {chosen.wanted_count:,}: the rest share a prompt with more rows than "
+            "there was room for"
+        )
     return Examples(files, chosen.train), Examples(files, chosen.held_out)

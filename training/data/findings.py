@@ -13,10 +13,10 @@ from training.consts import BREAKER
 from training.data.duplicates import RowHashes, conflicts, duplicates
 from training.text.conversation import Conversation, domain_of
 
-# So many errors are kept with their text; the rest are counted.
+# Number of errors that are kept with their text; the rest are only counted.
 ERRORS_KEPT = 100
 
-# So many lines are kept of everything else that is found.
+# Number of lines that are kept of everything else that is found.
 LINES_KEPT = 3
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
@@ -33,7 +33,7 @@ NOTES = {
     "lookalike": "a text that looks like a control token (it stays text)",
     "breaker": "U+E000 in a text (it is removed)",
     "nul": "NUL in a text",
-    "bom": "a byte order mark (at the start of the file it is read over; in a text it stays)",
+    "bom": "a byte order mark (at the start of the file it is skipped; in a text it stays)",
 }
 
 
@@ -169,12 +169,14 @@ class Findings:
         """
         lengths, lines, turn_lines = map(np.asarray, (self._lengths, self._lines, self._turn_lines))
         rows, prompts, answers = map(np.asarray, (self._row_hashes, self._prompts, self._answers))
-        same = [group.tolist() for group in duplicates(rows, lines)]
-        opposed = [group.tolist() for group in conflicts(prompts, answers, turn_lines)]
+        equal_groups = [group.tolist() for group in duplicates(rows, lines)]
+        conflict_groups = [group.tolist() for group in conflicts(prompts, answers, turn_lines)]
         notes = {
             **self._notes,
-            "duplicate": _noted_groups(same, sum(len(group) - 1 for group in same)),
-            "conflict": _noted_groups(opposed, len({line for group in opposed for line in group})),
+            "duplicate": _noted_groups(equal_groups, sum(len(group) - 1 for group in equal_groups)),
+            "conflict": _noted_groups(
+                conflict_groups, len({line for group in conflict_groups for line in group})
+            ),
         }
         quantiles = np.quantile(lengths, np.array(QUANTILES) / 100, method="lower") if len(lengths) else []
         return {

@@ -15,7 +15,7 @@ DIGEST_BYTES = 16
 
 UTF8_BOM = b"\xef\xbb\xbf"
 
-# What may stand between the values of JSON.
+# White space as JSON defines it.
 WHITE = re.compile(r"[ \t\r\n]*")
 
 REST_NOT_READ = "the array was not read from here on"
@@ -25,8 +25,8 @@ NO_ROW_READ = "no row of the array was read"
 class RawRow(NamedTuple):
     """One row before it is parsed.
 
-    number: of the line that the row starts on; in a data set of the hub, of the row. content: the bytes of a
-    line, a value that was parsed already, or `NotRead`.
+    number: of the line on which the row starts, or of the row in a data set of the hub; the first is 1.
+    content: the bytes of a line, a value that was parsed already, or `NotRead`.
     """
 
     number: int
@@ -34,7 +34,7 @@ class RawRow(NamedTuple):
 
 
 class NotRead(NamedTuple):
-    """Stands in the place of a row from which on a JSON array cannot be read; no row follows."""
+    """The content of the last row where a JSON array cannot be read any further, and why."""
 
     problem: str
 
@@ -47,10 +47,10 @@ def read_rows(data_path: str) -> Iterator[tuple[str, Any]]:
 
     Raises UserError with the place for a path that does not exist and for what is not JSON in UTF-8.
     """
-    return _parsed(data_path, read_raw_rows(data_path))
+    return _parse_rows(data_path, read_raw_rows(data_path))
 
 
-def _parsed(data_path: str, raw_rows: Iterator[RawRow]) -> Iterator[tuple[str, Any]]:
+def _parse_rows(data_path: str, raw_rows: Iterator[RawRow]) -> Iterator[tuple[str, Any]]:
     for raw in raw_rows:
         place = f"{data_path}:{raw.number}"
         try:
@@ -60,9 +60,9 @@ def _parsed(data_path: str, raw_rows: Iterator[RawRow]) -> Iterator[tuple[str, A
 
 
 class RawRows(Iterator[RawRow]):
-    """The rows of a data file or data set, and what else one reading of it tells.
+    """The rows of a data file or data set, and its fingerprint, which the same reading gives.
 
-    has_bom: whether the file starts with a byte order mark, which is read over; known with the first row.
+    has_bom: whether the file starts with a byte order mark, which is skipped; known with the first row.
     """
 
     def __init__(self, data_path: str) -> None:
@@ -77,13 +77,13 @@ class RawRows(Iterator[RawRow]):
 
     @property
     def fingerprint(self) -> str:
-        """The `fingerprint` of what the rows were read from, once they all are, whatever came later."""
+        """The `fingerprint` of what was read, known after the last row, even if the file changes later."""
         if self._hub_rows is not None:
             return _hash_of_files(_files_of(self._hub_rows))
         return self._digest.hexdigest()
 
     def _read_file(self) -> Iterator[RawRow]:
-        with _reading(self.data_path) as file:
+        with _open_file(self.data_path) as file:
             start = file.read(len(UTF8_BOM))
             self.has_bom = start == UTF8_BOM
             if self.has_bom:
@@ -146,7 +146,7 @@ def _files_of(hub_rows: Any) -> list[str]:
 def _hash_of_files(paths: list[str]) -> str:
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for path in paths:
-        with _reading(path) as file:
+        with _open_file(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
@@ -164,7 +164,7 @@ def _is_file(data_path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _reading(path: str) -> Iterator[BinaryIO]:
+def _open_file(path: str) -> Iterator[BinaryIO]:
     """Open the file. Raises UserError for what the system refuses while it is open."""
     try:
         with open(path, "rb") as file:

@@ -10,11 +10,11 @@ import torch
 class Split(NamedTuple):
     """The rows that are trained on and those that are held out, as numbers that count on over all files."""
 
-    train: list[int]  # in order; a row that is seen several times in an epoch is there several times
+    train: list[int]  # in order; a row that an epoch repeats is listed as often
     held_out: list[int]
-    taken: list[int]  # for each file, how many rows are seen in an epoch, repetitions included
-    wanted: int  # how many rows were to be held out
-    moved: int  # how many rows changed sides, so that all rows with one prompt are on the same side
+    rows_per_epoch: list[int]  # for each file, how many rows are seen in an epoch, repetitions included
+    wanted_count: int  # how many rows were to be held out
+    moved_count: int  # how many rows changed sides, so that all rows with one prompt are on the same side
 
 
 def held_out_count(rows: int, test_size: int | float) -> int:
@@ -32,8 +32,8 @@ def split(
     """Take from each file as many rows as its weight says, and hold some of them out, at random by `seed`.
 
     prompts: for each file, the hashes of its rows' prompts. Rows with the same prompt are either all held out
-    or all trained on: they are trained on where they are more than are still to be held out. A row that is
-    seen several times is held out once.
+    or all trained on; they are trained on if there are more of them than are still to be held out. A row that
+    is seen several times is held out once.
     """
     times = repetitions([len(file) for file in prompts], weights, seed)
     numbers = np.flatnonzero(np.concatenate(times))
@@ -45,9 +45,9 @@ def split(
     return Split(
         train=np.repeat(train, np.concatenate(times)[train]).tolist(),
         held_out=np.sort(numbers[is_held_out]).tolist(),
-        taken=[int(of_file.sum()) for of_file in times],
-        wanted=wanted,
-        moved=int(np.count_nonzero(is_held_out != (np.arange(len(numbers)) < wanted))),
+        rows_per_epoch=[int(of_file.sum()) for of_file in times],
+        wanted_count=wanted,
+        moved_count=int(np.count_nonzero(is_held_out != (np.arange(len(numbers)) < wanted))),
     )
 
 
@@ -68,7 +68,7 @@ def repetitions(sizes: Sequence[int], weights: Sequence[float], seed: int) -> li
 
 
 def _choose(groups: np.ndarray, room: int) -> np.ndarray:
-    """Choose `room` elements, or fewer, so that of each group all elements are chosen or none.
+    """Choose `room` elements, or fewer, so that all elements of a group are chosen, or none.
 
     groups: the group of each element. Groups are taken in the order of their first elements; one that has
     more elements than there is room left is passed over. Returns a boolean for each element.

@@ -1,5 +1,5 @@
-"""Our options against machine, model and DeepSpeed's configuration; transformers' TrainingArguments of
-them."""
+"""Check our options against machine, model and DeepSpeed's configuration, and make transformers'
+TrainingArguments of them."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from training.run.launch import check_bf16, check_learning_rate, read_deepspeed_
 
 
 def check_options(options: Options) -> dict[str, Any] | None:
-    """DeepSpeed's configuration. Raises UserError for options that go with it, machine or model badly."""
+    """DeepSpeed's configuration, if any. Raises UserError for options that it, machine or model forbid."""
     deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
     check_base_model(options.input_model)
     if options.load_in_4bit and (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3:
@@ -29,7 +29,7 @@ def check_options(options: Options) -> dict[str, Any] | None:
 
 
 class OneCardArguments(TrainingArguments):
-    """One process uses one card, also where it sees several.
+    """TrainingArguments by which one process uses one card, even where it sees several.
 
     transformers would split each batch over all cards that a process sees, with DataParallel.
     """

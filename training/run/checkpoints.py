@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or not there, and the model at the end of a run."""
+"""Checkpoints that are complete or absent, and the model at the end of a run."""
 
 import json
 import math
@@ -19,16 +19,16 @@ from training.model.lora import has_adapter, save_adapter
 from training.model.save import save_model
 from training.run.stopping import launchers
 
-# What stands in a checkpoint when all of it is written: step, world size, and the size of every file.
+# The last file to be written to a checkpoint, with step, world size, and the size of every other file.
 COMPLETE = "COMPLETE.json"
 
-# The directory in which a checkpoint stands until then; it has this name itself while it is removed.
+# Prefix of the directory in which a checkpoint is written, and of its name while it is removed.
 INCOMPLETE = ".incomplete-"
 
-# How long a rank lives after DeepSpeed's launcher has forwarded a signal (deepspeed/launcher/launch.py).
+# Seconds that a rank lives after DeepSpeed's launcher has forwarded a signal (deepspeed/launcher/launch.py).
 LAUNCHER_PATIENCE_S = 30
 
-# How long a disk of the network may take to show a new directory.
+# Seconds that a network disk may take to show a new directory.
 DISK_PATIENCE_S = 60
 
 
@@ -37,11 +37,11 @@ def step_of(checkpoint: Path) -> int:
 
 
 def read_complete(checkpoint: Path) -> dict | None:
-    """What COMPLETE.json says, or None where it is missing or does not tell what is there."""
+    """The content of COMPLETE.json, or None where it is missing or does not match the files."""
     try:
-        said = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+        content = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
         found = sizes(checkpoint)
-        return said if all(found.get(name) == size for name, size in said["files"].items()) else None
+        return content if all(found.get(name) == size for name, size in content["files"].items()) else None
     except (OSError, ValueError, KeyError):
         return None
 
@@ -62,14 +62,14 @@ def find_checkpoints(run_dir: Path) -> tuple[list[Path], list[Path]]:
 
 
 class CheckpointWriter:
-    """Makes what transformers writes a checkpoint that is complete or not there. For all ranks together.
+    """Turns what transformers writes into a checkpoint that is complete or absent. For all ranks together.
 
         RUN_DIR/.incomplete-12/checkpoint-12/   between `begin` and `complete` transformers writes here
         RUN_DIR/checkpoint-12/                  fsynced, with COMPLETE.json, and only then renamed to this
 
     Once the new checkpoint is complete, older ones are removed, down to the trainer's `save_total_limit`. As
-    a context around the training it raises UserError where the disk refuses a checkpoint; what was complete
-    before still is.
+    a context around the training it raises UserError where the disk refuses a checkpoint; earlier complete
+    ones stay complete.
     """
 
     def __init__(self, run_dir: Path, trainer: Trainer) -> None:
@@ -86,7 +86,7 @@ class CheckpointWriter:
         return self.place(self._step) / f"checkpoint-{self._step}"
 
     def begin(self, step: int) -> None:
-        """Make the directory of an incomplete checkpoint, and remove what saves that were cut short left."""
+        """Make the directory of an incomplete checkpoint, and remove the remains of interrupted saves."""
         self._step, self._started = step, time.monotonic()
         directory = self.directory
         if self.trainer.is_world_process_zero():
@@ -100,21 +100,21 @@ class CheckpointWriter:
             check_is_seen(path)
 
     def complete(self) -> Path:
-        """Take all ranks' files as the checkpoint once they are on the disk, and remove older ones."""
-        first, wait_for_all = self.trainer.is_world_process_zero(), self.trainer.accelerator.wait_for_everyone
+        """Fsync all ranks' files, rename their directory to the checkpoint's name, and remove older ones."""
+        wait_for_all = self.trainer.accelerator.wait_for_everyone
         directory, checkpoint = self.directory, self.run_dir / self.directory.name
         wait_for_all()
         if self.trainer.is_local_process_zero():
             flush_all(directory)
         wait_for_all()
-        if first:
-            said = {
+        if self.trainer.is_world_process_zero():
+            content = {
                 "step": self._step,
                 "world_size": self.trainer.args.world_size,
                 "seconds": time.monotonic() - self._started,
                 "files": sizes(directory),
             }
-            write_atomic(directory / COMPLETE, json.dumps(said, indent=1))
+            write_atomic(directory / COMPLETE, json.dumps(content, indent=1))
             directory.rename(checkpoint)
             flush(self.run_dir)
             directory.parent.rmdir()
@@ -133,7 +133,7 @@ class CheckpointWriter:
         if not isinstance(error, Exception) or self._step is None:
             return
         place, checkpoint = self.place(self._step), self.run_dir / f"checkpoint-{self._step}"
-        # A rank that failed first takes the directory away from the others; renamed, it is complete.
+        # The rank that fails first removes the directory under the others. Once renamed, it is complete.
         is_gone = not place.exists() and not checkpoint.exists()
         taken_away = isinstance(error, (OSError, RuntimeError)) and is_gone
         if not is_write_failure(error) and not taken_away:
@@ -148,12 +148,12 @@ class CheckpointWriter:
 
 
 def check_is_seen(directory: Path) -> None:
-    """Raise UserError where this rank does not see what rank 0 made; a network's disk may take its time."""
+    """Raise UserError where this rank does not see what rank 0 made; a network disk may show it late."""
     deadline = time.monotonic() + DISK_PATIENCE_S
     while directory.name not in os.listdir(directory.parent):
         if time.monotonic() > deadline:
             raise UserError(
-                f"{directory}: made by rank 0, and not to be seen here; --local-output-dir has to be on a "
+                f"{directory}: made by rank 0, but not visible here; --local-output-dir has to be on a "
                 "disk that all nodes share"
             )
         time.sleep(1)
@@ -174,7 +174,7 @@ def _rotate(run_dir: Path, limit: int | None) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, under another name, so that half of one is never taken for a checkpoint."""
+    """Rename a checkpoint and then remove it, so that half of one is never taken for a checkpoint."""
     doomed = checkpoint.with_name(f"{INCOMPLETE}{step_of(checkpoint)}")
     if doomed != checkpoint:
         shutil.rmtree(doomed, ignore_errors=True)
@@ -183,7 +183,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def checkpoint_bytes(trainer: Trainer) -> int:
-    """The bytes that a checkpoint of this run takes on the disk without its small files, computed."""
+    """The computed bytes of a checkpoint of this run on the disk, its small files not counted."""
     model = model_bytes(trainer.model)
     if trainer.args.save_only_model:
         return model
@@ -199,7 +199,7 @@ def model_bytes(model: PreTrainedModel) -> int:
 
 
 def check_disk_space(trainer: Trainer, run_dir: Path) -> int:
-    """The bytes that the checkpoints of this run and its model take at most; UserError if there is less room.
+    """The most bytes that this run's checkpoints and model will take. Raises UserError if fewer are free.
 
     While a checkpoint is written, there is one more than is kept.
     """

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from training.common.files import write_atomic
 
-# The share of the mean so far that stays at each point of the smoothed curve.
+# Weight of the previous mean at each point of the smoothed curve.
 SMOOTHING = 0.9
 
 
 def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw what `run.sft_trainer` logged, 1200 pixels wide; nothing before the first training loss."""
+    """Draw what `run.sft_trainer` logged, 1200 pixels wide; write nothing before there is a training loss."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -16,24 +16,24 @@ PROMPTS = 4
 # An answer may be half as long again as the longest reference, but has at most this number of tokens.
 MOST_TOKENS = 256
 
-# The number of tokens in a piece that counts as a repetition when it comes again.
+# Tokens in a piece of an answer that counts as a repetition when it occurs again.
 REPEATED_TOKENS = 4
 
 
 class HeldOutAnswers(NamedTuple):
-    """What is said of the model's answers."""
+    """Measures of the model's answers, and one of them as text."""
 
     ended: float  # the share that ended by `<|End|>`
-    length: float  # the mean number of tokens, over that of the references
-    repeated: float  # the mean share of 4-grams that stood in the same answer before
+    length: float  # the mean number of tokens, divided by that of the references
+    repeated: float  # the mean share of 4-grams that occurred earlier in the same answer
     text: str  # the end of the first prompt, and its answer
 
 
 def answer_held_out_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Examples
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, examples: Examples
 ) -> HeldOutAnswers:
-    """Greedy answers to the prompts of the first PROMPTS rows, in one batch. For all ranks together."""
-    pairs = [prompt_and_answer(rows[i]) for i in range(min(PROMPTS, len(rows)))]
+    """Greedy answers to the prompts of the first PROMPTS examples, in one batch. For all ranks together."""
+    pairs = [prompt_and_answer(examples[i]) for i in range(min(PROMPTS, len(examples)))]
     end = tokenizer.convert_tokens_to_ids(END)
     longest = max(len(prompt) for prompt, _ in pairs)
     input_ids = torch.full((len(pairs), longest), end)
@@ -59,16 +59,16 @@ def answer_held_out_prompts(
     )
 
 
-def prompt_and_answer(row: Example) -> tuple[np.ndarray, np.ndarray]:
+def prompt_and_answer(example: Example) -> tuple[np.ndarray, np.ndarray]:
     """The ids before the first answer, and those of the answer."""
-    supervised = row["labels"] != NOT_SUPERVISED
+    supervised = example["labels"] != NOT_SUPERVISED
     start = int(supervised.argmax())
     length = int(np.append(~supervised[start:], True).argmax())
-    return row["input_ids"][:start], row["input_ids"][start : start + length]
+    return example["input_ids"][:start], example["input_ids"][start : start + length]
 
 
 def repeated_share(ids: list[int]) -> float:
-    """The share of the pieces of REPEATED_TOKENS tokens that stand further forward in `ids` too.
+    """The share of the pieces of REPEATED_TOKENS tokens that occur earlier in `ids`.
 
     This is seq-rep-4 of https://arxiv.org/abs/1908.04319, section 6.
     """

@@ -25,7 +25,7 @@ def read_deepspeed_config(path: str) -> dict[str, Any]:
     """DeepSpeed's configuration.
 
     Raises UserError for a missing file, for what is no JSON object, for a schedule (the trainer has it), and
-    for a ZeRO-3 that could not be saved.
+    for ZeRO stage 3 that could not save its model.
     """
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -80,9 +80,9 @@ def share_cores() -> None:
 def build_operation(builder_name: str) -> None:
     """Build one of DeepSpeed's operations, or load it where it is built; DeepSpeed finds it loaded.
 
-    One process does so at a time. torch has a file for that, which a killed process leaves behind, so that
-    everyone after waits for it for ever. Our lock goes with its process, and whoever holds it can tell that
-    no process has torch's. An operation that cannot be built here is left to DeepSpeed, and to its message.
+    One process builds at a time. torch's own lock is a file, which a killed process leaves behind; later
+    processes would wait for it for ever. Our lock ends with its process, so whoever holds it knows that
+    torch's file is a leftover. For an operation that cannot be built here, DeepSpeed prints its own message.
     """
     from deepspeed.accelerator import get_accelerator
     from torch.utils import cpp_extension
@@ -99,7 +99,7 @@ def build_operation(builder_name: str) -> None:
 
 
 def build_optimizer_operation(config: Mapping[str, Any]) -> None:
-    """Build what DeepSpeed's Adam of this configuration is made of, before DeepSpeed itself does."""
+    """Build the operation of this configuration's Adam before DeepSpeed itself does."""
     optimizer = config.get("optimizer", {})
     is_adam = optimizer.get("type", "").lower() in ("adam", "adamw")
     if is_adam and not optimizer.get("params", {}).get("torch_adam"):
@@ -117,7 +117,7 @@ def start_deepspeed(timeout: timedelta) -> None:
     import deepspeed
 
     if not torch.accelerator.is_available():
-        build_operation("ShareMemCommBuilder")  # by which ranks on one CPU exchange tensors
+        build_operation("ShareMemCommBuilder")  # with it, ranks on one CPU exchange tensors
     if "RANK" not in os.environ:
         with socket.socket() as port:
             port.bind(("127.0.0.1", 0))
@@ -129,7 +129,7 @@ def start_deepspeed(timeout: timedelta) -> None:
 
 
 def limit_collectives(timeout: timedelta) -> None:
-    """Give all process groups that timeout; DeepSpeed makes groups of its own without one."""
+    """Set the timeout of all process groups, since DeepSpeed makes groups of its own without one."""
     if dist.is_initialized():
         for group in list(dist.distributed_c10d._world.pg_map):
             group.set_timeout(timeout)

@@ -1,4 +1,4 @@
-"""What a run is, said at its start, and what it was, written at its end: report.json and report.md."""
+"""The lines that a run opens with, and the report at its end: report.json and report.md."""
 
 import json
 import platform
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets")
 PLAIN_BYTES = 16
 
 
-def opening(trainer: Trainer, disk_bytes: int) -> list[str]:
+def opening_lines(trainer: Trainer, disk_bytes: int) -> list[str]:
     """The lines that a run opens with: its model, data, steps, memory and disk."""
     model, args = trainer.model, trainer.args
     parameters = sum(numel(weight) for weight in model.parameters())
@@ -75,7 +75,10 @@ def expected_memory(trainer: Trainer) -> tuple[int, int]:
 def write_report(
     trainer: Trainer, run_dir: Path, command: str, record: Mapping[str, Any], data: Mapping[str, Any]
 ) -> None:
-    """Write report.json, report.md and loss.png into the run directory. data: the summary of each file."""
+    """Write report.json, report.md and loss.png into the run directory.
+
+    record: the run's `resume.describe`. data: the findings' summary of each file, by its path.
+    """
     history = trainer.state.log_history
     training = [entry for entry in history if "loss" in entry]
     evaluation = [entry for entry in history if "eval_loss" in entry]
@@ -133,8 +136,8 @@ def _as_markdown(report: Mapping[str, Any]) -> str:
         "tokens a second": f"{number('tokens_per_second', ',.0f')}, {supervised} of them supervised",
         "share of the GEMM bound": number("matrix_product_share", ".0%"),
     }
-    for path, found in report["data"].items():
-        kept = found["kept"]
+    for path, summary in report["data"].items():
+        kept = summary["kept"]
         rows[f"`{path}`"] = (
             f"{kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} supervised"
         )
@@ -148,7 +151,7 @@ def _as_markdown(report: Mapping[str, Any]) -> str:
 
 
 def git_commit() -> str | None:
-    """Of this code, with `+` where files are changed; None where it is no git checkout."""
+    """The commit of this code, with `+` if files have changed; None outside a git checkout."""
 
     def git(*arguments: str) -> str | None:
         try:

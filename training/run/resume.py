@@ -30,7 +30,7 @@ from training.run.launch import WORLD_SIZE
 from training.run.report import steps_of_report
 from training.run.stopping import StopRequest
 
-# What the run was started with.
+# What the run began with.
 RECORD = "run.json"
 
 # The options of the run, as a file for --config.
@@ -42,7 +42,7 @@ LOCK = ".lock"
 # What a run may leave in its directory before it has begun, if it is killed.
 NOTHING_YET = (LOCK, f".{RECORD}.partial", f".{OPTIONS}.partial")
 
-# Where a checkpoint stands while another number of ranks than wrote it reads it.
+# Prefix of the directory of a checkpoint that is converted for another number of ranks.
 UNIVERSAL = ".universal-"
 
 
@@ -93,7 +93,7 @@ class Run:
         return steps_of_report(self.directory) >= total_steps
 
     def write_record(self) -> None:
-        """Write what the run goes by: run.json when it begins, options.yaml each time. For rank 0."""
+        """Write run.json when the run begins, and options.yaml at each start. For rank 0."""
         if self.record is None or self.options.resume_anyway:
             text = json.dumps(self.description, ensure_ascii=False, indent=1)
             write_atomic(self.directory / RECORD, text)
@@ -103,7 +103,7 @@ class Run:
 def find_run(options: Options, deepspeed_config: dict[str, Any] | None) -> Run:
     """The run that these options describe: a new one, or with --resume the one that is to go on.
 
-    Raises UserError where a new run would write over something, and where there is no run to continue.
+    Raises UserError where a new run would overwrite something, and where there is no run to continue.
     """
     directory = options.local_output_dir / (options.run_name or default_run_name(options.input_model))
     if not options.resume or not is_begun(directory):
@@ -167,11 +167,11 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
         say(f"{run_dir}: no complete checkpoint; starting at step 0")
         return None
     newest = complete[-1]
-    said = read_complete(newest)
-    if not any(name == "optimizer.pt" or name.startswith("global_step") for name in said["files"]):
+    content = read_complete(newest)
+    if not any(name == "optimizer.pt" or name.startswith("global_step") for name in content["files"]):
         raise UserError(f"{newest}: saved with --save-only-model, so that it cannot be continued")
     say(f"continuing from {newest}")
-    warn_of_slow_save(said["seconds"])
+    warn_of_slow_save(content["seconds"])
     return newest
 
 
@@ -182,7 +182,7 @@ def describe(
     held_out: Examples,
     world_size: int,
 ) -> dict[str, Any]:
-    """What a run is, for run.json: what must not change for it to go on as if it had not stopped, and in
+    """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options", for people, every option as text.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
@@ -214,8 +214,7 @@ def _adapter(options: Options) -> str:
 
 
 def _model_fingerprint(path: str) -> str:
-    """A hash of a directory's configuration and of the sizes of its weights' files; the name of a hub
-    model."""
+    """A hash of a directory's config.json and the sizes of its weight files; for a hub model, its name."""
     if not os.path.isdir(path):
         return path
     content = hashlib.blake2b(Path(path, "config.json").read_bytes(), digest_size=16)
@@ -249,7 +248,7 @@ def keep_defaults(options: Options, record: Mapping[str, Any]) -> Options:
     before = record["options"]
     kept = {
         name: type(getattr(options, name))(before[name])
-        for name in options.defaulted
+        for name in options.default_names
         if before.get(name, "None") != "None"
     }
     return replace(options, **kept)
@@ -274,16 +273,16 @@ def keep_global_batch(options: Options, record: Mapping[str, Any], world_size: i
 def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, Any], anyway: bool) -> None:
     """Raise UserError where the run would not go on as it was; say which other options have changed.
 
-    anyway: only say it, unless the checkpoint's optimizer is another one and cannot be read.
+    anyway: warn instead of raising, except for another optimizer, whose checkpoint cannot be read.
     """
     if now["optimizer"] != record["optimizer"]:
         raise UserError(
             f"{run_dir}: began with {record['optimizer']}, and its optimizer is not one of "
             f"{now['optimizer']}; give --deepspeed and --bf16 as they were"
         )
-    different = [name for name in ("data", "model", "global batch", "seed") if now[name] != record[name]]
-    if different:
-        text = f"{run_dir}: not the same {', '.join(different)} as this run's"
+    changed_names = [name for name in ("data", "model", "global batch", "seed") if now[name] != record[name]]
+    if changed_names:
+        text = f"{run_dir}: not the same {', '.join(changed_names)} as this run's"
         if not anyway:
             raise UserError(f"{text}; pass --resume-anyway if you want that, or give another --run-name")
         say(f"WARNING: {text}; going on anyway")
@@ -294,10 +293,10 @@ def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, A
 
 
 @contextmanager
-def as_universal(checkpoint: Path, trainer: Trainer) -> Iterator[Path]:
-    """A checkpoint for any number of ranks (https://www.deepspeed.ai/tutorials/universal-checkpointing/).
+def universal_checkpoint(checkpoint: Path, trainer: Trainer) -> Iterator[Path]:
+    """The checkpoint, for any number of ranks (https://www.deepspeed.ai/tutorials/universal-checkpointing/).
 
-    Rank 0 makes it and takes it away again.
+    Rank 0 converts it into a directory of its own, and removes that at the end of the block.
     """
     directory = checkpoint.with_name(f"{UNIVERSAL}{step_of(checkpoint)}")
     if trainer.is_world_process_zero():

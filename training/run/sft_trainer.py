@@ -1,7 +1,7 @@
 """transformers' Trainer with our batches, learning rate, evaluation loss, speed and checkpoints.
 
 What a step computes (forward, the loss over the supervised tokens of the whole batch, backward, clipping,
-AdamW, the schedule) stands in some forty lines in tests/plain_loop.py, to whose losses this trainer is held.
+AdamW, the schedule) is written out in some forty lines in tests/plain_loop.py; a test compares the losses.
 """
 
 import math
@@ -45,7 +45,7 @@ from training.run.stopping import StopRequest
 # Seconds for which a run measures how fast the machine multiplies, at its start.
 MEASURED_SECONDS = 0.5
 
-# In errors of torch's process group and of gloo, what says that the other end is gone.
+# Texts in errors of torch's process group and of gloo that mean that another rank is gone.
 LOST_RANK = ("Connection closed by peer", "Connection reset", "Timed out", "Broken pipe", "recv timeout")
 
 # A loss that is SPIKE_FACTOR times the mean of the SPIKE_WINDOW log lines before it is reported.
@@ -156,18 +156,18 @@ class SFTTrainer(Trainer):
         return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
     def get_batch_samples(self, *args: Any) -> tuple[list, torch.Tensor | None]:
-        """As transformers', which would take one more step where a run is continued that has taken all."""
+        """No batches once all steps are taken: transformers would take one more in a continued run."""
         if self.state.global_step >= self.state.max_steps:
             return [], None
         return super().get_batch_samples(*args)
 
     def get_train_dataloader(self) -> DataLoader:
-        how = (
+        batch_limit = (
             {"tokens_per_batch": self.tokens_per_batch}
             if self.tokens_per_batch
             else {"batch_size": self.args.per_device_train_batch_size}
         )
-        return self._batches(self.train_dataset, seed=self.args.seed, **how)
+        return self._batches(self.train_dataset, seed=self.args.seed, **batch_limit)
 
     def get_eval_dataloader(self, eval_dataset: Examples | None = None) -> DataLoader:
         return self._batches(
@@ -175,14 +175,14 @@ class SFTTrainer(Trainer):
             batch_size=self.args.per_device_eval_batch_size,
         )
 
-    def _batches(self, examples: Examples, **how: int) -> Batches:
+    def _batches(self, examples: Examples, **settings: int) -> Batches:
         sampler = MicroBatches(
-            examples.lengths, rank=self.args.process_index, world_size=self.args.world_size, **how
+            examples.lengths, rank=self.args.process_index, world_size=self.args.world_size, **settings
         )
         return Batches(examples, batch_sampler=sampler, collate_fn=self.data_collator)
 
     def train(self, *args: Any, **kwargs: Any):
-        """As transformers', after a look at how fast the machine multiplies."""
+        """Train as transformers does, after measuring how fast the machine multiplies."""
         dtype = torch.bfloat16 if self.args.bf16 else torch.float32
         self._product_flops_per_second = self._measured_products(dtype)
         say(
@@ -193,8 +193,8 @@ class SFTTrainer(Trainer):
             in_float32 = self._measured_products(torch.float32)
             if in_float32 > 2 * self._product_flops_per_second:
                 say(
-                    f"WARNING: in float32 it is {in_float32 / 1e12:.3g}: this processor has no instructions "
-                    "for bfloat16; --no-bf16 takes twice the memory, and less time"
+                    f"WARNING: in float32 it is {in_float32 / 1e12:.3g} TFLOP/s: this processor has no "
+                    "instructions for bfloat16; --no-bf16 takes twice the memory, and less time"
                 )
         if self.is_deepspeed_enabled:
             build_optimizer_operation(self.args.hf_deepspeed_config.config)
@@ -256,7 +256,7 @@ class SFTTrainer(Trainer):
         say(f"step {self.state.global_step}/{self.state.max_steps}  {log_line(logs)}")
 
     def _speed(self) -> dict[str, float]:
-        """The speed of all ranks since the last log line; the time left is judged by the whole run so far."""
+        """The speed of all ranks since the last log line; the time left assumes the mean speed so far."""
         *counts, seconds = self._sum_over_ranks(*self.throughput.tokens, self.throughput.seconds)
         self.throughput.reset()
         tokens, seconds = Tokens(*map(int, counts)), seconds / self.args.world_size
@@ -288,14 +288,14 @@ class SFTTrainer(Trainer):
             return metrics
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers', which begins each checkpoint with this call on all ranks."""
+        """Save as transformers does, which begins each checkpoint with this call, on all ranks."""
         if self.args.output_dir != str(self.run_dir):
             self.throughput.pause()
             self.checkpoints.begin(self.state.global_step)
         super().save_model(*args, **kwargs)
 
     def complete_checkpoint(self) -> None:
-        """Make a checkpoint of what transformers has saved, and go on measuring the speed."""
+        """Make a checkpoint of what transformers has saved, and start the speed's clock again."""
         if self.args.should_save:
             self.tokenizer.save_pretrained(self.checkpoints.directory)
         self.checkpoints.complete()
@@ -309,12 +309,12 @@ class SFTTrainer(Trainer):
         """
         if self.is_deepspeed_enabled:
             self._gradient_norm = float(self.deepspeed.get_global_grad_norm() or 0)
-        is_bad = not math.isfinite(float(self._step_loss)) or not math.isfinite(self._gradient_norm)
-        bad, stop = self._on_any_rank(is_bad, self.stop_request.reason is not None)
-        if bad:
+        is_broken = not math.isfinite(float(self._step_loss)) or not math.isfinite(self._gradient_norm)
+        any_broken, any_stop = self._on_any_rank(is_broken, self.stop_request.reason is not None)
+        if any_broken:
             self._refuse_step()
         self._step_loss = torch.tensor(0.0)
-        if stop and not self.stopped_by and self.state.global_step < self.state.max_steps:
+        if any_stop and not self.stopped_by and self.state.global_step < self.state.max_steps:
             self.stopped_by = self.stop_request.reason or "another rank's signal"
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False  # whoever asked may not wait for that
@@ -328,7 +328,7 @@ class SFTTrainer(Trainer):
         return together.bool().tolist()
 
     def _refuse_step(self) -> NoReturn:
-        # As the log has it: the mean over the ranks, each of which scales its loss by their number.
+        # As in the log, the mean over the ranks, each of which scales its loss by their number.
         loss = self._sum_over_ranks(float(self._step_loss))[0] / self.args.world_size
         step = self.state.global_step
         newest = find_checkpoints(self.run_dir)[0][-1:]
@@ -364,9 +364,9 @@ class SFTTrainer(Trainer):
             batch = send_to_device(batch, self.args.device)
             tokens = (batch["labels"] != NOT_SUPERVISED).sum()
             with torch.no_grad(), self.compute_loss_context_manager():
-                of_batch = model(**batch).loss
-            # A rank without a share has no mean.
-            loss = torch.where(tokens > 0, of_batch.double() * tokens, 0.0)
+                batch_loss = model(**batch).loss
+            # The mean over no supervised tokens may be NaN.
+            loss = torch.where(tokens > 0, batch_loss.double() * tokens, 0.0)
             loss_and_tokens += torch.stack([loss, tokens.double()])
         loss, tokens = self.accelerator.reduce(loss_and_tokens, reduction="sum").tolist()
         with self.compute_loss_context_manager():

@@ -32,14 +32,14 @@ def product_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: 
     It is the fastest of the three products that a linear layer makes, one forward and two backward: some
     processors lay out bfloat16 for one of them ten times as slowly as for another.
     """
-    # How many numbers it takes depends on the time; those of the run, for dropout, must not.
+    # How many random numbers are drawn here depends on the time, so the run's own generator is left alone.
     generator = torch.Generator(device).manual_seed(0)
     size, best = SMALLEST_PRODUCT, 0.0
     while True:
         a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
         slowest = 0.0
         for left, right in ((a, b), (a, b.T), (a.T, b)):
-            _seconds_of(left, right, 1)  # the first one prepares things
+            _seconds_of(left, right, 1)  # not timed: the first product also sets things up
             spent = _seconds_of(left, right, 1)
             slowest = max(slowest, spent)
             if 2 * size**3 / spent > best:
@@ -67,7 +67,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 class Throughput:
-    """Counts tokens and the time that they take, of this rank, between two calls of `reset`."""
+    """Counts the tokens of this rank, and the seconds that they take, since the last `reset`."""
 
     def __init__(self) -> None:
         self.reset()
@@ -90,6 +90,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        """Stop the clock during the block."""
         self.pause()
         try:
             yield

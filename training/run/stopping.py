@@ -45,7 +45,7 @@ class StopRequest:
 
 
 def launchers() -> list[psutil.Process]:
-    """DeepSpeed's processes above this one: what starts a node's ranks, and above it what the user typed."""
+    """The DeepSpeed processes above this one: what starts a node's ranks, then what the user started."""
     if "LOCAL_RANK" not in os.environ:
         return []
     return [process for process in psutil.Process().parents() if _runs_deepspeed(process)]

@@ -1,1 +1,1 @@
-"""The text of a conversation, once: rows, the rendered text, token ids with labels, the tokenizer."""
+"""The text of a conversation: rows, the rendered text, token ids with labels, the tokenizer."""

@@ -8,7 +8,7 @@ from training.text.turns import Conversation, Turn
 
 __all__ = ["Conversation", "Turn", "domain_of", "format_of", "from_row", "other_keys"]
 
-# How the original's data name the domain of an instruction.
+# The prefix by which the original's data name the domain of an instruction.
 DOMAIN_PREFIX = re.compile(r"\s*【([^【】\n]{1,30})】")
 
 
@@ -34,7 +34,7 @@ def format_of(row: dict[str, Any]) -> str:
 
 
 def other_keys(row: dict[str, Any]) -> set[str]:
-    """The keys of a row that `from_row` takes, and of its messages, that no conversation has a place for."""
+    """The keys that a Conversation has no place for, of a row that `from_row` takes and of its messages."""
     row_format = recognise(row)
     known = {*answered_keys(), *row_format.fields}
     found = {f'"{key}"' for key, value in row.items() if key not in known and value is not None}
@@ -49,6 +49,6 @@ def other_keys(row: dict[str, Any]) -> set[str]:
 
 
 def domain_of(conversation: Conversation) -> str:
-    """What the first instruction has in 【】 before it; "" for nothing."""
+    """The domain in 【】 at the start of the first instruction, or "" if there is none."""
     prefix = DOMAIN_PREFIX.match(conversation.turns[0].human)
     return prefix[1] if prefix else ""

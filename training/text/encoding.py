@@ -28,14 +28,14 @@ class Encoded(NamedTuple):
 
 
 def supervised_mask(length: int, answers: Iterable[tuple[int, int]]) -> np.ndarray:
-    """Which of `length` tokens are supervised: those of the answers, from (and with) start to (without) end.
+    """Which of `length` tokens are supervised: those of the answers, from start up to end (not included).
 
     text          <|Human|> :\\n 你好 \\n\\n <|YaYi|> :\\n 您好 \\n\\n <|End|>
     input_ids         h     1   2    3     y     1   4    3     e       answers  (5, 9)
     mask              .     .   .    .     .     x   x    x     x
     labels            .     .   .    .     .     1   4    3     e       . = -100
 
-    Training and `encode` both make their labels of this mask, by `mask_labels`. Returns (length,) booleans.
+    Training and `encode` both make their labels from this mask, by `mask_labels`. Returns (length,) booleans.
     """
     mask = np.zeros(length, dtype=bool)
     for start, end in answers:
@@ -86,7 +86,7 @@ def encode_turns(conversations: Sequence[Conversation], tokenizer: PreTrainedTok
     for of_one in all_pieces:
         input_ids: list[int] = []
         answers: list[tuple[int, int]] = []
-        is_supervised = False  # whether the piece before was
+        is_supervised = False  # whether the previous piece was
         for piece in of_one:
             if piece.is_supervised and not is_supervised:
                 start = len(input_ids)
@@ -114,7 +114,7 @@ def answer_header(tokenizer: PreTrainedTokenizerFast) -> str:
 
     A prompt ends after ":" if the tokenizer never joins ":" and a newline, as BLOOM's does not; the ids are
     then those of the whole text in one piece. Other tokenizers have tokens for ":\\n" and ":\\n\\n": with
-    them the whole header is tokenized apart from the answer.
+    them the whole header is tokenized separately.
     """
     answers = ["", "\n", "\n\n", " ", "a", "1", ":", "你", "。"]
     joined = _text_ids(tokenizer, [f"{COLON}{OPENING}{answer}" for answer in answers])
@@ -144,8 +144,8 @@ def _layout(tokenizer: PreTrainedTokenizerFast) -> _Layout:
 def _text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     """Ids of texts in which nothing is a control token.
 
-    Straight from the tokenizers library: `tokenizer(texts)` also makes offsets and masks, which nobody reads.
-    It sets anew for each of its calls what is set here.
+    They come straight from the tokenizers library, since `tokenizer(texts)` also makes offsets and masks that
+    nobody reads. What is set here does not change `tokenizer(texts)`, which sets it anew in each call.
     """
     backend = tokenizer.backend_tokenizer
     # Set only where needed: setting waits for calls that run in other threads.

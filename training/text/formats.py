@@ -33,13 +33,13 @@ SPEAKERS = {
 class RowFormat:
     """One entry of the table.
 
-    name: what the check calls it. key: what a row of this format has, and not null. read: gives the row's
-    conversation, whose last answer may be missing, and raises ValueError naming the field at fault. fields:
-    the other keys that `read` looks at; message_fields: those of each message, where the key holds a list.
-    write: gives the row of a conversation, or raises ValueError where there is none; option: what `--to` of
-    the command `training.convert` calls it. no_answer: what is said of a row that lacks its last answer.
-    speaker: only a row with a message from this speaker is of the format, where several have one key.
-    is_prompt: whether the format has no place for an answer, so that it is of no use in training.
+    name: what `training.check` calls the format. key: every row of the format has this key, and not null.
+    read: makes a row's conversation, whose last answer may be missing; raises ValueError naming the field at
+    fault. fields: the other keys that `read` looks at. message_fields: those of each message, if `key` holds
+    a list. write: makes the row of a conversation; raises ValueError for one that the format cannot hold.
+    option: the name of the format for `--to` of `training.convert`. no_answer: the error for a row that lacks
+    its last answer. speaker: where several formats share a key, a row is of this one only if it has a message
+    from this speaker. is_prompt: whether the format has no place for an answer; training cannot use it.
     """
 
     name: str
@@ -55,9 +55,9 @@ class RowFormat:
 
 
 def recognise(row: Row, *, prompts: bool = False) -> RowFormat:
-    """The format of a row, those without an answer among them if `prompts` are wanted.
+    """The format of a row; with `prompts`, it may be one that has no place for an answer.
 
-    A key whose value is null counts as absent. Raises ValueError unless the row has the key of one format.
+    A key whose value is null counts as absent. Raises ValueError unless the row has exactly one format's key.
     """
     found = [entry for entry in FORMATS if not entry.is_prompt and row.get(entry.key) is not None]
     if prompts and not found:
@@ -185,7 +185,7 @@ def _speaks(messages: Any, entry: RowFormat) -> bool:
 
 
 def _text(value: Any, field: str) -> str:
-    """`value` as text that can be written in UTF-8; absent is empty."""
+    """`value` as text that can be written in UTF-8; "" for None."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -207,7 +207,7 @@ def _nonblank_text(value: Any, field: str) -> str:
     return text
 
 
-# Of several formats with one key, the first one that fits is a row's.
+# Where several formats have the same key, a row is of the first one that fits.
 FORMATS = [
     RowFormat(
         name="instruction",

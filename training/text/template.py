@@ -1,8 +1,8 @@
-"""The text of a conversation, twice side by side: as our renderer writes it, and as the chat template does.
+"""The text of a conversation, written in two ways: by our renderer, and by the chat template.
 
     <|System|>:\\n{system}\\n\\n<|Human|>:\\n{human}\\n\\n<|YaYi|>:\\n{yayi}\\n\\n<|End|><|Human|>:\\n...
 
-Texts go in as they are. The names of the speakers are those of `consts.py`; what stands around a text is
+Texts are inserted unchanged. The names of the speakers are those of `consts.py`; what stands around a text is
 declared here. A change of either changes training, the template and inference together.
 """
 
@@ -32,10 +32,10 @@ _END = Piece(END, is_control=True, is_supervised=True)
 
 
 def pieces(conversation: Conversation, header: str = COLON) -> Iterator[Piece]:
-    """The text of a conversation in order; of a prompt, up to and including the header of the missing answer.
+    """The pieces of a conversation's text, in order; those of a prompt end with the missing answer's header.
 
     header: where a prompt ends, COLON or COLON + OPENING, as `encoding.answer_header` gives it. The text is
-    cut beside control tokens and there, nowhere else.
+    cut there and on both sides of control tokens, nowhere else.
     """
     yield _SYSTEM
     yield Piece(f"{COLON}{OPENING}{conversation.system or INTRO}{CLOSING}")
@@ -61,8 +61,8 @@ def chat_template(special_tokens: Iterable[str], header: str = COLON) -> str:
     """The Jinja template that renders OpenAI-style messages to the same text, for servers without our code.
 
     It breaks each of `special_tokens` inside a message with a character that the tokenizer's normalizer
-    removes. From an assistant's message it takes off what a client got with it: the newline that opens an
-    answer and the blank line that closes it. A prompt ends in `header`.
+    removes. A client may send back an answer as it was generated, so the newline that opens it and the blank
+    line that closes it are removed from an assistant's message. A prompt ends in `header`.
     """
     return _TEMPLATE.substitute(
         special="[" + ", ".join(_quoted(token) for token in special_tokens) + "]",

@@ -28,7 +28,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer_and_new_tokens(path: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """What `load_tokenizer` gives, and the ids of the control tokens that the tokenizer at `path` lacks.
+    """The tokenizer of `load_tokenizer`, and the ids of the control tokens that the one at `path` lacks.
 
     `load_model` and `add_adapter` take those ids as `new_tokens`, so that the tokenizer is read once.
     """
@@ -39,15 +39,15 @@ def load_tokenizer_and_new_tokens(path: str) -> tuple[PreTrainedTokenizerFast, l
 def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Give a tokenizer the control tokens and the chat template; return the ids of the tokens it lacked.
 
-    Tokens that are there keep their ids; missing control tokens get the next free ones. Saved, the tokenizer
-    renders and tokenizes chats by itself as training does.
+    Tokens that are there keep their ids; missing control tokens get the next free ones. Once saved, the
+    tokenizer renders and tokenizes chats as training does, without our code.
     """
     backend = tokenizer.backend_tokenizer
     missing = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is None]
-    # Special tokens that were there, too, have to be looked for before the normalizer removes the breakers.
+    # The special tokens that were there must be matched, too, before the normalizer removes the breakers.
     found = tokenizer.added_tokens_decoder.values()
-    late = [str(token) for token in found if token.special and token.normalized]
-    special = [AddedToken(token, special=True, normalized=False) for token in (*late, *CONTROL_TOKENS)]
+    late_tokens = [str(token) for token in found if token.special and token.normalized]
+    special = [AddedToken(token, special=True, normalized=False) for token in (*late_tokens, *CONTROL_TOKENS)]
     tokenizer.add_tokens(special, special_tokens=True)
     tokenizer.eos_token = END
     tokenizer.clean_up_tokenization_spaces = False
@@ -71,7 +71,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 
 def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer as it is found at `path`, as an object of the library's general class.
+    """The tokenizer at `path`, unchanged, as a PreTrainedTokenizerFast.
 
     A saved tokenizer of a class such as Qwen2Tokenizer would be loaded with that class's normalizer instead
     of ours. Raises UserError where there is no usable tokenizer.
@@ -116,9 +116,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def _leave_spaces(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Change the tokenizer so that it adds no space to a text, and takes none off.
+    """Change the tokenizer so that it adds no space to a text, and removes none.
 
-    SentencePiece puts a space before each text, and its decoder takes it off again. Here every piece of a
+    SentencePiece puts a space before each text, and its decoder removes it again. Here every piece of a
     conversation would get one, though the whole text has at most one, at its start.
     """
     parts = ("normalizer", "pre_tokenizer", "decoder")

@@ -1,4 +1,4 @@
-"""Conversation and Turn, which every row becomes: the code behind the reader knows nothing else."""
+"""Conversation and Turn: every row becomes one, and the code after the reader knows no other form."""
 
 from dataclasses import dataclass
 
