@@ -1,1 +1,1 @@
-"""How good a model is: objective questions, people's ratings, held-out loss, and the tables of all that."""
+"""How good a model is: objective questions, people's ratings, held-out loss, and tables of the results."""

@@ -9,17 +9,18 @@ import openai
 
 from training.common.errors import UserError, first_line
 
-# How often a request is sent again for which the server was too busy, or which got lost.
+# How often a request is sent again when the server was too busy or the connection failed.
 RETRIES = 5
 
 
 def ask_endpoint(
     url: str, model: str, questions: Sequence[str], sampling: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Each question's answer and whether the model ended it itself; all are asked at the same time.
+    """{"answer", "ended"} for each question; all are asked at the same time.
 
-    sampling: temperature, top_p and max_tokens, as the endpoint takes them. Raises UserError for a server
-    that cannot be reached, refuses, or answers with something else.
+    ended: whether the model ended the answer itself. sampling: temperature, top_p and max_tokens, as the
+    endpoint takes them. Raises UserError for a server that cannot be reached, refuses, or answers with
+    something else.
     """
     client = openai.OpenAI(
         base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=RETRIES

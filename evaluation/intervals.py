@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 
-# How often the questions are drawn anew, and the seed of the draws.
+# How many samples the bootstrap draws, and their seed.
 DRAWS, SEED = 10_000, 0
 
 
@@ -24,9 +24,9 @@ def share_interval(count: int, total: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float], weights: Sequence[float]) -> Interval:
-    """The percentile bootstrap's interval of a weighted mean; values are drawn with their weights.
+    """The percentile bootstrap's interval of a weighted mean; each value is drawn with its weight.
 
-    (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.)
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
     """
     draws = np.random.default_rng(SEED).integers(len(values), size=(DRAWS, len(values)))
     weight = np.asarray(weights, float)[draws]

@@ -15,13 +15,13 @@ from training.text.encoding import encode, encode_prompt
 def answer_ids(
     prompt: Conversation, answers: Sequence[str], tokenizer: PreTrainedTokenizerFast
 ) -> list[list[int]]:
-    """The supervised tokens of each answer, those that training has: up to and including its `<|End|>`."""
+    """The supervised tokens of each answer, as in training: up to and including its `<|End|>`."""
     prompt_ids = encode_prompt(prompt, tokenizer)
     *before, last = prompt.turns
     supervised = []
     for answer in answers:
-        whole = Conversation((*before, Turn(last.human, answer)), prompt.system)
-        ids = encode(whole, tokenizer)["input_ids"]
+        conversation = Conversation((*before, Turn(last.human, answer)), prompt.system)
+        ids = encode(conversation, tokenizer)["input_ids"]
         assert ids[: len(prompt_ids)] == prompt_ids, "a prompt's ids are a prefix of training's"
         supervised.append(ids[len(prompt_ids) :])
     return supervised
@@ -31,7 +31,7 @@ def answer_ids(
 def log_likelihoods(
     model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]]
 ) -> list[list[float]]:
-    """The natural logarithm of the probability of each answer after its prompt: one number for each answer.
+    """The natural logarithm of the probability of each answer after its prompt, by prompt and answer.
 
     prompts: the input_ids of each; answers: for each prompt, the input_ids of each of its answers. A prompt
     is read once, whatever the number of its answers.
@@ -42,24 +42,26 @@ def log_likelihoods(
     """
     mask = pad_left([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
     cache = DynamicCache(config=model.config)
-    first = _read(model, pad_left(prompts, 0).to(model.device), mask, cache, logits_to_keep=1)[:, -1]
+    first_logits = _read(model, pad_left(prompts, 0).to(model.device), mask, cache, logits_to_keep=1)[:, -1]
 
-    owner_of = [owner for owner, several in enumerate(answers) for _ in several]
-    flat = [answer for several in answers for answer in several]
+    owner_of = [owner for owner, of_prompt in enumerate(answers) for _ in of_prompt]
+    all_answers = [answer for of_prompt in answers for answer in of_prompt]
     owners = torch.tensor(owner_of, device=model.device)
-    # What follows an answer's last token does not matter. Padding is at the end, where no token sees it.
-    shortened = [torch.tensor(answer[:-1], dtype=torch.int64) for answer in flat]
-    input_ids = pad_sequence(shortened, batch_first=True).to(model.device)
-    later = None
+    # An answer's last token predicts nothing that counts. Padding is at the end, where no token sees it.
+    inputs = [torch.tensor(answer[:-1], dtype=torch.int64) for answer in all_answers]
+    input_ids = pad_sequence(inputs, batch_first=True).to(model.device)
+    later_logits = None
     if input_ids.shape[1]:
         cache.batch_select_indices(owners)
-        later = _read(model, input_ids, torch.cat([mask[owners], torch.ones_like(input_ids)], dim=1), cache)
+        later_logits = _read(
+            model, input_ids, torch.cat([mask[owners], torch.ones_like(input_ids)], dim=1), cache
+        )
 
     totals: list[list[float]] = [[] for _ in prompts]
-    for row, (owner, answer) in enumerate(zip(owner_of, flat, strict=True)):
-        logits = first[owner][None]
+    for index, (owner, answer) in enumerate(zip(owner_of, all_answers, strict=True)):
+        logits = first_logits[owner][None]
         if len(answer) > 1:
-            logits = torch.cat([logits, later[row, : len(answer) - 1]])
+            logits = torch.cat([logits, later_logits[index, : len(answer) - 1]])
         targets = torch.tensor(answer, device=logits.device)[:, None]
         totals[owner].append(logits.float().log_softmax(dim=-1).gather(1, targets).sum().item())
     return totals
@@ -72,7 +74,7 @@ def _read(
     cache: DynamicCache,
     logits_to_keep: int = 0,
 ) -> torch.Tensor:
-    """Logits (rows, tokens, vocabulary) for input_ids that go on from `cache`; mask: (rows, all tokens)."""
+    """Logits (batch, tokens, vocabulary) for input_ids that go on from `cache`; mask: (batch, all tokens)."""
     positions = {}
     if "position_ids" in inspect.signature(model.forward).parameters:
         positions = {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]}

@@ -4,17 +4,17 @@ python -m evaluation.objective --model checkpoints/demo \\
     --questions data/evaluation/objective_example.jsonl --output checkpoints/evaluation/demo-objective
 
 A multiple-choice question is asked in every rotation of its options, so that each of them stands once at each
-letter, and its answer is found in five ways:
+letter, and its answer is determined in five ways:
 
     generated             the model answers, greedily, and the option is read off what it says; an answer that
                           cannot be read is wrong
-    generated or guessed  that answer too, but with a random guess where it cannot be read
+    generated or guessed  the same answer, but a random guess where it cannot be read
     letter                the letter that is the likeliest answer
     option                the "A. text" that is likeliest as a whole, which favours short ones
     option per token      the "A. text" whose log-likelihood divided by its number of tokens is highest
 
-An answer's likelihood is that of all its supervised tokens, as training would have them. To a short-answer
-question an answer is only generated; it is right if it contains an accepted one. Accuracies are those of the
+An answer's likelihood is that of all its supervised tokens, as training would have them. For a short-answer
+question, an answer is only generated; it is right if it contains an accepted one. Accuracies are those of the
 options' own order; the other orders show whether a model goes by the letter.
 
 --output is a directory: answers.jsonl has every answer, result.json the figures.
@@ -70,7 +70,7 @@ FREE_OPTIONS = ("questions", "output", "device", "batch_size")
     "--max-new-tokens", type=click.IntRange(min=1), default=256, help="Longest answer that is generated."
 )
 def main(**options: Any) -> None:
-    """Let a model answer questions, and count. Ctrl-C stops it, and the same command continues."""
+    """Let a model answer questions, and count right ones. Ctrl-C stops it, and the same command continues."""
     measure_accuracy(SimpleNamespace(**options, seed=None))
 
 
@@ -99,7 +99,7 @@ def measure_accuracy(options: SimpleNamespace) -> None:
 
 
 def digest(questions: Sequence[ObjectiveQuestion]) -> str:
-    """A hash of the questions, by which a run that is continued knows them again."""
+    """A hash of the questions, by which a continued run recognises them."""
     text = repr(questions).replace("ObjectiveQuestion(", "Question(")  # the name when the first runs began
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -107,14 +107,14 @@ def digest(questions: Sequence[ObjectiveQuestion]) -> str:
 def answer_tasks(
     tasks: Sequence[tuple[ObjectiveQuestion, int]], journal: Journal, options: SimpleNamespace
 ) -> None:
-    """Answer what is not in `journal`, the longest first, so that want of memory shows at once.
+    """Answer what is not in `journal`, the longest first, so that a lack of memory shows at once.
 
-    tasks: each a question and the rotation of its options in which it is asked.
+    tasks: pairs of a question and the rotation of its options in which it is asked.
     """
-    model, tokenizer = load_from_options(options, untaught=True)
-    shown = [question.rotated(rotation) for question, rotation in tasks]
-    prompts = [encode_prompt(as_conversation(question), tokenizer) for question in shown]
-    check_prompt_lengths([question.place for question in shown], prompts, context_length(model))
+    model, tokenizer = load_from_options(options, allow_untaught=True)
+    questions = [question.rotated(rotation) for question, rotation in tasks]
+    prompts = [encode_prompt(as_conversation(question), tokenizer) for question in questions]
+    check_prompt_lengths([question.place for question in questions], prompts, context_length(model))
     config = generation_config(
         tokenizer, max_new_tokens=options.max_new_tokens, temperature=0, repetition_penalty=1.0
     )
@@ -122,26 +122,26 @@ def answer_tasks(
     def answer(batch: list[int]) -> list[dict[str, Any]]:
         generated = answer_batch(model, tokenizer, [prompts[row] for row in batch], config)
         entries = [{"row": row} | given._asdict() for row, given in zip(batch, generated, strict=True)]
-        choices = [entry for entry in entries if shown[entry["row"]].options]
+        choices = [entry for entry in entries if questions[entry["row"]].options]
         if not choices:
             return entries
         candidates = []
         for entry in choices:
-            question = shown[entry["row"]]
+            question = questions[entry["row"]]
             letters = LETTERS[: len(question.options)]
             candidates.append(answer_ids(as_conversation(question), [*letters, *question.lines], tokenizer))
         totals = log_likelihoods(model, [prompts[entry["row"]] for entry in choices], candidates)
-        for entry, several, total in zip(choices, candidates, totals, strict=True):
+        for entry, answers, total in zip(choices, candidates, totals, strict=True):
             if not all(map(math.isfinite, total)):
                 raise UserError(
-                    f"{options.model}: a likelihood is no number: the weights are broken, or overflow in "
-                    f"--dtype {options.dtype}; try --dtype float32"
+                    f"{options.model}: a likelihood is NaN or infinite: the weights are broken, or overflow "
+                    f"in --dtype {options.dtype}; try --dtype float32"
                 )
             half = len(total) // 2
             entry |= {
                 LETTER: total[:half],
                 OPTION: total[half:],
-                "tokens_of_option": [*map(len, several[half:])],
+                "tokens_of_option": [*map(len, answers[half:])],
             }
         return entries
 

@@ -1,4 +1,4 @@
-"""Objective questions: read from a file or from a set on the hub, and put to a model as a human would.
+"""Objective questions: read from a file or from a set on the hub, and asked as a human would.
 
 {"category": "知识题", "passage": "...", "question": "...", "options": ["...", "..."], "answer": "B"}
 {"category": "知识题", "question": "...", "answer": "206"}         or a list of accepted answers
@@ -27,18 +27,19 @@ LETTERS = string.ascii_uppercase
 # The category of a row that has none.
 NO_CATEGORY = "none"
 
-# Splits that hold questions with their answers, in the order of preference; the rest is for learning.
+# Splits that hold questions with their answers, in the order of preference; others hold worked examples.
 SPLITS = ("validation", "val", "test", "train")
 
-# CMMLU lies on the hub as an archive of tables, for a script that the datasets library no longer runs.
+# CMMLU lies on the hub as an archive of tables with a loading script, which datasets no longer runs.
 CMMLU_ARCHIVE = "cmmlu_v1_0_1.zip"
 
 
 @dataclass(frozen=True)
 class ObjectiveQuestion:
-    """A multiple-choice question has `options`, and `right` is the index of the right one.
+    """A question with one right option, or with a short answer.
 
-    A short-answer question has `accepted`, the answers that count as right.
+    options, right: of a multiple-choice question, the options and the index of the right one. accepted: of a
+    short-answer question, the answers that count as right.
     """
 
     place: str
@@ -109,8 +110,10 @@ def question_of(place: str, row: Any) -> ObjectiveQuestion:
     category = _text(row, "category") if "category" in row else NO_CATEGORY
     if "options" in row or "A" in row:
         options = _options(row)
-        return ObjectiveQuestion(place, category, text, options, right=_right(row.get("answer"), options))
-    return ObjectiveQuestion(place, category, text, accepted=_accepted(row.get("answer")))
+        return ObjectiveQuestion(
+            place, category, text, options, right=_right_option(row.get("answer"), options)
+        )
+    return ObjectiveQuestion(place, category, text, accepted=_accepted_answers(row.get("answer")))
 
 
 def _text(row: dict[str, Any], key: str) -> str:
@@ -130,14 +133,14 @@ def _options(row: dict[str, Any]) -> tuple[str, ...]:
     labels = [
         re.match(rf"\(?{letter}[).．、:：]\s*", text) for letter, text in zip(LETTERS, options, strict=False)
     ]
-    if all(labels):  # the file has put letters in front itself
+    if all(labels):  # the file has letters of its own in front
         options = [text[label.end() :] for label, text in zip(labels, options, strict=True)]
     if len(set(options)) < len(options):
         raise ValueError('"options" has the same one twice')
     return tuple(options)
 
 
-def _right(answer: Any, options: tuple[str, ...]) -> int:
+def _right_option(answer: Any, options: tuple[str, ...]) -> int:
     if isinstance(answer, str) and answer.strip() in options:
         return options.index(answer.strip())
     letters = LETTERS[: len(options)]
@@ -146,7 +149,7 @@ def _right(answer: Any, options: tuple[str, ...]) -> int:
     raise ValueError(f'"answer" is {answer!r}: neither one of {", ".join(letters)} nor one of the options')
 
 
-def _accepted(answer: Any) -> tuple[str, ...]:
+def _accepted_answers(answer: Any) -> tuple[str, ...]:
     answers = answer if isinstance(answer, list) else [answer]
     if not answers or not all(isinstance(one, str) and one.strip() for one in answers):
         raise ValueError('"answer" is neither text nor a list of accepted texts')
@@ -154,30 +157,30 @@ def _accepted(answer: Any) -> tuple[str, ...]:
 
 
 def _rows(name: str) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a file, or of all subjects of a set on the hub, each a category."""
+    """(place, row) of a file, or of all subjects of a set on the hub; each subject is a category."""
     if os.path.exists(name) or name.count("/") != 1 or name.endswith((".json", ".jsonl")):
         return read_rows(name)
     check_on_hub(name, "dataset")
-    return _of_archive(name) if name.endswith("/cmmlu") else _of_subjects(name)
+    return _rows_of_archive(name) if name.endswith("/cmmlu") else _rows_of_subjects(name)
 
 
-def _of_subjects(name: str) -> Iterator[tuple[str, Any]]:
+def _rows_of_subjects(name: str) -> Iterator[tuple[str, Any]]:
     """The rows of a set that has a configuration for each subject, as C-Eval has."""
     import datasets  # slow to import, and only needed here
 
-    with _readable(name):
+    with _reading_from_hub(name):
         for subject in datasets.get_dataset_config_names(name):
-            there = datasets.get_dataset_split_names(name, subject)
-            split = next((split for split in SPLITS if split in there), there[0])
+            split_names = datasets.get_dataset_split_names(name, subject)
+            split = next((split for split in SPLITS if split in split_names), split_names[0])
             for number, row in enumerate(datasets.load_dataset(name, subject, split=split), start=1):
                 yield f"{name}:{subject}:{number}", {"category": subject} | row
 
 
-def _of_archive(name: str) -> Iterator[tuple[str, Any]]:
+def _rows_of_archive(name: str) -> Iterator[tuple[str, Any]]:
     """The rows of CMMLU, which has a table for each subject under test/."""
     import huggingface_hub
 
-    with _readable(name):
+    with _reading_from_hub(name):
         path = huggingface_hub.hf_hub_download(name, CMMLU_ARCHIVE, repo_type="dataset")
         with zipfile.ZipFile(path) as archive:
             for member in sorted(archive.namelist()):
@@ -190,7 +193,7 @@ def _of_archive(name: str) -> Iterator[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _reading_from_hub(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:

@@ -19,36 +19,37 @@ GENERATED, GUESSED, LETTER, OPTION, PER_TOKEN = WAYS = (
     "option per token",
 )
 
-# The original's table of objective questions.
+# The title and the categories of the original's table of objective questions.
 ORIGINAL_TITLE = "基础能力-客观题"
 ORIGINAL_CATEGORIES = ("知识题", "语句理解题", "文学题", "逻辑推理题", "上下文阅读")
 
 
-def judge(question: ObjectiveQuestion, rotation: int, given: dict[str, Any]) -> dict[str, Any]:
+def judge(question: ObjectiveQuestion, rotation: int, entry: dict[str, Any]) -> dict[str, Any]:
     """A row of answers.jsonl: the question as it was asked, what each way chooses, and whether that is right.
 
-    A way that does not apply is in neither "chosen" nor "is_right"; an answer that could not be read is null.
+    entry: the answer and likelihoods, as the journal has them. A way that does not apply is in neither
+    "chosen" nor "is_right"; an answer that could not be read is null.
     """
     shown = question.rotated(rotation)
     row = {"place": shown.place, "category": shown.category, "question": shown.text, "rotation": rotation}
     if shown.options:
         row |= {"options": shown.options, "right": LETTERS[shown.right]}
-        likelihoods = {LETTER: given[LETTER], OPTION: given[OPTION]}
+        likelihoods = {LETTER: entry[LETTER], OPTION: entry[OPTION]}
         likelihoods[PER_TOKEN] = [
-            total / tokens for total, tokens in zip(given[OPTION], given["tokens_of_option"], strict=True)
+            total / tokens for total, tokens in zip(entry[OPTION], entry["tokens_of_option"], strict=True)
         ]
         row["log_likelihoods"] = likelihoods
-        index = read_choice(given["answer"], shown.options)
-        picked = {GENERATED: index, GUESSED: guess(shown, rotation) if index is None else index}
-        picked |= {way: values.index(max(values)) for way, values in likelihoods.items()}
-        is_right = {way: index == shown.right for way, index in picked.items()}
-        picked = {way: None if index is None else LETTERS[index] for way, index in picked.items()}
+        index = read_choice(entry["answer"], shown.options)
+        choices = {GENERATED: index, GUESSED: guess(shown, rotation) if index is None else index}
+        choices |= {way: values.index(max(values)) for way, values in likelihoods.items()}
+        is_right = {way: index == shown.right for way, index in choices.items()}
+        choices = {way: None if index is None else LETTERS[index] for way, index in choices.items()}
     else:
         row["accepted"] = shown.accepted
-        picked = dict.fromkeys((GENERATED, GUESSED), given["answer"].strip() or None)
-        is_right = dict.fromkeys(picked, is_accepted(given["answer"], shown.accepted))
-    said = {"answer": given["answer"], "ended": given["ended"]}
-    return row | said | {"chosen": picked, "is_right": is_right}
+        choices = dict.fromkeys((GENERATED, GUESSED), entry["answer"].strip() or None)
+        is_right = dict.fromkeys(choices, is_accepted(entry["answer"], shown.accepted))
+    said = {"answer": entry["answer"], "ended": entry["ended"]}
+    return row | said | {"chosen": choices, "is_right": is_right}
 
 
 def guess(question: ObjectiveQuestion, rotation: int) -> int:
@@ -113,14 +114,14 @@ def accuracy(way: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def letter_shares(way: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """For each letter, its share of all choices of a way, the questions being asked in all orders.
+    """For each letter, its share of all choices of a way, over all orders of the options.
 
     Where all questions have the same number of options, a way that does not go by the letter chooses each
     letter equally often.
     """
-    picked = Counter(row["chosen"][way] for row in rows if row["chosen"].get(way))
+    choices = Counter(row["chosen"][way] for row in rows if row["chosen"].get(way))
     names = LETTERS[: max(len(row["options"]) for row in rows)]
-    return {name: picked[name] / max(1, picked.total()) for name in names}
+    return {name: choices[name] / max(1, choices.total()) for name in names}
 
 
 def same_option_in_all(way: str, rows: Sequence[dict[str, Any]]) -> float:
@@ -135,7 +136,7 @@ def same_option_in_all(way: str, rows: Sequence[dict[str, Any]]) -> float:
 
 
 def share(truths: Iterable[bool]) -> float:
-    """The share of the true ones."""
+    """The share of the truths, at least one, that are true."""
     truths = list(truths)
     return sum(truths) / len(truths)
 
@@ -166,9 +167,9 @@ def objective_report(result: dict[str, Any]) -> str:
     def line(name: str, figure: Callable[[dict[str, Any]], str]) -> list[str]:
         return [name, *map(figure, ways.values())]
 
-    rows = [line("all", lambda way: _shown(way["overall"]))]
+    rows = [line("all", lambda way: _accuracy_text(way["overall"]))]
     for name in ways[GENERATED]["categories"]:
-        rows.append(line(name, lambda way, name=name: _shown(way["categories"][name])))
+        rows.append(line(name, lambda way, name=name: _accuracy_text(way["categories"][name])))
     text = markdown(["accuracy, 95 % interval", *ways], rows)
     text += f"\n{result['unread']:.1%} of the generated answers could not be read, "
     text += f"{result['cut_off']:.1%} were cut off.\n"
@@ -176,7 +177,9 @@ def objective_report(result: dict[str, Any]) -> str:
         return text
     rows = []
     for turn in range(len(ways[GENERATED]["rotations"])):
-        rows.append(line(f"options rotated by {turn}", lambda way, turn=turn: _shown(way["rotations"][turn])))
+        rows.append(
+            line(f"options rotated by {turn}", lambda way, turn=turn: _accuracy_text(way["rotations"][turn]))
+        )
     for name in ways[GENERATED]["letters"]:
         rows.append(line(f"{name} is chosen", lambda way, name=name: f"{way['letters'][name]:.1%}"))
     rows.append(line("one option in all orders", lambda way: f"{way['same_option_in_all']:.1%}"))
@@ -184,7 +187,7 @@ def objective_report(result: dict[str, Any]) -> str:
     return text + markdown(["", *ways], rows)
 
 
-def _shown(figure: dict[str, Any] | None) -> str:
+def _accuracy_text(figure: dict[str, Any] | None) -> str:
     if figure is None:
         return "–"
     low, high = figure["interval"]

@@ -52,7 +52,7 @@ def measure_perplexity(options: SimpleNamespace) -> None:
         options.output.mkdir(parents=True, exist_ok=True)
     with claim_output(result_file):
         rows = read_held_out(options.data_path)
-        model, tokenizer = load_from_options(options, untaught=True)
+        model, tokenizer = load_from_options(options, allow_untaught=True)
         examples = [encode(conversation, tokenizer) for _, conversation in rows]
         check_length([place for place, _ in rows], examples, context_length(model))
         by_domain: dict[str, list[int]] = defaultdict(list)
@@ -61,9 +61,11 @@ def measure_perplexity(options: SimpleNamespace) -> None:
         sums = {}
         for domain, indices in by_domain.items():
             answers = [turn.yayi for index in indices for turn in rows[index][1].turns]
-            several = [examples[index] for index in indices]
-            loss = total_loss(model, several, options.batch_size)
-            sums[domain] = Sums(len(indices), count_supervised(several), sum(map(len, answers)), loss)
+            examples_of_domain = [examples[index] for index in indices]
+            loss = total_loss(model, examples_of_domain, options.batch_size)
+            sums[domain] = Sums(
+                len(indices), count_supervised(examples_of_domain), sum(map(len, answers)), loss
+            )
         sums[ALL] = Sums(*map(sum, zip(*sums.values(), strict=True)))
         result = {"kind": "perplexity", "model": options.model, "data": options.data_path}
         result["domains"] = {domain: loss_figures(sums[domain]) for domain in (ALL, *by_domain)}

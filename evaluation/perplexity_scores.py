@@ -15,12 +15,12 @@ from training.data.reader import read_rows
 from training.model.load import is_packed
 from training.text.conversation import Conversation, from_row
 
-# The row of all domains together, and that of rows whose instruction has no prefix.
+# The names for all domains together, and for rows whose instruction has no prefix.
 ALL, NO_DOMAIN = "all", "none"
 
 
 class Sums(NamedTuple):
-    """Some rows' number, supervised tokens, characters of answers, and their loss in nats, each summed."""
+    """Sums over some rows: their number, supervised tokens, characters of answers, and loss in nats."""
 
     rows: int
     tokens: int
@@ -29,7 +29,7 @@ class Sums(NamedTuple):
 
 
 def loss_figures(sums: Sums) -> dict[str, float]:
-    """The sums, with the loss per token, its exponential, and the loss per character."""
+    """The sums, with the loss per supervised token in nats, its exponential, and the loss per character."""
     loss = sums.loss / sums.tokens
     return {
         "rows": sums.rows,
@@ -55,7 +55,7 @@ def read_held_out(path: str) -> list[tuple[str, Conversation]]:
 
 
 def check_length(places: Sequence[str], examples: Sequence[dict[str, list[int]]], context: int) -> None:
-    """Raise UserError for the first row that is longer than what the model was made for."""
+    """Raise UserError for the first row that is longer than the model's context."""
     for place, example in zip(places, examples, strict=True):
         if len(example["input_ids"]) > context:
             raise UserError(
@@ -71,15 +71,17 @@ def count_supervised(examples: Sequence[dict[str, list[int]]]) -> int:
 
 @torch.inference_mode()
 def total_loss(model: PreTrainedModel, examples: Sequence[dict[str, list[int]]], batch_size: int) -> float:
-    """The loss of all supervised tokens together, in nats, as the model computes it in training."""
-    collated = collator(is_packed(model.config))
+    """The summed loss of all supervised tokens in nats. Raises UserError where it is NaN or infinite."""
+    collate = collator(is_packed(model.config))
     total = 0.0
     for start in range(0, len(examples), batch_size):
-        batch = collated(examples[start : start + batch_size])
+        batch = collate(examples[start : start + batch_size])
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         total += model(**batch, num_items_in_batch=1).loss.item()
     if not math.isfinite(total):
-        raise UserError("the loss is no number: the weights are broken, or overflow; try --dtype float32")
+        raise UserError(
+            "the loss is NaN or infinite: the weights are broken, or overflow; try --dtype float32"
+        )
     return total
 
 

@@ -20,13 +20,13 @@ from training.common.files import write_atomic
 
 Painter = Callable[[Axes, dict[str, Any]], None]
 
-# Bars of what was published, and of what was measured here.
+# Colours of the models that the original authors published, and of those measured here.
 PUBLISHED, MEASURED = "0.75", "tab:blue"
 
-# A radar with fewer categories is no shape.
+# A radar with fewer categories encloses no area.
 FEWEST_SPOKES = 3
 
-# matplotlib's font that has a box for every character there is.
+# matplotlib's font with a placeholder for every character.
 PLACEHOLDER_NAME = "Last Resort"
 
 # What the names of fonts with Chinese characters contain; such fonts are looked at first.
@@ -64,17 +64,17 @@ def _texts(tables: Sequence[dict[str, Any]]) -> Iterable[str]:
 def chinese_fonts(texts: Iterable[str]) -> list[str]:
     """The family of a font on this machine with the characters of `texts` that matplotlib's own font lacks.
 
-    The list is empty where nothing is lacking. Raises UserError where no font has those characters.
+    The list is empty where that font suffices. Raises UserError where no font has those characters.
     """
     own = FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    lacking = {ord(character) for text in texts for character in text if character.isprintable()} - own.keys()
-    if not lacking:
+    missing = {ord(character) for text in texts for character in text if character.isprintable()} - own.keys()
+    if not missing:
         return []
     for font in _fonts_on_machine():
-        if lacking <= FT2Font(font.fname).get_charmap().keys():
+        if missing <= FT2Font(font.fname).get_charmap().keys():
             return [font.name]
     raise UserError(
-        f"no font on this machine has {''.join(map(chr, sorted(lacking)[:8]))}…, for the picture; install "
+        f"no font on this machine has {''.join(map(chr, sorted(missing)[:8]))}…, for the picture; install "
         "one (Debian: apt-get install fonts-noto-cjk)"
     )
 
@@ -82,25 +82,25 @@ def chinese_fonts(texts: Iterable[str]) -> list[str]:
 def _fonts_on_machine() -> Iterator[FontEntry]:
     """The fonts that are there now, those with a Chinese name first.
 
-    matplotlib reads its list from a cache that is written once: fonts that came later are not in it, and
-    fonts that were removed still are. What came later is looked for when nothing in the list was taken.
+    matplotlib reads its list from a cache that is written once: fonts installed later are not in
+    it, and removed ones still are. Later ones are searched for only if the caller takes none of the list.
     """
 
     def sorted_fonts(fonts: Iterable[FontEntry]) -> list[FontEntry]:
-        there = (
+        existing_fonts = (
             font
             for font in fonts
             if os.path.isfile(font.fname) and not font.name.startswith(PLACEHOLDER_NAME)
         )
-        return sorted(there, key=lambda font: not any(name in font.name for name in CHINESE_NAMES))
+        return sorted(existing_fonts, key=lambda font: not any(name in font.name for name in CHINESE_NAMES))
 
     manager = font_manager.fontManager
-    known = list(manager.ttflist)
-    yield from sorted_fonts(known)
-    for path in set(font_manager.findSystemFonts()) - {font.fname for font in known}:
+    listed_fonts = list(manager.ttflist)
+    yield from sorted_fonts(listed_fonts)
+    for path in set(font_manager.findSystemFonts()) - {font.fname for font in listed_fonts}:
         with contextlib.suppress(OSError, RuntimeError):  # not a font, or not one that can be scaled
             manager.addfont(path)
-    yield from sorted_fonts(font for font in manager.ttflist if font not in known)
+    yield from sorted_fonts(font for font in manager.ttflist if font not in listed_fonts)
 
 
 def _bars(axes: Axes, table: dict[str, Any]) -> None:
@@ -126,11 +126,11 @@ def _radar(axes: Axes, table: dict[str, Any]) -> None:
     count = len(table["categories"])
     angles = [2 * math.pi * index / count for index in range(count)]
     for row in table["rows"]:
-        measured = "interval" in row
-        if not measured and row["rank"] != 1 and not row["model"].startswith("YaYi"):
+        is_measured = "interval" in row
+        if not is_measured and row["rank"] != 1 and not row["model"].startswith("YaYi"):
             continue
         scores = [math.nan if score is None else score for score in row["scores"]]
-        width, line = (2.4, "-") if measured else (1.4, "--")
+        width, line = (2.4, "-") if is_measured else (1.4, "--")
         circle = [*angles, angles[0]], [*scores, scores[0]]
         axes.plot(*circle, line, linewidth=width, marker="o", markersize=4, label=row["model"])
     axes.set_theta_zero_location("N")

@@ -1,4 +1,4 @@
-"""What the original authors published of their evaluation, and whether it agrees with itself."""
+"""The results that the original authors published, and where they contradict themselves."""
 
 import json
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from typing import Any
 
 RESULTS = Path(__file__).parent.parent / "data" / "evaluation" / "published_results.json"
 
-# Scores are printed with two decimals; half of the last is what rounding takes away.
+# Scores are printed with two decimals; rounding takes away up to half of the last.
 HALF = 0.005 + 1e-9
 
-# Ratings and accuracies, lowest and highest.
+# The lowest and the highest rating, and accuracy.
 RANGES = {"subjective": (1, 5), "objective": (0, 1)}
 
-# A category of more questions than that is not looked for.
+# Numbers of questions in a category are tried up to this.
 MOST_QUESTIONS = 200
 
 
@@ -23,7 +23,7 @@ def read_published() -> list[dict[str, Any]]:
 
 
 def inconsistencies(table: dict[str, Any]) -> Iterator[str]:
-    """Sentences about what a published table says and its own numbers contradict."""
+    """Sentences, one for each statement of a published table that its own numbers contradict."""
     rows, (lowest, highest) = table["rows"], RANGES[table["kind"]]
     for row in rows:
         better = sum(other["mean"] > row["mean"] for other in rows)
@@ -49,8 +49,8 @@ def sizes_of(table: dict[str, Any]) -> list[int] | None:
     """The number of questions in each category of an objective table; None for ratings, whose categories
     count alike.
 
-    It was not published. It is taken to be the smallest for which every accuracy of the category is a whole
-    number of right answers.
+    The numbers were not published. Each is taken to be the smallest for which every accuracy of the category
+    is a whole number of right answers.
     """
     if table["kind"] == "subjective":
         return None

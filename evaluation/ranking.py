@@ -11,14 +11,14 @@ from evaluation.intervals import mean_interval
 from evaluation.ratings import HIGHEST, LOWEST, Ratings
 from evaluation.tables import score_table
 
-# What the original calls the mean of ratings.
+# The original's name for the mean of ratings.
 MEAN = "准确性平均分"
 
 
 def agreement(scores: np.ndarray) -> float | None:
-    """Krippendorff's alpha for ordinal data; scores: (raters, items). None for one rater, or one score only.
+    """Krippendorff's alpha for ordinal data; None for one rater, or where all scores are equal.
 
-    1 is full agreement, 0 what chance would give (https://doi.org/10.4135/9781071878781).
+    scores: (raters, items). 1 is full agreement, 0 what chance would give (https://doi.org/10.4135/9781071878781).
     """
     if len(scores) < 2 or len(np.unique(scores)) < 2:
         return None
@@ -42,7 +42,7 @@ def _table(domain: str, ratings: Ratings, scores: np.ndarray) -> dict[str, Any]:
     means: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
     for item, mean in zip(items, scores[:, columns].mean(axis=0), strict=True):
         means[item.model][item.category, item.question] = float(mean)
-    # By question, in one order for all models; each category weighs as much as any other.
+    # Each model's mean ratings, all in the same order of questions. Every category has the same weight.
     values = {model: [of_model[question] for question in questions] for model, of_model in means.items()}
     in_category = [category for category, _ in questions]
     weights = [1 / in_category.count(category) for category in in_category]
@@ -53,8 +53,8 @@ def _table(domain: str, ratings: Ratings, scores: np.ndarray) -> dict[str, Any]:
         of_category = defaultdict(list)
         for category, value in zip(in_category, values[model], strict=True):
             of_category[category].append(value)
-        shown = [float(np.mean(of_category[category])) for category in categories]
-        rows.append({"model": model, **ranks[model], "scores": shown})
+        category_means = [float(np.mean(of_category[category])) for category in categories]
+        rows.append({"model": model, **ranks[model], "scores": category_means})
     return {
         "title": domain,
         "kind": "subjective",

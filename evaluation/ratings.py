@@ -4,8 +4,8 @@
 1       017   金融领域        什么是洗钱？  洗钱是指……
 1       003   金融领域        什么是洗钱？  我不知道。
 
-An item is one model's answer to one question. Its number says nothing, and which model it was stands in
-key.json alone. Each rater gets the questions in an order of their own, and the answers to each in another.
+An item is one model's answer to one question. Its number reveals nothing; only key.json says which
+model it was. Each rater gets the questions, and the answers to each, in an order of their own.
 """
 
 import csv
@@ -29,13 +29,13 @@ COLUMNS = (RATER, ITEM, "领域", "类别", QUESTION, ANSWER, SCORE)
 # The file that says which item is which; it is not for the raters.
 KEY = "key.json"
 
-# What spreadsheets write: the one that is made here, "Unicode text", and "CSV" on a Chinese Windows.
+# Encodings that spreadsheets write: the one of our sheets, "Unicode text", and "CSV" on a Chinese Windows.
 ENCODINGS = ("utf-8-sig", "utf-16", "gb18030")
 
-# How many of the problems that all the sheets have are shown.
+# How many problems of all the sheets together are shown.
 PROBLEMS_SHOWN = 20
 
-# Spreadsheets take a text for a formula that begins so.
+# Spreadsheets take a text that begins with one of these for a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -51,17 +51,17 @@ class Item(NamedTuple):
 
 def write_sheets(items: Sequence[Item], raters: int, seed: int, directory: Path) -> list[Path]:
     """Write a sheet for each rater, and last the key. Returns the paths of the sheets."""
-    shuffled = random.Random(seed)
+    rng = random.Random(seed)
     numbers = list(range(1, len(items) + 1))
-    shuffled.shuffle(numbers)
+    rng.shuffle(numbers)
     width = len(str(len(items)))
     key = {f"{number:0{width}}": item for number, item in zip(numbers, items, strict=True)}
     paths = []
     for rater in range(1, raters + 1):
         paths.append(directory / sheet_name(rater))
-        write_output(paths[-1], "\ufeff" + _sheet(rater, key, shuffled))
-    whole = {"raters": raters, "items": {number: item._asdict() for number, item in key.items()}}
-    write_result(directory / KEY, whole)
+        write_output(paths[-1], "\ufeff" + _sheet(rater, key, rng))
+    contents = {"raters": raters, "items": {number: item._asdict() for number, item in key.items()}}
+    write_result(directory / KEY, contents)
     return paths
 
 
@@ -69,35 +69,38 @@ def sheet_name(rater: int) -> str:
     return f"rater-{rater}.csv"
 
 
-def _sheet(rater: int, key: dict[str, Item], shuffled: random.Random) -> str:
+def _sheet(rater: int, key: dict[str, Item], rng: random.Random) -> str:
     questions = sorted({(item.domain, item.category, item.question) for item in key.values()})
-    shuffled.shuffle(questions)
+    rng.shuffle(questions)
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(COLUMNS)
     for question in questions:
         numbers = [number for number, item in key.items() if item[:3] == question]
-        shuffled.shuffle(numbers)
+        rng.shuffle(numbers)
         for number in numbers:
             item = key[number]
             texts = [item.domain, item.category, item.question, item.answer]
-            writer.writerow([rater, number, *map(_no_formula, texts), ""])
+            writer.writerow([rater, number, *map(_escape_formula, texts), ""])
     return lines.getvalue()
 
 
-def _no_formula(text: str) -> str:
+def _escape_formula(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
 class Ratings(NamedTuple):
-    """scores: (raters, items), whole numbers from LOWEST to HIGHEST."""
+    """The items that were rated, and their scores.
+
+    scores: (raters, items), whole numbers from LOWEST to HIGHEST.
+    """
 
     items: list[Item]
     scores: list[list[int]]
 
 
 def read_sheets(directory: Path) -> Ratings:
-    """The scores of all the sheets. Raises UserError that lists every cell to mend."""
+    """The scores of all the sheets. Raises a UserError that lists the cells to correct."""
     key, raters = _read_key(directory)
     problems: list[str] = []
     scores = []
@@ -122,8 +125,8 @@ def read_sheets(directory: Path) -> Ratings:
 def _read_key(directory: Path) -> tuple[dict[str, Item], int]:
     path = directory / KEY
     try:
-        whole = json.loads(path.read_text("utf-8"))
-        return {number: Item(**item) for number, item in whole["items"].items()}, whole["raters"]
+        contents = json.loads(path.read_text("utf-8"))
+        return {number: Item(**item) for number, item in contents["items"].items()}, contents["raters"]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; --sheets names what `sheets` made") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -131,7 +134,7 @@ def _read_key(directory: Path) -> tuple[dict[str, Item], int]:
 
 
 def _read_sheet(path: Path, rater: int, key: dict[str, Item]) -> tuple[dict[str, int], list[str]]:
-    """(the scores by the number of their item, the problems); a problem's text goes on after the path."""
+    """(the scores by the number of their item, the problems); a problem's text continues that of the path."""
     try:
         lines = _lines(path.read_bytes())
     except OSError as error:
@@ -149,8 +152,8 @@ def _read_sheet(path: Path, rater: int, key: dict[str, Item]) -> tuple[dict[str,
             continue
         cells += [""] * (len(header) - len(cells))
         row = {name: cells[index].strip() for name, index in column.items()}
-        at = {name: f":{_letters(index)}{line}" for name, index in column.items()}
-        number = _number(row[ITEM], key)
+        at = {name: f":{_column_name(index)}{line}" for name, index in column.items()}
+        number = _item_number(row[ITEM], key)
         if number is None:
             wrong.append(f"{at[ITEM]}: no item {row[ITEM]!r} was given out")
             continue
@@ -177,7 +180,7 @@ def _read_sheet(path: Path, rater: int, key: dict[str, Item]) -> tuple[dict[str,
 
 
 def _lines(data: bytes) -> list[list[str]] | None:
-    """The cells of a table with our header, whatever a spreadsheet made of its encoding and its commas."""
+    """The cells of a table with our header, in any encoding and separator of spreadsheets, or None."""
     for encoding in ENCODINGS:
         try:
             text = data.decode(encoding)
@@ -193,8 +196,8 @@ def _lines(data: bytes) -> list[list[str]] | None:
     return None
 
 
-def _number(text: str, key: dict[str, Item]) -> str | None:
-    """The number of an item as the key has it; a spreadsheet takes the zeros off its front."""
+def _item_number(text: str, key: dict[str, Item]) -> str | None:
+    """The number of an item as the key has it; a spreadsheet removes its leading zeros."""
     width = len(next(iter(key)))
     padded = text.zfill(width)
     return padded if padded in key else None
@@ -214,7 +217,7 @@ def _same_words(one: str, other: str) -> bool:
     return one == other
 
 
-def _letters(index: int) -> str:
+def _column_name(index: int) -> str:
     """What a spreadsheet calls a column: A, B, ... Z, AA, ..."""
     letters = ""
     index += 1

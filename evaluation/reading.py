@@ -39,7 +39,7 @@ def read_choice(answer: str, options: Sequence[str]) -> int | None:
     stated = [letter.upper() for letter in STATED.findall(answer) if letter.upper() in letters]
     if stated:
         return _index(stated[-1], letters)
-    quoted = _quoted(answer, options)
+    quoted = _quoted_options(answer, options)
     if len(quoted) == 1:
         return quoted[0]
     alone = set(ALONE.findall(DENIED.sub("", answer))) & set(letters)
@@ -50,15 +50,15 @@ def _index(letter: str, letters: str) -> int | None:
     return letters.index(letter) if letter in letters else None
 
 
-def _quoted(answer: str, options: Sequence[str]) -> list[int]:
-    """The options whose text occurs in the answer; one inside another that occurs does not count."""
-    plain = [compact(option) for option in options]
+def _quoted_options(answer: str, options: Sequence[str]) -> list[int]:
+    """Indices of the options whose text occurs in the answer, and not only inside another option's text."""
+    texts = [compact(option) for option in options]
     rest = compact(answer)
     found = []
-    for index in sorted(range(len(options)), key=lambda index: len(plain[index]), reverse=True):
-        if plain[index] and occurs(plain[index], rest):
+    for index in sorted(range(len(options)), key=lambda index: len(texts[index]), reverse=True):
+        if texts[index] and occurs(texts[index], rest):
             found.append(index)
-            rest = rest.replace(plain[index], "\n")
+            rest = rest.replace(texts[index], "\n")
     return sorted(found)
 
 
@@ -69,7 +69,7 @@ def is_accepted(answer: str, accepted: Sequence[str]) -> bool:
 
 
 def compact(text: str) -> str:
-    """In one width and case, with nothing but letters and digits and what keeps two words or numbers apart.
+    """The text in one width and case, with only letters, digits, and what separates words and numbers.
 
     "《Old  Man》， 1,000 或 8:05" -> "old man 1000或8:05"
     """
@@ -88,7 +88,7 @@ def compact(text: str) -> str:
 
 
 def occurs(part: str, text: str) -> bool:
-    """Whether `text` has `part`, not as a piece of a longer number or Latin word."""
+    """Whether `text` contains `part`, not as a piece of a longer number or Latin word."""
     before = r"(?<![0-9.])" if part[:1].isdigit() else r"(?<![a-z])" if part[:1].isascii() else ""
     after = r"(?![0-9])(?!\.[0-9])" if part[-1:].isdigit() else r"(?![a-z])" if part[-1:].isascii() else ""
     return bool(part) and re.search(before + re.escape(part) + after, text) is not None

@@ -1,4 +1,4 @@
-"""All results below a directory as report.md and report.png, beside what the original authors published.
+"""Write report.md and report.png of all results in a directory, beside what the original authors published.
 
 python -m evaluation.report checkpoints/evaluation
 """
@@ -24,7 +24,7 @@ SOURCE, PUBLISHED = "来源", "原作者发布"
 
 RESULT_FILE, REPORT, PICTURE = "result.json", "report.md", "report.png"
 
-# What each kind of result is reported by, and the headline over it.
+# The function that reports each kind of result, and the headline over it.
 KINDS = {
     "objective": (objective_report, "Objective questions"),
     "subjective": (ratings_report, "Ratings"),
@@ -49,7 +49,10 @@ def main(directory: Path) -> None:
 
 
 def read_results(directory: Path) -> dict[str, dict[str, Any]]:
-    """Each result by the name of its directory, relative to `directory`."""
+    """Each result by the name of its directory, relative to `directory`.
+
+    Raises UserError for a result.json that is none.
+    """
     results = {}
     for path in sorted(directory.rglob(RESULT_FILE)):
         try:
@@ -65,9 +68,9 @@ def read_results(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def beside_published(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The published tables, each with the rows that were measured here; behind them those of other titles.
+    """The published tables, each with the rows that were measured here, and then any other tables.
 
-    A row that was measured has "source", and None for a category that was not asked.
+    A row that was measured has "source", and the score None for a category that was not asked.
     """
     tables = {table["title"]: table for table in read_published()}
     for name, result in results.items():

@@ -49,13 +49,13 @@ FREE_OPTIONS = ("questions", "output", "device", "batch_size")
 
 @click.group()
 def main() -> None:
-    """Let models answer, people rate, and count."""
+    """Let models answer questions, let people rate the answers, and rank the models."""
 
 
 @main.command(context_settings={"show_default": True})
 @model_options
 @click.option(
-    "--endpoint", help="URL of an OpenAI-compatible server that has --model, as http://host:8000/v1."
+    "--endpoint", help="URL of an OpenAI-compatible server that has --model, such as http://host:8000/v1."
 )
 @click.option("--questions", required=True, help="File of questions.")
 @click.option(
@@ -69,12 +69,14 @@ def ask(**options: Any) -> None:
 
 
 @main.command(context_settings={"show_default": True})
-@click.option("--answers", required=True, multiple=True, help="What `ask` wrote; once for each model.")
+@click.option(
+    "--answers", required=True, multiple=True, help="File that `ask` wrote; give one for each model."
+)
 @click.option("--raters", type=click.IntRange(min=1), default=3, help="How many people rate.")
 @click.option(
     "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory to make."
 )
-@click.option("--seed", type=int, default=515, help="Seed of the order and the numbers of the answers.")
+@click.option("--seed", type=int, default=515, help="Seed for the order of the answers and their numbers.")
 def sheets(answers: Sequence[str], raters: int, output: Path, seed: int) -> None:
     """Make a blind sheet for each rater, to be opened in a spreadsheet."""
     items = read_answers(answers)
@@ -121,15 +123,15 @@ def collect(options: SimpleNamespace) -> None:
         elif rest:
             answer = model_answerer(questions, journal, options)
             work_through(rest, journal, len(questions), options.batch_size, answer)
-        given = [journal.answers[row] for row in range(len(questions))]
+        entries = [journal.answers[row] for row in range(len(questions))]
         rows = (
-            question._asdict() | {"model": options.model, "answer": one["answer"], "ended": one["ended"]}
-            for question, one in zip(questions, given, strict=True)
+            question._asdict() | {"model": options.model, "answer": entry["answer"], "ended": entry["ended"]}
+            for question, entry in zip(questions, entries, strict=True)
         )
         write_rows(options.output, rows)
         journal.path.unlink()
-    cut_off = sum(not one["ended"] for one in given)
-    say(f"{options.output}: {len(given):,} answers, {cut_off:,} of them cut off", on_stderr=True)
+    cut_off = sum(not entry["ended"] for entry in entries)
+    say(f"{options.output}: {len(entries):,} answers, {cut_off:,} of them cut off", on_stderr=True)
 
 
 Answering = Callable[[list[int]], list[dict[str, Any]]]
@@ -138,8 +140,8 @@ Answering = Callable[[list[int]], list[dict[str, Any]]]
 def model_answerer(
     questions: Sequence[SubjectiveQuestion], journal: Journal, options: SimpleNamespace
 ) -> Answering:
-    """A function from the indices of questions to the answers of the model that is loaded here."""
-    model, tokenizer = load_from_options(options, untaught=True)
+    """A function from the indices of questions to the answers of --model, loaded here."""
+    model, tokenizer = load_from_options(options, allow_untaught=True)
     prompts = [encode_prompt(Conversation((Turn(one.question),)), tokenizer) for one in questions]
     check_prompt_lengths([repr(one.question) for one in questions], prompts, context_length(model))
     return batch_answerer(model, tokenizer, prompts, journal, options)
@@ -148,7 +150,7 @@ def model_answerer(
 def endpoint_answerer(questions: Sequence[SubjectiveQuestion], options: SimpleNamespace) -> Answering:
     """A function from the indices of questions to the answers of a model behind an endpoint.
 
-    Endpoints take no repetition penalty.
+    The repetition penalty does not apply: the protocol has none.
     """
     sampling = {
         "temperature": options.temperature,

@@ -1,4 +1,4 @@
-"""Subjective questions, and what models answered to them."""
+"""Read subjective questions, and the answers of models to them."""
 
 import json
 from collections import Counter
@@ -11,7 +11,10 @@ from training.data.reader import read_rows
 
 
 class SubjectiveQuestion(NamedTuple):
-    """domain: the table that the question counts in; category: the column, "" where the table has none."""
+    """A question without a right answer.
+
+    domain: the table that it counts in. category: the column, "" where the table has none.
+    """
 
     domain: str
     category: str

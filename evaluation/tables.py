@@ -1,4 +1,4 @@
-"""Tables as Markdown, in the shape of the original's: model, rank, mean, then the categories."""
+"""Tables as Markdown, with the original's columns: model, rank, mean, then the categories."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def _cell(text: str) -> str:
 def score_table(table: dict[str, Any]) -> str:
     """A table of scores as Markdown, with two decimals each.
 
-    Of a table that was measured, means have their intervals, and ranks those that the data leave open.
+    In a measured table, means have intervals, and ranks the range that the data leave open.
     """
     header = [MODEL, RANK, table["score"], *table["categories"]]
     return markdown(header, [[row["model"], rank(row), mean(row), *scores(row)] for row in table["rows"]])
@@ -32,6 +32,7 @@ def rank(row: dict[str, Any]) -> str:
 
 
 def mean(row: dict[str, Any]) -> str:
+    """ "3.21", or "3.21 [3.02, 3.40]" where there is an interval."""
     if "interval" not in row:
         return f"{row['mean']:.2f}"
     low, high = row["interval"]
@@ -39,4 +40,5 @@ def mean(row: dict[str, Any]) -> str:
 
 
 def scores(row: dict[str, Any]) -> list[str]:
+    """The score of each category with two decimals, or a dash where it was not asked."""
     return ["–" if score is None else f"{score:.2f}" for score in row["scores"]]

@@ -75,7 +75,7 @@ def answer_file(options: SimpleNamespace) -> None:
 
 
 class PromptRow(NamedTuple):
-    """A row of the input, where it stands, and the conversation that the model is to continue."""
+    """A row of the input, its place in the file, and the conversation that the model is to continue."""
 
     place: str
     row: dict[str, Any]
@@ -83,7 +83,7 @@ class PromptRow(NamedTuple):
 
 
 def read_prompts(path: str) -> list[PromptRow]:
-    """The rows of a file. Raises UserError with the place of a row that is not to be answered."""
+    """The rows of a file. Raises UserError with the place of a row that cannot be answered."""
     prompts = []
     for place, row in read_rows(path):
         try:
@@ -104,7 +104,7 @@ def prompt_of(row: Any) -> Conversation:
 
 
 def check_takes_answer(row: dict[str, Any]) -> None:
-    """Raise ValueError for a row that would lose something, or cannot be written as it is."""
+    """Raise ValueError for a row with a key that would be overwritten, or text that UTF-8 cannot write."""
     for key in (ANSWER, ENDED):
         if key in row:
             raise ValueError(f'"{key}" is there already, and would be written over; give it another name')
@@ -115,7 +115,7 @@ def check_takes_answer(row: dict[str, Any]) -> None:
 
 
 def answer_prompts(prompts: Sequence[PromptRow], journal: Journal, options: SimpleNamespace) -> None:
-    """Answer what is not in `journal`, the longest prompts first, so that want of memory shows at once."""
+    """Answer what is not in `journal`, the longest prompts first, so that a lack of memory shows at once."""
     model, tokenizer = load_from_options(options)
     input_ids = [encode_prompt(prompt.conversation, tokenizer) for prompt in prompts]
     check_prompt_lengths([prompt.place for prompt in prompts], input_ids, context_length(model))
@@ -128,12 +128,12 @@ def answer_prompts(prompts: Sequence[PromptRow], journal: Journal, options: Simp
 def rows_with_answers(prompts: Sequence[PromptRow], journal: Journal) -> Iterator[dict[str, Any]]:
     """The rows of the output, in the order of the input."""
     for row, prompt in enumerate(prompts):
-        given = journal.answers[row]
-        yield prompt.row | {ANSWER: given["answer"], ENDED: given["ended"]}
+        entry = journal.answers[row]
+        yield prompt.row | {ANSWER: entry["answer"], ENDED: entry["ended"]}
 
 
 def speed_line(journal: Journal, options: SimpleNamespace) -> str:
-    """One line about the answers; their speed is that of answering, whichever runs did it."""
+    """One line about the answers and the speed, from the seconds that answering took in all runs together."""
     answers, seconds = journal.answers.values(), journal.seconds
     rows, tokens = len(answers), sum(answer["tokens"] for answer in answers)
     cut_off = sum(not answer["ended"] for answer in answers)

@@ -1,4 +1,4 @@
-"""Answers to many prompts, a batch of them at a time."""
+"""Answers to many prompts, a batch at a time."""
 
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def batch_answerer(
     config = generation_config(tokenizer, **sampling_of(options))
 
     def answer(rows: list[int]) -> list[dict[str, Any]]:
-        # Seeded anew for each batch, so that a run that is continued samples what an undisturbed one does.
+        # Seeded anew for each batch, so that a continued run samples what an uninterrupted one would.
         if options.seed is not None:
             torch.manual_seed(options.seed + len(journal.answers))
         answers = answer_batch(model, tokenizer, [prompts[row] for row in rows], config)
@@ -72,14 +72,14 @@ def answer_batch(
     return [decode_answer(ids, tokenizer) for ids in sequences[:, input_ids.shape[1] :].tolist()]
 
 
-def pad_left(rows: Iterable[list[int]], padding: int) -> torch.Tensor:
-    """The rows as one tensor (rows, tokens of the longest), with `padding` before the shorter ones."""
-    tensors = [torch.tensor(row) for row in rows]
+def pad_left(sequences: Iterable[list[int]], padding: int) -> torch.Tensor:
+    """The sequences as one tensor (batch, tokens of the longest), with `padding` before the shorter ones."""
+    tensors = [torch.tensor(sequence) for sequence in sequences]
     return pad_sequence(tensors, batch_first=True, padding_value=padding, padding_side="left")
 
 
 def decode_answer(new_ids: list[int], tokenizer: PreTrainedTokenizerFast) -> BatchAnswer:
-    """The answer in `new_ids`, which go on after its `<|End|>` with padding to the longest of the batch."""
+    """The answer in `new_ids`; after its `<|End|>` there is padding, to the longest of the batch."""
     end_id = tokenizer.convert_tokens_to_ids(END)
     ended = end_id in new_ids
     tokens = new_ids.index(end_id) + 1 if ended else len(new_ids)

@@ -77,7 +77,7 @@ def chat(options: SimpleNamespace) -> None:
                     return
             except UserError as error:
                 note(str(error))
-            except KeyboardInterrupt:  # beside an answer
+            except KeyboardInterrupt:  # while no answer was coming
                 note("stopped")
     print()
 
@@ -122,7 +122,7 @@ class Talk:
         self.latest: Answer | None = None
 
     def say(self, human: str, label: str = "") -> None:
-        """Print the answer as it comes, and add the turn; if Ctrl-C stopped it, as far as the answer came."""
+        """Print the answer as it comes, and add the turn, with a partial answer if Ctrl-C stopped it."""
         longest, left_out = self.sampling["max_new_tokens"], self.dialogue.left_out
         prompt = self.dialogue.prompt(human, self.tokenizer, room_for_prompt(self.model, longest))
         if self.dialogue.left_out > left_out:
@@ -196,8 +196,8 @@ class Talk:
             latest = self.latest
             print(
                 f"latest answer: {latest.tokens:,} tokens, the first after {latest.seconds_to_first:.2f} s, "
-                f"{latest.tokens_per_second:.1f} a second then; of its prompt's {latest.prompt_tokens:,}, "
-                f"{latest.recalled:,} were in memory"
+                f"{latest.tokens_per_second:.1f} tokens/s after that; {latest.recalled_tokens:,} of its "
+                f"prompt's {latest.prompt_tokens:,} tokens were in memory"
             )
         print(f"the model takes {self.model.get_memory_footprint() / 1e6:,.1f} MB")
 

@@ -1,4 +1,4 @@
-"""A dialogue that goes on: its turns, how many of them the model still reads, and the file it is kept in."""
+"""A dialogue: its turns, how many of them the model still reads, and the file that it is saved in."""
 
 import itertools
 import json
@@ -13,8 +13,8 @@ from training.data.reader import read_rows
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode_turns
 
-# When the oldest turns have to leave, so many leave that the prompt takes this share of its room. So the next
-# turns fit as well, and the model need not read all that is left again for each of them.
+# When the oldest turns have to be left out, enough are that the prompt takes at most this share of its room.
+# The next turns then fit too; otherwise the model would have to read the whole prompt again for each of them.
 USED_AFTER_LEAVING = 0.75
 
 
@@ -26,7 +26,10 @@ class Prompt(NamedTuple):
 
 
 class Dialogue:
-    """turns: all turns, each with its answer. left_out: how many of the oldest the model no longer reads."""
+    """The turns of a dialogue so far.
+
+    turns: all turns, each with its answer. left_out: how many of the oldest the model no longer reads.
+    """
 
     def __init__(self, system: str = "", turns: tuple[Turn, ...] = ()) -> None:
         self.system, self.turns, self.left_out = system, turns, 0
@@ -54,29 +57,29 @@ class Dialogue:
         return Prompt(conversation, list(itertools.chain(opening, *turns[leaving:])))
 
     def _ids(self, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-        """The ids of the system text, and of each of `turns`. What is known already is not tokenized again.
+        """The ids of the system text, and of each of `turns`. Each is tokenized once.
 
-        A conversation is cut beside control tokens, so that its ids are those of its parts in a row.
+        The parts of a conversation begin with control tokens, so that its ids are those of its parts, joined.
         """
         system, intro = Conversation((), self.system), Conversation(())
-        alone = [Conversation((turn,)) for turn in turns]
-        new = [part for part in dict.fromkeys((system, intro, *alone)) if part not in self._encoded]
+        single_turns = [Conversation((turn,)) for turn in turns]
+        new = [part for part in dict.fromkeys((system, intro, *single_turns)) if part not in self._encoded]
         for part, encoded in zip(new, encode_turns(new, tokenizer), strict=True):
             self._encoded[part] = encoded.input_ids
         before = len(self._encoded[intro])
-        return [self._encoded[system], *(self._encoded[part][before:] for part in alone)]
+        return [self._encoded[system], *(self._encoded[part][before:] for part in single_turns)]
 
     def add(self, turn: Turn) -> None:
         self.turns = (*self.turns, turn)
 
     def take_back(self) -> Turn:
-        """The last turn, which is gone then."""
+        """Remove the last turn, and return it."""
         last = self.turns[-1]
         self.go_on_from(self.turns[:-1])
         return last
 
     def go_on_from(self, turns: tuple[Turn, ...]) -> None:
-        """Replace the turns, some of which may have been taken back or changed; those that left stay away."""
+        """Replace the turns, some of which may have been taken back or changed; those left out stay out."""
         self.turns, self.left_out = turns, min(self.left_out, len(turns))
 
     def save(self, path: Path) -> None:

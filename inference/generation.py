@@ -45,19 +45,19 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: str = "auto",
     bits: int | None = None,
-    untaught: bool = False,
+    allow_untaught: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """(model, tokenizer) of a fine-tuned model, or of an adapter and its base, ready to answer.
 
     dtype: "auto" is the one that was saved. device: "auto" lets accelerate place the weights; other names are
-    torch's. bits: 8 or 4 quantizes the weights of the layers to that many. untaught: whether a model without
-    control tokens is accepted; it gets them, untrained. Raises UserError where there is no such device, no
-    model, or one that was trained on another text of a dialogue.
+    torch's. bits: 8 or 4 quantizes the weights of the layers to that many. allow_untaught: whether a model
+    without control tokens is accepted; it gets them, untrained. Raises UserError where there is no such
+    device, no model, or one that was trained with another chat template.
     """
     if device != "auto":
         check_device(device)
     tokenizer = load_base_tokenizer(path)
-    check_is_taught(path, tokenizer, untaught)
+    check_is_taught(path, tokenizer, allow_untaught)
     model = load_any(
         path,
         tokenizer,
@@ -70,19 +70,21 @@ def load(
     return model.eval(), tokenizer
 
 
-def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, untaught: bool) -> None:
-    """Raise UserError for a model without control tokens, or one trained on another text of a dialogue.
+def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, allow_untaught: bool) -> None:
+    """Raise UserError for a model without control tokens, or one trained with another chat template.
 
-    untaught: whether a model without control tokens is accepted; a line says so then.
+    allow_untaught: whether a model without control tokens is accepted, with a warning.
 
     A model without a chat template is accepted: it may be one of the original release, which had none.
     """
     missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         lack = f"{path}: its tokenizer has no {', '.join(missing)}"
-        if not untaught:
+        if not allow_untaught:
             raise UserError(f"{lack}; fine-tune it first (python -m training.trainer)")
-        logging.getLogger(__name__).warning("%s; they are added, with rows that were never trained", lack)
+        logging.getLogger(__name__).warning(
+            "%s; they are added, with embedding rows that were never trained", lack
+        )
     if tokenizer.chat_template is None:
         return
     if tokenizer.chat_template != chat_template_for(tokenizer):
@@ -121,17 +123,17 @@ def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int:
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):
-    """Ends each row of a batch at the first new token that is one of `keywords_ids`.
+    """Ends each sequence of a batch at the first new token that is one of `keywords_ids`.
 
-    The whole batch ends with its last row; `generate` pads the rows that ended before if it knows an
-    eos_token_id, and otherwise goes on writing to them, behind their keyword.
+    Generation goes on until all have ended. Those that ended before are padded if `generate` knows an
+    eos_token_id; otherwise it goes on writing to them, after their keyword.
     """
 
     def __init__(self, keywords_ids: Sequence[int]) -> None:
         self.keywords = list(keywords_ids)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
-        """input_ids: (rows, tokens so far). Returns one boolean a row."""
+        """input_ids: (batch, tokens so far). Returns booleans, (batch,)."""
         return torch.isin(input_ids[:, -1], torch.tensor(self.keywords, device=input_ids.device))
 
 
@@ -157,9 +159,9 @@ def stream(
 ) -> "Answer":
     """The answer as it comes: `with stream(...) as answer:` and iterate over its pieces of text.
 
-    input_ids: the prompt's, for callers that have tokenized the conversation already. kv_cache: that of this
-    dialogue; what it holds of the conversation is not computed again. temperature 0 is greedy. Leaving the
-    `with` block early stops the model.
+    input_ids: the prompt's, for callers that have tokenized the conversation already. kv_cache: the one of
+    this dialogue; what it holds of the conversation is not computed again. temperature 0 is greedy. Leaving
+    the `with` block early stops the model.
     """
     prompt_ids = encode_prompt(conversation, tokenizer) if input_ids is None else list(input_ids)
     config = generation_config(
@@ -201,35 +203,36 @@ def answer_text(tokenizer: PreTrainedTokenizerFast, token_ids: Iterable[int]) ->
     """
     end_id = tokenizer.convert_tokens_to_ids(END)
     opening = OPENING if answer_header(tokenizer) == COLON else ""
-    held = ""
+    held_back = ""
     character: list[int] = []
     for token_id in token_ids:
         if token_id == end_id:
-            held = held.removesuffix(CLOSING)
+            held_back = held_back.removesuffix(CLOSING)
             break
         character.append(token_id)
         piece = tokenizer.backend_tokenizer.decode(character)
-        if piece.endswith("\ufffd"):  # more bytes of it may come
+        if piece.endswith("\ufffd"):  # the rest of its bytes may come
             continue
         character.clear()
         if piece:
             piece, opening = piece.removeprefix(opening), ""
-        so_far = held + piece
-        said = so_far.rstrip("\n")
-        held = so_far[len(said) :]
-        if said:
-            yield said
-    if held:
-        yield held
+        so_far = held_back + piece
+        text = so_far.rstrip("\n")
+        held_back = so_far[len(text) :]
+        if text:
+            yield text
+    if held_back:
+        yield held_back
 
 
 class Answer:
     """An answer in the making; iterating gives its text as `answer_text` does.
 
-    text: what was given so far. ended: whether the model said `<|End|>`; false while it generates, when it
+    text: what was yielded so far. ended: whether the model said `<|End|>`; false while it generates, when it
     was stopped, and when it ran into `max_new_tokens`. stopped: whether somebody called `stop`.
-    prompt_tokens: the length of the prompt; recalled: how many of its tokens came from the KV cache. tokens:
-    the length of the answer so far; seconds_to_first, seconds: the time until its first and latest token.
+    prompt_tokens: the length of the prompt; recalled_tokens: how many of them came from the KV cache.
+    tokens: the length of the answer so far; seconds_to_first, seconds: the time until its first and latest
+    token.
     """
 
     def __init__(
@@ -243,7 +246,7 @@ class Answer:
         self.text = ""
         self.ended = self.stopped = False
         self.prompt_tokens = len(prompt_ids)
-        self.recalled = self.tokens = 0
+        self.recalled_tokens = self.tokens = 0
         self.seconds = self.seconds_to_first = 0.0
         self._tokenizer = tokenizer
         self._kv_cache = kv_cache
@@ -253,7 +256,7 @@ class Answer:
 
     @property
     def tokens_per_second(self) -> float:
-        """The speed after the first token."""
+        """The speed after the first token, without the time until it."""
         return (self.tokens - 1) / max(self.seconds - self.seconds_to_first, 1e-9)
 
     def stop(self) -> None:
@@ -272,7 +275,7 @@ class Answer:
         self._worker.join()
 
     def __iter__(self) -> Iterator[str]:
-        for piece in answer_text(self._tokenizer, self._counted()):
+        for piece in answer_text(self._tokenizer, self._count_tokens()):
             self.text += piece
             yield piece
 
@@ -280,7 +283,7 @@ class Answer:
         input_ids = torch.tensor([prompt_ids], device=model.device)
         try:
             cache = self._kv_cache.recall(prompt_ids)
-            self.recalled = cache.get_seq_length()
+            self.recalled_tokens = cache.get_seq_length()
             sequences = model.generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
@@ -293,7 +296,7 @@ class Answer:
         except BaseException as error:  # raised again where the answer is read
             self._tokens.fail(error)
 
-    def _counted(self) -> Iterator[int]:
+    def _count_tokens(self) -> Iterator[int]:
         end_id = self._tokenizer.convert_tokens_to_ids(END)
         for token_id in self._tokens:
             self.seconds = time.perf_counter() - self._started
@@ -329,7 +332,7 @@ class _TokenQueue(BaseStreamer):
 
 
 class _Stop(StoppingCriteria):
-    """Ends every row of a batch once `now` is set."""
+    """Ends every sequence of a batch once `now` is set."""
 
     now = False
 

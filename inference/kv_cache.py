@@ -8,8 +8,8 @@ from transformers import DynamicCache
 class KVCache:
     """The keys and values of one dialogue, to be handed to each `stream` of it.
 
-    Whatever became of the dialogue in the meantime (a turn taken back, an answer stopped or asked for again),
-    the next prompt reuses all that it has in common with what was read, from the first token on.
+    Whatever changed in the dialogue since then (a turn taken back, an answer stopped or asked for again), the
+    next prompt reuses the tokens that it shares with the last one and its answer, from the first token on.
     """
 
     def __init__(self) -> None:
@@ -24,9 +24,9 @@ class KVCache:
         self._cache = DynamicCache()
 
     def recall(self, prompt_ids: Sequence[int]) -> DynamicCache:
-        """The cache of the longest beginning of `prompt_ids` that is held, without their last token.
+        """The cache of the longest prefix of `prompt_ids` that is held, never including their last token.
 
-        Nothing is held from here until `keep`, so that an answer that fails half way leaves nothing behind.
+        Nothing is held from here until `keep`, so that an answer that fails halfway leaves nothing behind.
         """
         pairs = zip(self._ids, prompt_ids[:-1], strict=False)
         common = next((index for index, (one, other) in enumerate(pairs) if one != other), None)

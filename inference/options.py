@@ -75,11 +75,11 @@ def _with(options: tuple[Callable, ...], command: Callable) -> Callable:
 
 
 def load_from_options(
-    options: SimpleNamespace, *, untaught: bool = False
+    options: SimpleNamespace, *, allow_untaught: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """(model, tokenizer) of the model options; seeds the sampling if there is a seed.
 
-    untaught: whether a model without control tokens is accepted.
+    allow_untaught: whether a model without control tokens is accepted. Raises UserError as `load` does.
     """
     if options.load_in_8bit and options.load_in_4bit:
         raise UserError("--load-in-8bit and --load-in-4bit contradict each other; give one")
@@ -87,7 +87,7 @@ def load_from_options(
         disable_progress_bar()
     bits = 8 if options.load_in_8bit else 4 if options.load_in_4bit else None
     model, tokenizer = load(
-        options.model, dtype=options.dtype, device=options.device, bits=bits, untaught=untaught
+        options.model, dtype=options.dtype, device=options.device, bits=bits, allow_untaught=allow_untaught
     )
     if bits:
         taken = model.get_memory_footprint() / 1e6

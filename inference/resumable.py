@@ -1,4 +1,4 @@
-"""Long jobs of answering that can be interrupted at any moment: the same command goes on where they stopped.
+"""Long answering jobs that can be interrupted at any moment: the same command goes on where they stopped.
 
 Each batch of answers is kept in OUTPUT.partial as soon as it is there. Only when all rows are answered is
 OUTPUT written, and OUTPUT.partial removed:
@@ -32,7 +32,7 @@ SAY_EVERY_S = 10
 
 @contextlib.contextmanager
 def claim_output(output: Path) -> Iterator[None]:
-    """For the block, `output` is not there and no other process of this kind will write it.
+    """In the block, `output` does not exist, and no other process of this kind writes it.
 
     Raises UserError where it is there already, cannot be written, or another process is writing it.
     """
@@ -41,8 +41,8 @@ def claim_output(output: Path) -> Iterator[None]:
     file = Path(f"{output}.partial.lock")
     with contextlib.ExitStack() as stack:
         with refusals(output):
-            taken = f"{output}: another process is writing it; wait for it, or end it"
-            stack.enter_context(hold_lock(file, taken))
+            message = f"{output}: another process is writing it; wait for it, or end it"
+            stack.enter_context(hold_lock(file, message))
         # Removed while the lock is held: once it is free, the file may be another process's.
         stack.callback(file.unlink, missing_ok=True)
         if os.path.lexists(output):
@@ -52,31 +52,31 @@ def claim_output(output: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turn what the system refuses in the block, for want of room or of rights, into a UserError."""
+    """Turn errors of the file system in the block, such as a full disk, into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; once that is mended, the same command goes on") from None
 
 
-def record_of(options: SimpleNamespace, about: dict[str, str], free: Sequence[str]) -> dict[str, Any]:
-    """All that the answers depend on: `about`, and every option but the `free` ones, as it was typed."""
+def record_of(options: SimpleNamespace, about: dict[str, str], free_options: Sequence[str]) -> dict[str, Any]:
+    """All that the answers depend on: `about`, and the value of every option that is not free to change."""
     record = dict(about)
     for name, value in sorted(vars(options).items()):
-        if name not in free:
+        if name not in free_options:
             record[f"--{name.replace('_', '-')}"] = value
     return record
 
 
 class Journal:
-    """The answers so far, by the number of their row, and the seconds that they took; kept in OUTPUT.partial.
+    """The answers so far, by the number of their row, and the seconds that they took, kept in OUTPUT.partial.
 
     {"--input": "9b2f...", "--model": "checkpoints/demo", ...}                          what is answered
     {"seconds": 3.1, "answers": [{"row": 7, "answer": "...", "ended": true, "tokens": 52}, ...]}
     ...                                                                                 a line for each batch
 
-    A last line without its end was torn by a kill or a full disk. It counts as not there, and its whole batch
-    is answered again.
+    A last line without a newline was cut short by a kill or a full disk. It is ignored, and its batch is
+    answered again.
     """
 
     def __init__(self, output: Path, record: dict[str, Any]) -> None:
@@ -92,21 +92,21 @@ class Journal:
             lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         if lines and not self._first_line.startswith(lines[0]):
             raise UserError(f"{self.path}: {difference(lines[0], record)}")
-        whole = [line for line in lines if line.endswith(b"\n")]
-        self._whole_bytes = sum(map(len, whole))
-        for line in whole[1:]:
+        complete_lines = [line for line in lines if line.endswith(b"\n")]
+        self._complete_bytes = sum(map(len, complete_lines))
+        for line in complete_lines[1:]:
             self._remember(json.loads(line))
 
     def add(self, answers: Sequence[dict[str, Any]], seconds: float) -> None:
-        """Keep the answers of a batch, each with its "row"; when this returns, they are on the disk."""
+        """Keep the answers of a batch, each with its "row"; when this returns, they are fsynced."""
         batch = {"seconds": seconds, "answers": answers}
         line = json.dumps(batch, ensure_ascii=False).encode() + b"\n"
         with refusals(self.path), open(self.path, "ab") as file:
-            file.truncate(self._whole_bytes)
-            file.write(line if self._whole_bytes else self._first_line + line)
+            file.truncate(self._complete_bytes)
+            file.write(line if self._complete_bytes else self._first_line + line)
             file.flush()
             flush(self.path)
-            self._whole_bytes = file.tell()
+            self._complete_bytes = file.tell()
         self._remember(batch)
 
     def _remember(self, batch: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ def work_through(
 
 
 def _with_progress(batches: Sequence[list[int]], done: int, total: int) -> Iterator[list[int]]:
-    """The batches; the progress is shown by a bar on a terminal, and elsewhere by a line now and then."""
+    """The batches; the progress is a bar on a terminal, and elsewhere a line now and then."""
     if done:
         say(f"going on with {done:,} of {total:,} rows answered", on_stderr=True)
     said = time.monotonic()
@@ -171,7 +171,7 @@ def _with_progress(batches: Sequence[list[int]], done: int, total: int) -> Itera
 
 
 def write_output(output: Path, content: str | Callable[[Path], object]) -> None:
-    """Write a file atomically, as `write_atomic` does; what the system refuses becomes a UserError."""
+    """Write a file atomically, as `write_atomic` does; errors of the file system become a UserError."""
     with refusals(output):
         write_atomic(output, content)
 

@@ -1,4 +1,4 @@
-"""Read what a person types: in a terminal with editing, several lines and a history; from a pipe by lines."""
+"""Read what a person types: in a terminal with an editor and a history, from a pipe line by line."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ def _editor(label: str) -> Callable[[], str]:
 def _history() -> History:
     """The history of all chats, in XDG_STATE_HOME or ~/.local/state, which its owner alone may read.
 
-    Where it cannot be written, the history is that of this chat.
+    Where that cannot be written, only this chat's inputs are remembered.
     """
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     file = state / "yayi" / "chat_history"

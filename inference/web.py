@@ -53,7 +53,7 @@ FOCUS = "() => document.querySelector('#typed textarea').focus()"
 # A browser that has to show every token has no time left for its buttons.
 REFRESH_S = 0.1
 
-# As gradio has them: {"role": "user" | "assistant", "content": [{"type": "text", "text": ...}]}.
+# gradio's messages: {"role": "user" | "assistant", "content": [{"type": "text", "text": ...}]}.
 Messages = list[dict[str, Any]]
 
 
@@ -68,8 +68,8 @@ Messages = list[dict[str, Any]]
 def main(**options: Any) -> None:
     """Serve a web page to talk to a fine-tuned model, until Ctrl-C.
 
-    --system and the sampling are what the page starts with. If the environment has a YAYI_PASSWORD, the page
-    asks for it, and for the user name yayi.
+    The page starts with --system and the sampling options given here. If the environment has a YAYI_PASSWORD,
+    the page asks for it, and for the user name yayi.
     """
     serve(SimpleNamespace(**options))
 
@@ -98,7 +98,7 @@ def serve(options: SimpleNamespace) -> None:
             run_history=False,
             ssr_mode=False,
         )
-        # At the end, browsers are still connected: not waited for, and not worth an error message.
+        # Browsers are still connected at the end: that is not waited for, and is no error.
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"http://{options.host}:{options.port}", flush=True)
@@ -120,28 +120,29 @@ def listen(host: str, port: int) -> socket.socket:
 def page_answerer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> Callable[..., Iterator[Messages]]:
-    """The function that gives a dialogue's messages with the answer, over and over while it grows."""
+    """A function that yields a dialogue's messages with the answer, again and again as it grows."""
     kv_cache = KVCache()
     # An answer that was stopped may still be at its last token when gradio asks for the next.
     turn = threading.Lock()
 
     def answer(messages: Messages, dialogue: Dialogue, system: str, *sampling: float) -> Iterator[Messages]:
-        """dialogue: this browser session's; it becomes that of `messages`, and knows which turns have left.
+        """Yield the messages, with as much of the answer to the last as there is.
 
-        sampling: the values of SLIDERS. Closing the iterator stops the model.
+        dialogue: the one of this browser session, which is updated from `messages`. sampling: the values of
+        SLIDERS. Closing the iterator stops the model.
         """
         yield messages
         if not ends_in_question(messages):
             return
-        chosen = dict(zip(SLIDERS, sampling, strict=True))
+        settings = dict(zip(SLIDERS, sampling, strict=True))
         try:
             human = follow(dialogue, messages, system)
             before = dialogue.left_out
-            prompt = dialogue.prompt(human, tokenizer, room_for_prompt(model, chosen["max_new_tokens"]))
+            prompt = dialogue.prompt(human, tokenizer, room_for_prompt(model, settings["max_new_tokens"]))
             if (count := dialogue.left_out) > before:
                 gr.Info(f"对话过长，略去最早 {count} 轮 / Too long: without the {count} oldest turn(s)")
-            given = {"input_ids": prompt.input_ids, "kv_cache": kv_cache}
-            with turn, stream(model, tokenizer, prompt.conversation, **given, **chosen) as pieces:
+            encoded = {"input_ids": prompt.input_ids, "kv_cache": kv_cache}
+            with turn, stream(model, tokenizer, prompt.conversation, **encoded, **settings) as pieces:
                 shown_at = 0.0
                 for _ in pieces:
                     if time.monotonic() - shown_at > REFRESH_S:
@@ -149,7 +150,7 @@ def page_answerer(
                         yield with_answer(messages, pieces.text)
                 yield with_answer(messages, pieces.text)
             if not pieces.ended:
-                gr.Info(f"回答过长，已截断 / Cut off at {chosen['max_new_tokens']} tokens")
+                gr.Info(f"回答过长，已截断 / Cut off at {settings['max_new_tokens']} tokens")
         except UserError as error:
             gr.Warning(html.escape(str(error)))
         except Exception as error:  # the page stays usable
@@ -216,7 +217,7 @@ def page(answer: Callable[..., Iterator[Messages]], options: SimpleNamespace) ->
 
 
 def add_question(messages: Messages, text: str) -> tuple[Messages, "gr.Textbox"]:
-    """A question that got no answer gives way to the next one; without a text, it is asked again."""
+    """Add a question, in place of one without an answer; without a text, that one is asked again."""
     if text.strip():
         messages = [*(messages[:-1] if ends_in_question(messages) else messages), message("user", text)]
     return messages, gr.Textbox("", **BUSY)
@@ -246,7 +247,7 @@ def with_answer(messages: Messages, text: str) -> Messages:
 
 
 def message(role: str, text: str) -> dict[str, Any]:
-    """Shows `text` as it is, though gradio takes a message for HTML; `text_of` gives it back."""
+    """A message that shows `text` as it is, though gradio renders HTML; `text_of` is the inverse."""
     return {"role": role, "content": [{"type": "text", "text": html.escape(text, quote=False)}]}
 
 
@@ -255,7 +256,7 @@ def text_of(message: dict[str, Any]) -> str:
 
 
 def follow(dialogue: Dialogue, messages: Messages, system: str) -> str:
-    """Make `dialogue` that of the messages before the last, which is a question; the question's text."""
+    """Update `dialogue` to the messages before the last, which is a question. Returns the question's text."""
     texts = [{"role": message["role"], "content": text_of(message)} for message in messages]
     *turns, last = from_row({"system": system, "messages": texts}).turns
     dialogue.system = system

@@ -22,7 +22,7 @@ command -v "${CXX:-c++}" >/dev/null ||
 # shellcheck disable=SC1091
 source .venv/bin/activate
 
-# Installed once for each content of the requirement files; afterwards nothing here needs a network.
+# Installed again only when a requirement file changes; otherwise nothing here needs a network.
 for requirements in "$@"; do
     stamp=".venv/installed-$(python -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest()[:16])' "$requirements")"
     if [ ! -e "$stamp" ]; then

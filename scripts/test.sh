@@ -11,7 +11,7 @@ ruff format --check .
 echo "== codespell"
 codespell
 echo "== pyright"
-# Its own node, from the wheel, and no question on the network whether there is a newer version.
+# Its own node, from the wheel, and no query over the network for a newer version.
 PYRIGHT_PYTHON_GLOBAL_NODE=0 PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright
 if [ $# -gt 0 ]; then
     echo "== pytest $*"
@@ -19,6 +19,6 @@ if [ $# -gt 0 ]; then
 fi
 echo "== the quick tests, in two processes"
 python -m pytest -n 2 --dist worksteal -m "not slow"
-# They start launchers and measure signals, and would disturb each other.
+# They start launchers and send signals, and would disturb each other.
 echo "== the slow tests, one at a time"
 python -m pytest -m slow

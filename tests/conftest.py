@@ -1,7 +1,7 @@
 """What most tests need: a tiny tokenizer, a tiny Bloom, and one that was taught a few rows by heart.
 
-Imports that take seconds stand in the fixtures: pytest-xdist's first process, which runs no test, goes
-without.
+Imports that take seconds stand in the fixtures: pytest-xdist's first process, which runs no test, does
+without them.
 """
 
 import gc
@@ -44,14 +44,14 @@ def write_rows(path: Path, rows: list) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_processes() -> None:
-    """What makes many small runs in one process quick."""
+    """Settings that make many small runs in one process quick."""
     import torch
 
     from training.run import sft_trainer
 
     torch.set_num_threads(1)  # with models this small, threads only wait for each other
     sft_trainer.MEASURED_SECONDS = 0.01  # a run measures the machine no longer than needed to have a figure
-    gc.freeze()  # each run collects garbage, which need not go through what was imported
+    gc.freeze()  # each run collects garbage, and need not search what was imported
 
 
 @pytest.fixture(scope="session")

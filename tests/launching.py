@@ -1,4 +1,4 @@
-"""How tests start the real launcher, watch what it prints, and look at what it left."""
+"""Start the real launcher in tests, watch what it prints, and read the files that it left."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def launch(ranks: int, *arguments: str) -> subprocess.CompletedProcess:
 
 
 class Running:
-    """A launched run that goes on in the background."""
+    """A run in the background."""
 
     def __init__(self, *command: str, **variables: str) -> None:
         self.process = subprocess.Popen(
@@ -85,7 +85,7 @@ class Running:
         return "\n".join(self.lines)
 
     def wait_until(self, holds: Callable[[], bool], seconds: float = 240) -> bool:
-        """Wait until a condition holds; whether it did before the run ended."""
+        """Wait until a condition holds. Returns whether it did before the run ended."""
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline, self.output
@@ -95,7 +95,7 @@ class Running:
         return True
 
     def wait_for_step(self, step: int) -> bool:
-        """Wait until a step is printed; whether it was before the run ended."""
+        """Wait until a step is printed. Returns whether it was before the run ended."""
         return self.wait_until(lambda: any(line.startswith(f"step {step}/") for line in self.lines))
 
     def family(self) -> list[psutil.Process]:
@@ -138,11 +138,13 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def history(run_dir: Path) -> list[dict]:
+    """The log entries in the run's last checkpoint."""
     checkpoint = max(run_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
 
 
 def values(run_dir: Path, name: str) -> list[float]:
+    """The values under one name in the log entries, in their order."""
     return [entry[name] for entry in history(run_dir) if name in entry]
 
 

@@ -1,4 +1,4 @@
-"""Tiny random bases of other architectures than BLOOM's, with tokenizers of their kinds."""
+"""Tiny random base models of other architectures than BLOOM's, with tokenizers of their kinds."""
 
 import json
 from collections.abc import Iterable
@@ -70,7 +70,7 @@ def byte_level(regex: str) -> pre_tokenizers.PreTokenizer:
 
 
 def sample_texts() -> list[str]:
-    """The sample texts, and the joins of punctuation and newlines that large corpora have."""
+    """The sample texts, and the sequences of punctuation and newlines that large corpora have."""
     return [*training_texts(str(SINGLE_TURN)), *[":\n", ":\n\n", "。\n\n", ".\n\n", "\n\n"] * 50]
 
 
@@ -83,7 +83,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def old_llama_tokenizer() -> PreTrainedTokenizerFast:
-    """That tokenizer as files on the hub have it: the normalizer puts ▁ before every piece of text."""
+    """Llama 2's tokenizer in older files on the hub: the normalizer puts ▁ before every piece of text."""
     tokenizer = llama_tokenizer()
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = None
@@ -96,7 +96,7 @@ def old_llama_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of bytes that joins punctuation and the newlines after it, normalizes, and has no bos."""
+    """A tokenizer of bytes that merges punctuation with newlines after it, normalizes, and has no bos."""
     vocabulary, merges = trained_bpe(
         sample_texts(), byte_level(PRETOKENIZE_REGEX), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )

@@ -1,9 +1,9 @@
-"""The time and the peak memory of encoding ever larger files into the cache, each in a process of its own.
+"""The time and the peak memory of encoding files of growing size into the cache, each in its own process.
 
     python -m tests.benchmarks.encode_memory --data-path FILE --input-model bigscience/bloomz-7b1-mt
 
 The rows of the files given are repeated, each time with a number in their first text, so that no row is the
-same as another. For every size it then says how long a second start takes, which finds all in the cache.
+same as another. "again" is how long a second start takes, which finds everything in the cache.
 """
 
 import itertools
@@ -53,7 +53,9 @@ def encode(path: str, input_model: str, cache: str) -> dict[str, float]:
 @click.option("--data-path", "paths", required=True, multiple=True, help="Files with usable rows only.")
 @click.option("--input-model", required=True, help="Model whose tokenizer is used.")
 @click.option("--sizes", default=",".join(map(str, SIZES)), show_default=True, help="Numbers of rows.")
-@click.option("--encode", "encoded", nargs=2, type=str, help="For its own use: encode FILE into CACHE.")
+@click.option(
+    "--encode", "encoded", nargs=2, type=str, help="Used by this benchmark itself: encode FILE into CACHE."
+)
 def main(paths: tuple[str, ...], input_model: str, sizes: str, encoded: tuple[str, str] | None) -> None:
     """Print a line for each number of rows."""
     if encoded:

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.generate
 
 A random Bloom (hidden 1024, 24 layers, 16 heads, 250,880 tokens), greedy. The bound is the machine's memory
-bandwidth, measured in the same process: a token needs all weights read once. "Turn 10" is how long the tenth
-turn of a dialogue of about 1,000 tokens takes to its first token, and "turn 1" the first, by `stream`.
+bandwidth, measured in the same process: a token needs all weights read once. "Turn 1" and "turn 10" are the
+times to the first token of an answer of `stream` in a dialogue that grows to about 1,000 tokens.
 """
 
 import json
@@ -87,7 +87,7 @@ class Clock(BaseStreamer):
 
 
 def generate(model: PreTrainedModel, input_ids: torch.Tensor, tokens: int) -> tuple[float, float, list[int]]:
-    """(seconds to the first token, median seconds of each token after it, the first row's new tokens)."""
+    """(seconds to the first token, median seconds of each token after it, new ids of the first prompt)."""
     config = GenerationConfig(max_new_tokens=tokens + 1, do_sample=False, eos_token_id=None, pad_token_id=0)
     clock, mask = Clock(), torch.ones_like(input_ids)
     made = model.generate(input_ids, attention_mask=mask, generation_config=config, streamer=clock)
@@ -96,7 +96,10 @@ def generate(model: PreTrainedModel, input_ids: torch.Tensor, tokens: int) -> tu
 
 
 def seconds_to_first_token(model: PreTrainedModel) -> list[float]:
-    """The seconds to the first token for each turn of a dialogue, whose turns have the same text."""
+    """The seconds to the first token of each turn of a dialogue, and the number of tokens of its last prompt.
+
+    The human says the same in every turn.
+    """
     texts = list(training_texts(str(SAMPLE)))
     tokenizer = train_tokenizer(texts)
     teach_to_chat(tokenizer)
@@ -119,10 +122,10 @@ def measure(way: str, directory: str, prompt_tokens: int, tokens: int) -> dict:
     prompts = torch.randint(0, VOCABULARY, (8, prompt_tokens), device=model.device)
     generate(model, prompts[:1, :2], 2)  # warms up
     found = {}
-    for rows in (1, 8):
-        first, later, ids = generate(model, prompts[:rows], tokens)
-        found[f"batch {rows}"] = rows / later
-        if rows == 1:
+    for batch_size in (1, 8):
+        first, later, ids = generate(model, prompts[:batch_size], tokens)
+        found[f"batch {batch_size}"] = batch_size / later
+        if batch_size == 1:
             found |= {"first": first, "ids": ids}
     if way == "ours":
         *found["turns"], found["dialogue"] = seconds_to_first_token(model)
@@ -134,8 +137,8 @@ def measure(way: str, directory: str, prompt_tokens: int, tokens: int) -> dict:
     return found
 
 
-def measured_apart(way: str, arguments: list[str]) -> dict:
-    """What `measure` gives in a process of its own; prints its row of the table."""
+def measure_in_process(way: str, arguments: list[str]) -> dict:
+    """Run `measure` in a process of its own, and print its line of the table."""
     command = [sys.executable, "-m", "tests.benchmarks.generate", *arguments, "--way", way]
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     share = found["batch 1"] * found["weights"] / found["bandwidth"]
@@ -149,10 +152,12 @@ def measured_apart(way: str, arguments: list[str]) -> dict:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=50)
-@click.option("--tokens", type=click.IntRange(min=1), default=24, help="To make, after the first.")
+@click.option("--tokens", type=click.IntRange(min=1), default=24, help="Tokens to generate after the first.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16")
 @click.option("--way", type=click.Choice(WAYS), multiple=True, default=WAYS)
-@click.option("--directory", help="For its own use: measure the one way on this model, and print JSON.")
+@click.option(
+    "--directory", help="Used by this benchmark itself: measure one way on this model, and print JSON."
+)
 def main(prompt_tokens: int, tokens: int, dtype: str, way: tuple[str, ...], directory: str | None) -> None:
     """Print a table of tokens a second, the time to the first, and memory."""
     disable_progress_bar()
@@ -164,7 +169,7 @@ def main(prompt_tokens: int, tokens: int, dtype: str, way: tuple[str, ...], dire
         arguments = ["--prompt-tokens", str(prompt_tokens), "--tokens", str(tokens), "--directory", directory]
         print(f"{dtype}, {torch.get_num_threads()} threads, prompt of {prompt_tokens} tokens, greedy")
         print("          tokens/s  of bound  batch of 8  first, s   weights      peak", flush=True)
-        results = {name: measured_apart(name, arguments) for name in way}
+        results = {name: measure_in_process(name, arguments) for name in way}
     for name, found in results.items():
         if "turns" in found:
             print(

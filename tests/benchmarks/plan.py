@@ -2,9 +2,9 @@
 
 python -m tests.benchmarks.plan
 
-Random Blooms of three sizes are trained for two steps, one process each, by every configuration; a process
+Random Blooms of three sizes are trained for two steps, one process each, with every configuration; a process
 without a card holds what the plan gives for a card and for the host. What Python and the libraries take is
-measured by the same run of a Bloom that is hardly there.
+measured by the same run of a Bloom with hardly any weights.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ SIZES = {
     "162 M": (100352, 768, 12, 12),
     "305 M": (150016, 1024, 12, 16),
 }
-# The trainer without its measurement of matrix products, whose matrices may be larger than a model here.
+# The trainer, without its measurement of matrix products: its matrices may be larger than a model here.
 RUN = """
 import resource
 from training import trainer
@@ -49,7 +49,7 @@ KINDS = {"all weights": "", "LoRA 16": "--lora-rank 16"}
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--batch-size", default=16, help="Rows a micro-batch.")
+@click.option("--batch-size", default=16, help="Examples of a micro-batch.")
 @click.option("--gradient-checkpointing/--no-gradient-checkpointing", default=False)
 @click.option("--stage", "stages", type=click.Choice([2, 3]), multiple=True, default=[2, 3])
 @click.option("--size", "sizes", type=click.Choice(list(SIZES)[1:]), multiple=True, default=list(SIZES)[1:])
@@ -61,16 +61,16 @@ def main(batch_size: int, gradient_checkpointing: bool, stages: tuple[int], size
     with tempfile.TemporaryDirectory() as directory:
         for name in SIZES:  # in other processes: a process starts with the peak memory of its parent
             spawn(build, name, Path(directory))
-        peak("hardly there", shared, Path(directory))  # encodes the rows, once for all
+        peak_bytes("hardly there", shared, Path(directory))  # encodes the rows, once for all
         for kind, adapter in KINDS.items():
             for (stage, offload), config in CONFIGS.items():
                 if stage not in stages:
                     continue
                 how = f"{shared} {adapter} --deepspeed {config}"
-                process = peak("hardly there", how, Path(directory))
+                process = peak_bytes("hardly there", how, Path(directory))
                 for size in sizes:
                     planned = process + planned_bytes(size, how, stage, offload, Path(directory))
-                    measured = peak(size, how, Path(directory))
+                    measured = peak_bytes(size, how, Path(directory))
                     way = f"{kind}, ZeRO-{stage}{', offload' if offload else ''}"
                     print(
                         f"{size:8} {way:30} {planned / 1e9:9.2f} {measured / 1e9:9.2f} "
@@ -87,10 +87,10 @@ def spawn(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def build(size: str, directory: Path) -> None:
-    rows, hidden_size, layers, heads = SIZES[size]
+    vocabulary, hidden_size, layers, heads = SIZES[size]
     tokenizer = tiny_bloom.train_tokenizer(tiny_bloom.training_texts(str(SINGLE_TURN)))
     torch.manual_seed(0)
-    config = BloomConfig(vocab_size=rows, hidden_size=hidden_size, n_layer=layers, n_head=heads)
+    config = BloomConfig(vocab_size=vocabulary, hidden_size=hidden_size, n_layer=layers, n_head=heads)
     save_model(BloomForCausalLM(config).to(torch.bfloat16), tokenizer, directory / size)
 
 
@@ -103,7 +103,7 @@ def arguments(size: str, how: str, directory: Path, run_name: str) -> list[str]:
     ]  # fmt: skip
 
 
-def peak(size: str, how: str, directory: Path) -> int:
+def peak_bytes(size: str, how: str, directory: Path) -> int:
     """The peak memory of the process of a run, in bytes."""
     run_name = f"run-{len(list(directory.iterdir()))}"
     command = [sys.executable, "-c", RUN, *arguments(size, how, directory, run_name)]

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.scaling
 
-The model of tests.benchmarks.train_step, our way, on rows of random tokens, the second half of which is
-supervised; every line is measured in a process of its own.
+The model of tests.benchmarks.train_step, our way, on rows of random tokens. The second half of each row is
+supervised. Every line is measured in a process of its own.
 """
 
 import json
@@ -34,7 +34,9 @@ def random_rows(count: int, length: int) -> Rows:
 @click.option("--row-counts", default=",".join(map(str, ROW_COUNTS)), help="Rows of 256 tokens.")
 @click.option("--steps", type=click.IntRange(min=1), default=3, help="Steps to take the median of.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16")
-@click.option("--one", nargs=2, type=int, help="For its own use: measure ROWS of LENGTH, and print JSON.")
+@click.option(
+    "--one", nargs=2, type=int, help="Used by this benchmark itself: measure ROWS of LENGTH, and print JSON."
+)
 def main(lengths: str, row_counts: str, steps: int, dtype: str, one: tuple[int, int] | None) -> None:
     """Print a line for each size of batch."""
     if one:

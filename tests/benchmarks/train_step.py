@@ -4,7 +4,7 @@
 
 A random Bloom (hidden 1024, 6 layers, 16 heads, 250,880 tokens) and real rows, tokenized by the model's
 tokenizer. "plain" is transformers alone, the rows padded and all logits computed, as the original does; "trl"
-is TRL's SFTTrainer on that model. "Useful" are the tokens of the rows, without padding.
+is TRL's SFTTrainer on that model. "Useful" tokens are those that are not padding.
 """
 
 import json
@@ -57,7 +57,7 @@ def model_of(way: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def step_of(way: str, model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedTokenizerFast) -> Step:
-    """A function that computes the loss and the gradients of these rows once."""
+    """A function that computes the loss of these rows and its gradients once."""
     if way == "trl":
         return trl_step(model, rows, tokenizer)
     batch = (collate if way == "ours" else collate_padded)(rows)
@@ -71,6 +71,7 @@ def step_of(way: str, model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedT
 
 
 def trl_step(model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedTokenizerFast) -> Step:
+    """A function that lets TRL's SFTTrainer take one step on these rows."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -92,7 +93,7 @@ def trl_step(model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedTokenizerF
 
 
 def measure(step: Step, model: PreTrainedModel, steps: int) -> dict[str, float]:
-    """Seconds a step, the process's peak memory in bytes, the loss, and the machine's speed around it."""
+    """Seconds a step, peak memory in bytes, the loss, and the FLOP/s of matrix products before and after."""
     seconds, products = [], [product_flops_per_second(model.dtype, model.device, seconds=2)]
     for _ in range(steps + 1):  # the first one warms up
         model.zero_grad()
@@ -119,12 +120,14 @@ def needed_flops(rows: Rows) -> int:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--data-path", required=True, help="Rows to learn; the first ones that can be used.")
+@click.option("--data-path", required=True, help="Rows to train on; the first usable ones are taken.")
 @click.option("--input-model", required=True, help="Model whose tokenizer is used.")
 @click.option("--rows", "count", type=click.IntRange(min=1), default=8, help="Rows a step.")
 @click.option("--steps", type=click.IntRange(min=1), default=3, help="Steps to take the median of.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16")
-@click.option("--way", type=click.Choice(WAYS), help="For its own use: run one way, and print JSON.")
+@click.option(
+    "--way", type=click.Choice(WAYS), help="Used by this benchmark itself: run one way, and print JSON."
+)
 def main(data_path: str, input_model: str, count: int, steps: int, dtype: str, way: str | None) -> None:
     """Print a table of tokens a second and peak memory."""
     tokenizer = load_tokenizer(input_model)

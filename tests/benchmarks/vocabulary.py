@@ -1,10 +1,10 @@
-"""Whether a model learns a domain as well with tokens of its own for it: held-out loss per character.
+"""Whether a model learns a domain as well with additional tokens for it: held-out loss per character.
 
     python -m tests.benchmarks.vocabulary --corpus FILE --input-model checkpoints/tiny-bloom
 
 One row in ten is held out. The model as it is, and the model extended by `training.extend_vocabulary` on the
-other rows, are trained on those: the same rows in the same order, as many steps. The loss is that of the
-held-out answers in nats, all of it, by the characters of the answers. For a Bloom.
+other rows, are trained on those: the same rows in the same order, for equally many steps. The loss is the
+sum over the held-out answers in nats, divided by the number of their characters. The model has to be a Bloom.
 """
 
 import json
@@ -49,7 +49,7 @@ def loss_per_character(
     lr: float,
     seed: int,
 ) -> float:
-    """The loss per character of the held-out answers, after a training."""
+    """The loss per character of the held-out answers, in nats, after training."""
     tokenizer = load_tokenizer(path)
     model = load_model(path, tokenizer, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
@@ -77,13 +77,15 @@ def evaluate(model, tokenizer, conversations: list[Conversation]) -> float:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--corpus", required=True, help="Rows to learn; those that cannot be used are passed over.")
+@click.option("--corpus", required=True, help="Rows to learn from; unusable ones are skipped.")
 @click.option("--input-model", required=True, help="A small Bloom.")
-@click.option("--num-tokens", type=click.IntRange(min=1), default=1000, help="Pieces to add.")
+@click.option("--num-tokens", type=click.IntRange(min=1), default=1000, help="Tokens to add.")
 @click.option("--steps", type=click.IntRange(min=1), default=300, help="Steps of each training.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=2, help="Rows a step.")
-@click.option("--lr", type=float, default=3e-3, help="Rate at the first step; linear to 0.")
-@click.option("--seed", default=0, help="Of the order of the rows.")
+@click.option(
+    "--lr", type=float, default=3e-3, help="Learning rate at the first step; it falls linearly to 0."
+)
+@click.option("--seed", default=0, help="Seed for the order of the rows.")
 def main(
     corpus: str, input_model: str, num_tokens: int, steps: int, batch_size: int, lr: float, seed: int
 ) -> None:

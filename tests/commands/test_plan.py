@@ -66,7 +66,7 @@ def test_what_is_counted_without_weights_is_what_a_real_model_has_and_keeps(
     assert shapes.frozen == sum(weight.numel() for weight in weights if not weight.requires_grad)
     assert shapes.largest == max(weight.numel() for weight in weights)
 
-    computed = shapes.around_blocks + shapes.layers * shapes.of_block
+    computed = shapes.outer_bytes + shapes.layers * shapes.block_bytes
     if architecture == "bloom":
         examples = [{"input_ids": [7] * batch.length, "labels": [7] * batch.length}] * batch.examples
         bare = model.get_base_model() if adapter else model
@@ -126,7 +126,7 @@ HOW = {
 
 def test_bloomz_is_counted_from_its_configuration_alone(bloomz: Shapes) -> None:
     assert (bloomz.trainable, bloomz.frozen) == (7_069_016_064, 0)
-    assert bloomz.embedded == 16384 * 4096 * 2
+    assert bloomz.hidden_states == 16384 * 4096 * 2
 
 
 def test_what_makes_a_run_smaller_makes_its_plan_smaller(bloomz: Shapes) -> None:

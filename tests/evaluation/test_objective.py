@@ -59,7 +59,7 @@ def test_a_random_model_is_at_chance_by_every_way(run, base: str, tmp_path: Path
     questions = write_rows(tmp_path / "q.jsonl", [choice(n, letters.choice("ABCD")) for n in range(150)])
     status, out, _ = run(base, questions, "--max-new-tokens 4 --batch-size 50")
     assert status == 0
-    assert "they are added, with rows that were never trained" in caplog.text
+    assert "they are added, with embedding rows that were never trained" in caplog.text
     result = result_in(tmp_path / "out")
     assert (result["asked"], result["chance"]) == (150, 0.25)
     for way in (GUESSED, LETTER, OPTION, PER_TOKEN):
@@ -192,7 +192,7 @@ def test_a_broken_model_is_not_one_that_says_a(run, tuned: str, tmp_path: Path, 
     questions = write_rows(tmp_path / "q.jsonl", [choice(1)])
     status, _, err = run(tuned, questions, "--max-new-tokens 2")
     assert status == 2
-    assert err.splitlines()[-1].startswith(f"error: {tuned}: a likelihood is no number")
+    assert err.splitlines()[-1].startswith(f"error: {tuned}: a likelihood is NaN or infinite")
 
 
 def test_a_question_that_is_too_long_is_named(run, tuned: str, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_turn_reads_its_own_tokens_only(loaded) -> None:
             model, tokenizer, Conversation((*turns, Turn(human))), kv_cache=kv_cache, **GREEDY
         ) as answer:
             text = "".join(answer)
-        assert read[0] == answer.prompt_tokens - answer.recalled
+        assert read[0] == answer.prompt_tokens - answer.recalled_tokens
         assert read[1:] == [1] * (answer.tokens - 1)
         if turns:
             # what stands around an answer, and the new turn
@@ -144,4 +144,4 @@ def test_other_architectures_remember_too(loaded) -> None:
             text = "".join(answer)
         assert text == from_scratch(model, tokenizer, prompt)
         turns = (*turns, Turn(human, text))
-    assert answer.recalled > 0.5 * answer.prompt_tokens
+    assert answer.recalled_tokens > 0.5 * answer.prompt_tokens

@@ -142,8 +142,8 @@ def test_an_answer_grows_and_the_next_turn_reads_its_own_tokens_only(answer, not
 
     *_, second = answer([*first, web.message("user", SHORTER.human)], REPORTER.system, *BY_HEART)
     assert texts_of(second)[3:] == [SHORTER.yayi]
-    assert answers[0].recalled == 0
-    assert answers[1].recalled > answers[0].prompt_tokens
+    assert answers[0].recalled_tokens == 0
+    assert answers[1].recalled_tokens > answers[0].prompt_tokens
     assert notes == []
 
 
@@ -190,7 +190,7 @@ def test_turns_leave_a_long_dialogue_as_they_do_in_the_terminal(tuned, notes, mo
     talk, terminal = Talk(model, tokenizer, "短", sampling), []
     for human in questions:
         talk.say(human)
-        terminal.append((talk.dialogue.left_out, answers[-1].recalled, answers[-1].prompt_tokens))
+        terminal.append((talk.dialogue.left_out, answers[-1].recalled_tokens, answers[-1].prompt_tokens))
     assert terminal[-1][0] > 10
 
     recorded(web)
@@ -198,7 +198,7 @@ def test_turns_leave_a_long_dialogue_as_they_do_in_the_terminal(tuned, notes, mo
     for human in questions:
         messages, _ = web.add_question(messages, human)
         *_, messages = answerer(messages, dialogue, "短", *sampling.values())
-        page.append((dialogue.left_out, answers[-1].recalled, answers[-1].prompt_tokens))
+        page.append((dialogue.left_out, answers[-1].recalled_tokens, answers[-1].prompt_tokens))
     assert page == terminal
     assert len(notes) == len({left_out for left_out, *_ in page} - {0})
 

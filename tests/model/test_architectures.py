@@ -94,7 +94,7 @@ def test_a_dialogue_is_read_once(loaded: Loaded) -> None:
         with stream(*loaded, prompt, kv_cache=cache, temperature=0, repetition_penalty=1.0) as said:
             assert "".join(said) == answer
     first, second = (encode_prompt(prompt, loaded[1]) for prompt, _ in KNOWN[-2:])
-    assert len(first) < said.recalled < len(second)
+    assert len(first) < said.recalled_tokens < len(second)
 
 
 def test_plain_transformers_says_the_same(run_dir: Path, loaded: Loaded) -> None:

@@ -58,7 +58,7 @@ from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode, encode_prompt
 from training.text.template import render
 
-model, tokenizer = load(sys.argv[1], device="cpu", untaught=True)
+model, tokenizer = load(sys.argv[1], device="cpu", allow_untaught=True)
 tokenizer.save_pretrained(sys.argv[2])
 (human,) = tokenizer("<|Caller|>").input_ids
 assert tokenizer("<|Human|>").input_ids != [human]

@@ -31,7 +31,7 @@ class MatrixProducts(NamedTuple):
     frozen_head: int = 0  # `head` if it is frozen, or 0
 
     def flops(self, tokens: Tokens) -> int:
-        """FLOPs of one forward and backward pass over these tokens; what is computed twice is counted once.
+        """FLOPs of one forward and backward pass over these tokens. Recomputation is not counted.
 
         There are 6 for each weight and token (https://arxiv.org/abs/2001.08361, section 2.1), and 4 where the
         weight is frozen and needs no gradient. The head's weights count for supervised tokens only. Attention
@@ -39,9 +39,9 @@ class MatrixProducts(NamedTuple):
         for each component, once forward and twice backward (https://arxiv.org/abs/2204.02311, appendix B,
         which also counts the pairs that causal attention leaves out).
         """
-        every = 6 * (self.weights * tokens.total + self.head * tokens.supervised)
-        not_needed = 2 * (self.frozen * tokens.total + self.frozen_head * tokens.supervised)
-        return every - not_needed + 12 * self.attention * tokens.pairs
+        all_trainable = 6 * (self.weights * tokens.total + self.head * tokens.supervised)
+        frozen_gradients = 2 * (self.frozen * tokens.total + self.frozen_head * tokens.supervised)
+        return all_trainable - frozen_gradients + 12 * self.attention * tokens.pairs
 
     def flops_of_checkpointing(self, tokens: Tokens) -> int:
         """FLOPs, at most, of the second forward pass through the blocks under activation checkpointing.
@@ -56,8 +56,10 @@ def matrix_products(model: "PreTrainedModel | AdaptedModel") -> MatrixProducts:
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has one"
     head = getattr(head, "original_module", head)  # an adapter wraps it
-    of_head = (head, getattr(head, "base_layer", None))  # a LoRA layer has its matrix in its base layer
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in of_head]
+    head_layers = (head, getattr(head, "base_layer", None))  # a LoRA layer has its matrix in its base layer
+    linear = [
+        module for module in model.modules() if isinstance(module, nn.Linear) and module not in head_layers
+    ]
     config = model.config.get_text_config()
     return MatrixProducts(
         weights=sum(_size(module) for module in linear),
@@ -69,5 +71,5 @@ def matrix_products(model: "PreTrainedModel | AdaptedModel") -> MatrixProducts:
 
 
 def _size(layer: nn.Linear) -> int:
-    """The number of weights in a layer's matrix, in whatever form they are kept."""
+    """The number of weights in a layer's matrix, also where it is quantized."""
     return layer.in_features * layer.out_features

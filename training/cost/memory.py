@@ -58,9 +58,9 @@ class Shapes(NamedTuple):
     hidden_size: int
     layers: int
     products: MatrixProducts
-    embedded: int  # bytes of the hidden states of the micro-batch
-    of_block: int  # bytes that one block keeps
-    around_blocks: int
+    hidden_states: int  # bytes of the hidden states of the micro-batch
+    block_bytes: int  # bytes that one block keeps for the backward pass
+    outer_bytes: int  # bytes kept outside the blocks, without the head
 
 
 class MicroBatch(NamedTuple):
@@ -144,7 +144,7 @@ def shapes_of(
     weights = list(model.parameters())
     frozen = [weight for weight in weights if not weight.requires_grad]
     products = matrix_products(model)
-    one, two = (_kept(config, batch, dtype, adapter, new_tokens, layers) for layers in (1, 2))
+    one, two = (_kept_bytes(config, batch, dtype, adapter, new_tokens, layers) for layers in (1, 2))
     return Shapes(
         trainable=sum(weight.numel() for weight in weights if weight.requires_grad),
         frozen=sum(weight.numel() for weight in frozen),
@@ -155,13 +155,13 @@ def shapes_of(
         hidden_size=config.hidden_size,
         layers=config.num_hidden_layers,
         products=products,
-        embedded=batch.tokens * config.hidden_size * dtype.itemsize,
-        of_block=two - one,
-        around_blocks=2 * one - two,
+        hidden_states=batch.tokens * config.hidden_size * dtype.itemsize,
+        block_bytes=two - one,
+        outer_bytes=2 * one - two,
     )
 
 
-def _kept(
+def _kept_bytes(
     config: PretrainedConfig,
     batch: MicroBatch,
     dtype: torch.dtype,
@@ -169,36 +169,36 @@ def _kept(
     new_tokens: Sequence[int],
     layers: int,
 ) -> int:
-    """Bytes that a model of `layers` blocks keeps for the backward pass, without weights and head."""
+    """Bytes that a model with `layers` blocks keeps for the backward pass, without weights and head."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
-    kept: dict[int, torch.UntypedStorage] = {}
-    if is_packed(config):  # outside of the mode, whose tensors would stay in a cache
+    kept_storages: dict[int, torch.UntypedStorage] = {}
+    if is_packed(config):  # before the mode: tensors made in it would stay in a cache
         positions = torch.arange(batch.length).repeat(batch.examples)
         documents = Documents([batch.length] * batch.examples, alibi_columns(positions, config, dtype))
     model = empty_model(config, dtype, adapter, new_tokens).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _move_to_processor(model)
         weights = [weight.untyped_storage() for weight in model.parameters()]
-        of_weights = {id(storage) for storage in weights}
+        weight_ids = {id(storage) for storage in weights}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()  # the same object as long as one is alive
-            if id(storage) not in of_weights:
-                kept[id(storage)] = storage
+            if id(storage) not in weight_ids:
+                kept_storages[id(storage)] = storage
             return tensor
 
-        # Within an adapter's model, the one that it adapts.
-        bare = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+        # With an adapter, this is the model inside it.
+        causal_model = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             if is_packed(config):
-                assert isinstance(bare, BloomForCausalLM)
+                assert isinstance(causal_model, BloomForCausalLM)
                 input_ids = torch.zeros(1, batch.tokens, dtype=torch.int64)
-                bare._through_blocks(bare._embedded(input_ids), documents)
+                causal_model._run_blocks(causal_model._embed(input_ids), documents)
             else:
                 input_ids = torch.zeros(batch.examples, batch.length, dtype=torch.int64)
-                bare.base_model(input_ids=input_ids, use_cache=False)
-        return sum(storage.nbytes() for storage in kept.values())
+                causal_model.base_model(input_ids=input_ids, use_cache=False)
+        return sum(storage.nbytes() for storage in kept_storages.values())
 
 
 class States(NamedTuple):
@@ -219,14 +219,14 @@ class States(NamedTuple):
 def model_states(
     trainable: int, frozen_bytes: int, largest: int, *, stage: int, offload: bool, ranks: int, width: int
 ) -> States:
-    """What weights, gradients and AdamW take under ZeRO stage 2 or 3.
+    """The bytes that weights, gradients and AdamW take under ZeRO stage 2 or 3.
 
     trainable: the number of trainable weights. largest: the number of weights of the largest matrix. offload:
     whether the optimizer is offloaded. width: bytes of a weight.
 
     In bf16 the sum for a card is what DeepSpeed's own estimators give (stage_1_and_2.py and stage3.py in
-    deepspeed/runtime/zero); in addition this counts the copy of the gradients that a step makes, and ZeRO-3's
-    gradients. An offloaded optimizer takes what they give with HOST_BUFFERS.
+    deepspeed/runtime/zero); this adds the copy of the gradients that a step makes, and ZeRO-3's gradients. An
+    offloaded optimizer takes what they give with HOST_BUFFERS.
     """
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
@@ -257,7 +257,7 @@ def memory_of(
     bucket: int,
     in_4_bits: bool = False,
 ) -> Memory:
-    """What a rank takes for the micro-batch of `shapes`.
+    """The bytes that a rank takes for the micro-batch of `shapes`.
 
     supervised: how many tokens of the micro-batch get logits. bucket: how many gradients the ranks exchange
     at a time.
@@ -269,11 +269,11 @@ def memory_of(
     states = model_states(
         shapes.trainable, frozen, shapes.largest, stage=stage, offload=offload, ranks=ranks, width=width
     )
-    # One block at a time has gradients of what it kept.
+    # The blocks go backward one at a time, and that one also has the gradients of what it kept.
     if checkpointing:
-        activations = shapes.layers * shapes.embedded + 2 * shapes.of_block + shapes.around_blocks
+        activations = shapes.layers * shapes.hidden_states + 2 * shapes.block_bytes + shapes.outer_bytes
     else:
-        activations = (shapes.layers + 1) * shapes.of_block + shapes.around_blocks
+        activations = (shapes.layers + 1) * shapes.block_bytes + shapes.outer_bytes
     return Memory(
         weights=states.weights,
         optimizer=states.optimizer,
@@ -301,7 +301,7 @@ def _head_bytes(shapes: Shapes, width: int, supervised: int) -> int:
 
 
 def numel(weight: nn.Parameter) -> int:
-    """The number of weights in a parameter, however it is kept.
+    """The number of weights in a parameter, also where it is divided or quantized.
 
     Under ZeRO-3 a rank holds no element of it, and `ds_numel` is what all ranks hold together. In 4 bits,
     each element that torch sees holds two weights.

@@ -1,4 +1,4 @@
-"""The ways in which a run can be made: what each takes of a card, the host, the disk and time; which fit."""
+"""The ways to make a run: what each takes of a card, the host, the disk and time, and which of them fit."""
 
 import math
 from collections.abc import Iterator
@@ -25,10 +25,11 @@ from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
 from training.model.load import fitted_rows, is_packed, read_config
 
-# The peak of an A100 in bf16, without sparsity (NVIDIA's data sheet), and the share of it that is assumed.
+# The peak of an A100 in bf16, without sparsity (NVIDIA's data sheet), and the share of it that a run is
+# assumed to reach.
 TFLOPS, UTILIZATION = 312.0, 0.4
 
-# Bytes of a card that a run cannot use: CUDA's own, and what the allocator wastes. Assumed, not measured.
+# Bytes of a card that a run cannot use: some CUDA takes, some the allocator wastes. Assumed, not measured.
 SET_ASIDE = 1_000_000_000
 
 # `reduce_bucket_size` of our ZeRO-2 configurations; "auto" in those of ZeRO-3 is the hidden size squared.
@@ -70,8 +71,8 @@ class Work(NamedTuple):
 
     longest: MicroBatch
     supervised: int  # supervised tokens of the longest micro-batch
-    whole: Tokens
-    assumed: str = ""  # what is said of a micro-batch that is not one of the run
+    tokens: Tokens  # of the whole run
+    assumption: str = ""  # what the plan says of the micro-batch where there is no data
 
 
 class Way(NamedTuple):
@@ -93,8 +94,8 @@ def plan(
 ) -> Iterator[str]:
     """The plan as lines of text.
 
-    options: those of the trainer. new_tokens: ids that the input model's own tokenizer does not have.
-    examples: those to train on; None stands for examples of --max-length. Raises UserError for an
+    options: the trainer's. new_tokens: ids that the input model's own tokenizer does not have.
+    examples: the ones to train on; None stands for examples of --max-length. Raises UserError for an
     --lora-target that no layer has.
     """
     config = fitted_config(options.input_model, tokenizer)
@@ -106,7 +107,8 @@ def plan(
         f"{machine.cards} x {bytes_text(machine.memory)}"
     )
     longest = work.longest
-    yield f"longest micro-batch: {longest.tokens:,} tokens in {longest.examples:,} example(s){work.assumed}"
+    note = work.assumption
+    yield f"longest micro-batch: {longest.tokens:,} tokens in {longest.examples:,} example(s){note}"
     yield f"GB, computed; {bytes_text(SET_ASIDE)} of each card is set aside"
     yield from _table(ways, machine)
     yield "peak: weights, optimizer, and the larger of activations, head and exchanged, or gradients and step"
@@ -118,20 +120,22 @@ def plan(
     yield f"take: {best.options} ({best.name}; {bytes_text(best.memory.host)} of host memory)"
     seconds = best.flops / (machine.cards * machine.tflops * 1e12 * machine.utilization)
     yield (
-        f"time: {duration(seconds)} for {work.whole.total:,} tokens, {best.flops:.2e} FLOPs, at "
+        f"time: {duration(seconds)} for {work.tokens.total:,} tokens, {best.flops:.2e} FLOPs, at "
         f"{machine.utilization:.0%} of {machine.tflops:g} TFLOP/s a card"
     )
 
 
 def _table(ways: list[Way], machine: Machine) -> Iterator[str]:
-    first = max(len(way.name) for way in ways)
+    name_width = max(len(way.name) for way in ways)
     columns = [name for name in Memory._fields if name not in ("offloaded", "loading")]
-    yield " ".join([" " * first, *(f"{name:>11}" for name in [*columns, "peak", "", "host", "checkpoint"])])
+    yield " ".join(
+        [" " * name_width, *(f"{name:>11}" for name in [*columns, "peak", "", "host", "checkpoint"])]
+    )
     for way in ways:
         of_card = [f"{getattr(way.memory, name) / 1e9:11.1f}" for name in [*columns, "peak"]]
         fits = f"{'fits' if does_fit(way, machine) else '-':>11}"
         rest = [f"{count / 1e9:11.1f}" for count in (way.memory.host, way.checkpoint)]
-        yield " ".join([f"{way.name:{first}}", *of_card, fits, *rest])
+        yield " ".join([f"{way.name:{name_width}}", *of_card, fits, *rest])
 
 
 def fitted_config(path: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
@@ -154,9 +158,9 @@ def work_of(options: Options, examples: Examples | None, cards: int, packed: boo
             count = options.micro_batch["batch_size"]
         longest = MicroBatch(count, options.max_length)
         pairs = ASSUMED_TOKENS * (options.max_length + 1) // 2
-        whole = Tokens(ASSUMED_TOKENS, ASSUMED_TOKENS, 0, pairs)
-        assumed = " of --max-length, all supervised: there is no --data-path"
-        return Work(longest, longest.tokens, whole, assumed)
+        tokens = Tokens(ASSUMED_TOKENS, ASSUMED_TOKENS, 0, pairs)
+        assumption = " of --max-length, all supervised: there is no --data-path"
+        return Work(longest, longest.tokens, tokens, assumption)
     sampler = MicroBatches(
         examples.lengths, rank=0, world_size=cards, seed=options.seed, **options.micro_batch
     )
@@ -179,8 +183,7 @@ def work_of(options: Options, examples: Examples | None, cards: int, packed: boo
 def ways_of(
     options: Options, config: PretrainedConfig, new: list[int], work: Work, cards: int
 ) -> Iterator[Way]:
-    """The ways, the quickest first: all weights unless the options ask for an adapter, and then an
-    adapter."""
+    """The ways: all weights, unless the options ask for an adapter, then an adapter; the quickest first."""
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     rank = options.lora_rank or LORA_RANK
     adapter = Adapter(rank, 2 * rank, options.lora_dropout, options.lora_target)  # alpha costs nothing
@@ -220,9 +223,9 @@ def _way(
         bucket=ZERO2_BUCKET if stage == 2 else shapes.hidden_size**2,
         in_4_bits=in_4_bits,
     )
-    flops = shapes.products.flops(work.whole)
+    flops = shapes.products.flops(work.tokens)
     if options.gradient_checkpointing:
-        flops += shapes.products.flops_of_checkpointing(work.whole)
+        flops += shapes.products.flops_of_checkpointing(work.tokens)
     weights = shapes.trainable * dtype.itemsize
     return Way(
         name=f"{name}, ZeRO-{stage}{', offload' if offload else ''}",

@@ -7,10 +7,10 @@ from peft import PeftModelForCausalLM
 
 
 class AdaptedModel(PeftModelForCausalLM):
-    """As peft's, but what it saves is the adapter alone.
+    """A model with an adapter, which saves the adapter alone.
 
-    Where the vocabulary has grown, peft would save the whole embedding and head in each checkpoint. The rows
-    of new tokens are saved either way, with the adapter.
+    Where the vocabulary has grown, peft's own class would save the whole embedding and head in each
+    checkpoint. The rows of new tokens are saved either way, with the adapter.
     """
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:

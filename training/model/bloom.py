@@ -24,15 +24,15 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, BloomBlock,
 
 from training.consts import NOT_SUPERVISED
 
-# Logits that are in memory at a time: 535 rows of BLOOM's 250,880, half a GiB in float32. With fewer rows the
-# head's gradient, which each slice reads and writes whole, takes longer to move than to compute.
+# Logits that are in memory at a time: those of 535 tokens with BLOOM's 250,880, half a GiB in float32. With
+# fewer, the head's gradient, all of which each slice reads and writes, takes longer to move than to compute.
 LOGITS_AT_ONCE = 2**27
 
 # bfloat16 holds 8 bits: a position up to 2**16 is exact as the sum of a multiple of 2**8 and the rest.
 POSITION_STEP = 2**8
 LONGEST_DOCUMENT = 2**16
 
-# A kernel wants a head's width to be a multiple of this.
+# The attention kernels need an attention head's width to be a multiple of this.
 WIDTH_MULTIPLE = 8
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -48,9 +48,11 @@ class Columns(NamedTuple):
 def alibi_columns(positions: torch.Tensor, config: BloomConfig, dtype: torch.dtype) -> Columns:
     """ALiBi (https://arxiv.org/abs/2108.12409) adds slope * position to the product of a query and a key.
 
-    Here that is a part of the product itself: further columns of the query hold the slope, those of the key
-    the position, (tokens,), each as a sum of parts that `dtype` holds exactly. The kernel adds the products
-    up in float32, so that the bias is as exact as there, and no (tokens, tokens) tensor is needed.
+    Here that is a part of the product itself: additional columns of the query hold the slope, those of the
+    key the position, each as a sum of parts that `dtype` holds exactly. The kernel adds the products up in
+    float32, so that the bias is exact to float32, and no (tokens, tokens) tensor is needed.
+
+    positions: (tokens,), the place of each token in its document, from 0.
     """
     query, parts = _slope_columns(config.n_head, config.hidden_size // config.n_head, dtype, positions.device)
     if dtype != torch.float32:
@@ -76,7 +78,7 @@ def alibi_slopes(heads: int) -> torch.Tensor:
 def _slope_columns(
     heads: int, head_width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, int]:
-    """The queries' columns, and of how many parts a slope is the sum."""
+    """(the queries' columns, the number of parts that add up to a slope)."""
     # The kernel divides every product by the root of the head's width.
     rest = alibi_slopes(heads).to(device).double() * math.sqrt(head_width)
     if dtype == torch.float32:
@@ -92,7 +94,7 @@ def _slope_columns(
 
 
 class Documents(NamedTuple):
-    """Where the documents of a batch are."""
+    """The lengths, in tokens, of the documents of a packed batch, and their ALiBi columns."""
 
     lengths: list[int]
     columns: Columns
@@ -106,18 +108,21 @@ class Documents(NamedTuple):
 
 
 def documents_of(lengths: torch.Tensor, config: BloomConfig, dtype: torch.dtype) -> Documents:
-    """Positions restart in each document."""
-    counts = lengths.tolist()  # once: on a card this waits for what is under way
+    """The documents of these lengths, (documents,); positions restart in each.
+
+    Raises ValueError for one that is longer than LONGEST_DOCUMENT.
+    """
+    counts = lengths.tolist()  # once: on a card this waits for all work in the queue
     _check_length(max(counts))
     positions = torch.cat([torch.arange(count, device=lengths.device) for count in counts])
     return Documents(counts, alibi_columns(positions, config, dtype))
 
 
 class Past(NamedTuple):
-    """What new tokens see: the cache, but for padding, and those of themselves that stand before."""
+    """What a new token attends to: the tokens in the cache, except padding, and the new ones up to itself."""
 
     cache: DynamicCache
-    mask: torch.Tensor | None  # of booleans, (rows, 1, tokens, all tokens); None: everything before
+    mask: torch.Tensor | None  # booleans, (batch, 1, new tokens, all tokens); None: all before
     columns: Columns
 
     def attend(self, query, key, value, layer: int, **how) -> torch.Tensor:
@@ -136,9 +141,11 @@ def past_of(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Past:
-    """attention_mask: (rows, tokens with those in the cache), 0 where there is padding.
+    """What `tokens` new tokens after those in `cache` attend to.
 
-    ALiBi needs differences of positions only, so that padding on the left may be counted as well.
+    attention_mask: (batch, all tokens), 0 where there is padding. Padding on the left may count in the
+    positions, because ALiBi depends on their differences only. Raises ValueError for more tokens than
+    LONGEST_DOCUMENT.
     """
     before = cache.get_seq_length()
     _check_length(before + tokens)
@@ -163,13 +170,13 @@ class FusedAttention(BloomAttention):
     def forward(self, hidden_states, residual, alibi, attention_mask, **kwargs):
         if isinstance(alibi, torch.Tensor):
             return super().forward(hidden_states, residual, alibi, attention_mask, **kwargs)
-        # (rows, tokens, heads * 3 * width): beside each other are a head's query, key and value
+        # (batch, tokens, heads * 3 * width): the query, key and value of each head lie side by side
         fused = self.query_key_value(hidden_states)
         fused = fused.view(*fused.shape[:2], self.num_heads, 3, self.head_dim)
         query, key, value = (part.transpose(1, 2) for part in fused.unbind(dim=3))
-        rows, heads, tokens, width = query.shape
-        query = torch.cat([query, alibi.columns.query.expand(rows, -1, tokens, -1)], dim=-1)
-        key = torch.cat([key, alibi.columns.key.expand(rows, heads, -1, -1)], dim=-1)
+        batch, heads, tokens, width = query.shape
+        query = torch.cat([query, alibi.columns.query.expand(batch, -1, tokens, -1)], dim=-1)
+        key = torch.cat([key, alibi.columns.key.expand(batch, heads, -1, -1)], dim=-1)
         value = F.pad(value, (0, query.shape[-1] - width))
         dropout = self.attention_dropout.p if self.training else 0.0
         context = alibi.attend(
@@ -179,15 +186,15 @@ class FusedAttention(BloomAttention):
         return dropout_add(self.dense(context), residual, self.hidden_dropout, self.training), None
 
 
-class TrainedRows(NamedTuple):
-    """Rows of a vocabulary that is frozen otherwise, which peft keeps apart: of an adapter's new tokens."""
+class TrainableRows(NamedTuple):
+    """The trainable embedding rows of a frozen embedding or head: those of an adapter's new tokens."""
 
-    ids: torch.Tensor  # (rows,)
-    values: torch.Tensor  # (rows, hidden)
+    ids: torch.Tensor  # (n,)
+    values: torch.Tensor  # (n, hidden)
 
 
-def split_off_trainable_rows(layer: Layer) -> tuple[Layer, TrainedRows | None]:
-    """An embedding or head, and its rows that an adapter trains.
+def split_off_trainable_rows(layer: Layer) -> tuple[Layer, TrainableRows | None]:
+    """(the embedding or head without an adapter, the rows of it that the adapter trains or None).
 
     peft would make a copy of the whole matrix in each forward pass, with a gradient as large.
     """
@@ -198,31 +205,32 @@ def split_off_trainable_rows(layer: Layer) -> tuple[Layer, TrainedRows | None]:
         return adapter.base_layer, None
     (name,) = adapter.active_adapters
     values = adapter.trainable_tokens_delta[name]
-    return adapter.base_layer, TrainedRows(
+    return adapter.base_layer, TrainableRows(
         torch.tensor(adapter.token_indices[name], device=values.device), values
     )
 
 
 class Head(nn.Linear):
-    """The output matrix, which gives logits of hidden states, or their summed loss where targets are given.
+    """The output matrix. It gives the logits of hidden states, or their summed loss where there are targets.
 
-    trained: embedding rows that take the place of the matrix's own.
+    hidden_states: (..., hidden), or (tokens, hidden) with targets (tokens,). trainable_rows: embedding rows
+    that take the place of the matrix's own.
     """
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         targets: torch.Tensor | None = None,
-        trained: TrainedRows | None = None,
+        trainable_rows: TrainableRows | None = None,
     ) -> torch.Tensor:
         if targets is not None:
-            ids, values = trained or (None, None)
+            ids, values = trainable_rows or (None, None)
             return SlicedCrossEntropy.apply(hidden_states, self.weight, targets, ids, values)
         logits = super().forward(hidden_states)
-        if trained is None:
+        if trainable_rows is None:
             return logits
-        own = F.linear(hidden_states, trained.values.to(logits.dtype))
-        return logits.index_copy(-1, trained.ids, own)
+        own = F.linear(hidden_states, trainable_rows.values.to(logits.dtype))
+        return logits.index_copy(-1, trainable_rows.ids, own)
 
 
 class SlicedCrossEntropy(torch.autograd.Function):
@@ -244,9 +252,10 @@ class SlicedCrossEntropy(torch.autograd.Function):
         values_grad = torch.zeros_like(values, dtype=torch.float32) if wants_values else None
         if ids is not None:
             values = values.to(weight.dtype)
-        rows = max(1, LOGITS_AT_ONCE // len(weight))
-        for start in range(0, len(targets), rows):
-            hidden, target = hidden_states[start : start + rows], targets[start : start + rows, None]
+        slice_length = max(1, LOGITS_AT_ONCE // len(weight))
+        for start in range(0, len(targets), slice_length):
+            end = start + slice_length
+            hidden, target = hidden_states[start:end], targets[start:end, None]
             logits = F.linear(hidden, weight).float()
             if ids is not None:
                 logits[:, ids] = F.linear(hidden, values).float()
@@ -263,9 +272,9 @@ class SlicedCrossEntropy(torch.autograd.Function):
                 if values_grad is not None:
                     values_grad += of_values.T @ hidden.to(weight.dtype)
             if hidden_grad is not None:
-                hidden_grad[start : start + rows] = gradient @ weight
+                hidden_grad[start:end] = gradient @ weight
                 if ids is not None:
-                    hidden_grad[start : start + rows] += of_values @ values
+                    hidden_grad[start:end] += of_values @ values
             if weight_grad is not None:
                 weight_grad.addmm_(gradient.T, hidden.to(weight.dtype))  # no second matrix of this size
         ctx.hidden_grad, ctx.weight_grad, ctx.values_grad = hidden_grad, weight_grad, values_grad
@@ -283,7 +292,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
 
 
 class BloomForCausalLM(LibraryBloom):
-    """The library's class by its own name, so that it is saved as that."""
+    """The library's model with fused attention, under the library's name, because config.json records it."""
 
     def __init__(self, config: BloomConfig) -> None:
         super().__init__(config)
@@ -320,9 +329,9 @@ class BloomForCausalLM(LibraryBloom):
         """
         if document_lengths is not None:
             assert input_ids is not None
-            return self._of_documents(input_ids, labels, document_lengths, num_items_in_batch)
+            return self._forward_packed(input_ids, labels, document_lengths, num_items_in_batch)
         if isinstance(past_key_values, DynamicCache) and input_ids is not None and labels is None:
-            return self._after(past_key_values, input_ids, attention_mask, logits_to_keep)
+            return self._forward_cached(past_key_values, input_ids, attention_mask, logits_to_keep)
         if num_items_in_batch is not None:
             kwargs["num_items_in_batch"] = num_items_in_batch
         return super().forward(
@@ -334,58 +343,58 @@ class BloomForCausalLM(LibraryBloom):
             **kwargs,
         )
 
-    def _after(
+    def _forward_cached(
         self,
         cache: DynamicCache,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         logits_to_keep: int,
     ) -> CausalLMOutputWithPast:
-        hidden_states = self._embedded(input_ids)
+        hidden_states = self._embed(input_ids)
         dtype = self._compute_dtype(hidden_states)
         past = past_of(cache, input_ids.shape[1], attention_mask, self.config, dtype, hidden_states.device)
-        hidden_states = self._through_blocks(hidden_states, past)
-        head, trained = split_off_trainable_rows(self.lm_head)
-        logits = head(hidden_states[:, -logits_to_keep:], trained=trained)
+        hidden_states = self._run_blocks(hidden_states, past)
+        head, trainable_rows = split_off_trainable_rows(self.lm_head)
+        logits = head(hidden_states[:, -logits_to_keep:], trainable_rows=trainable_rows)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
-    def _of_documents(
+    def _forward_packed(
         self,
         input_ids: torch.Tensor,
         labels: torch.Tensor | None,
         document_lengths: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> CausalLMOutput:
-        hidden_states = self._embedded(input_ids)
+        hidden_states = self._embed(input_ids)
         documents = documents_of(document_lengths, self.config, self._compute_dtype(hidden_states))
-        hidden_states = self._through_blocks(hidden_states, documents)
-        head, trained = split_off_trainable_rows(self.lm_head)
+        hidden_states = self._run_blocks(hidden_states, documents)
+        head, trainable_rows = split_off_trainable_rows(self.lm_head)
         if labels is None:
-            return CausalLMOutput(logits=head(hidden_states, trained=trained))
+            return CausalLMOutput(logits=head(hidden_states, trainable_rows=trainable_rows))
 
         # A token is predicted from the one before it; the first of a document from nothing.
         targets = labels[0].roll(-1)
         targets[document_lengths.cumsum(0) - 1] = NOT_SUPERVISED
         is_supervised = targets != NOT_SUPERVISED
-        loss = head(hidden_states[0, is_supervised], targets[is_supervised], trained)
+        loss = head(hidden_states[0, is_supervised], targets[is_supervised], trainable_rows)
         count = is_supervised.sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=loss / torch.as_tensor(count, device=loss.device).clamp(min=1))
 
-    def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         model = self.transformer
-        # transformers types it as a tensor too, because of its setter.
+        # Its setter makes transformers' type of it a tensor or a module.
         word_embeddings = cast(nn.Embedding, model.word_embeddings)
-        embedding, trained = split_off_trainable_rows(word_embeddings)
+        embedding, trainable_rows = split_off_trainable_rows(word_embeddings)
         embedded = embedding(input_ids)
-        if trained:
+        if trainable_rows:
             place = torch.full((embedding.num_embeddings,), -1, device=input_ids.device)
-            place[trained.ids] = torch.arange(len(trained.ids), device=input_ids.device)
+            place[trainable_rows.ids] = torch.arange(len(trainable_rows.ids), device=input_ids.device)
             place = place[input_ids]
-            own = F.embedding(place.clamp(min=0), trained.values).to(embedded.dtype)
+            own = F.embedding(place.clamp(min=0), trainable_rows.values).to(embedded.dtype)
             embedded = torch.where(place[..., None] >= 0, own, embedded)
         return model.word_embeddings_layernorm(embedded)
 
-    def _through_blocks(self, hidden_states: torch.Tensor, alibi: Documents | Past) -> torch.Tensor:
+    def _run_blocks(self, hidden_states: torch.Tensor, alibi: Documents | Past) -> torch.Tensor:
         for block in self.transformer.h:
             hidden_states, _ = block(hidden_states, alibi=alibi, attention_mask=None)
         return self.transformer.ln_f(hidden_states)

@@ -23,10 +23,10 @@ from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE
 from training.model.bloom import BloomForCausalLM
 from training.text.tokenizer import new_tokens as find_new_tokens
 
-# Embedding rows are added up to the next multiple of this: a matrix product is faster on such widths.
+# Embedding rows are added up to the next multiple of this, because matrix products are faster on such widths.
 ROW_MULTIPLE = 64
 
-# The noise that tells new embedding rows apart, in standard deviations of the old tokens' rows.
+# The noise that makes new embedding rows differ, in standard deviations of the old tokens' rows.
 NEW_ROW_NOISE = 0.01
 
 
@@ -41,10 +41,10 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model at `path`, with embedding rows, in and out, for every token of `tokenizer`.
 
-    A Bloom comes as `training.model.bloom`'s class, any other model as transformers' own.
+    A Bloom is an instance of `training.model.bloom.BloomForCausalLM`, any other model of transformers' own.
     dtype: the type of the weights in memory; "auto" is that of the saved ones. new_tokens: the ids of
-    `tokenizer` that the tokenizer at `path` does not have; without them, that tokenizer is read as well.
-    seed: for the noise in new embedding rows. loading: more arguments for transformers' `from_pretrained`.
+    `tokenizer` that the tokenizer at `path` does not have; where None, that tokenizer is read to find them.
+    seed: of the noise in new embedding rows. loading: more arguments for transformers' `from_pretrained`.
     Raises UserError where there is no model.
     """
     model = load_base_model(path, dtype=dtype, **loading)
@@ -57,7 +57,7 @@ def load_model(
 
 
 def load_base_model(path: str, *, dtype: torch.dtype | str = "auto", **loading: Any) -> PreTrainedModel:
-    """The causal language model as it is found at `path`. Raises UserError where there is none."""
+    """The causal language model at `path`, unchanged. Raises UserError where there is none."""
     model_class = BloomForCausalLM if is_packed(read_config(path)) else AutoModelForCausalLM
     try:
         return model_class.from_pretrained(path, dtype=dtype, **loading)
@@ -91,36 +91,36 @@ def fit_vocabulary(
 ) -> None:
     """Give every token of `tokenizer` an embedding row, in and out; never take a row away.
 
-    new_tokens: the ids that the model's own tokenizer did not have. Where rows are missing, the embedding and
-    the head grow to the next multiple of ROW_MULTIPLE. The rows of new tokens, and the rows added, become the
-    mean of the other tokens' rows plus a little noise; the other tokens' rows are not touched.
+    new_tokens: the ids that the model's own tokenizer did not have. Where embedding rows are missing, the
+    embedding and the head grow to the next multiple of ROW_MULTIPLE. The embedding rows of new tokens, and
+    those added, become the mean of the other tokens' plus a little noise; the other tokens' are not touched.
     """
     known = set(tokenizer.get_vocab().values()).difference(new_tokens)
     rows = model.config.vocab_size
     fitted = fitted_rows(rows, tokenizer)
     if fitted > rows:
         model.resize_token_embeddings(fitted, mean_resizing=False)
-    new = sorted({*new_tokens, *range(rows, model.config.vocab_size)})
-    if new:
-        trained = torch.tensor(sorted(token_id for token_id in known if token_id < rows))
+    new_rows = sorted({*new_tokens, *range(rows, model.config.vocab_size)})
+    if new_rows:
+        known_rows = torch.tensor(sorted(token_id for token_id in known if token_id < rows))
         for matrix in token_matrices(model):
-            _initialise_rows(matrix, torch.tensor(new), trained, seed)
+            _initialise_rows(matrix, torch.tensor(new_rows), known_rows, seed)
 
 
 def fitted_rows(rows: int, tokenizer: PreTrainedTokenizerFast) -> int:
     """How many embedding rows a model with `rows` of them has once there is one for every token."""
-    needed = max(tokenizer.get_vocab().values()) + 1
-    return rows if needed <= rows else -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    return rows if tokens <= rows else -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def average_rows(model: PreTrainedModel, replaced: dict[int, list[int]]) -> None:
-    """Set the embedding rows, in and out, of each token in `replaced` to the mean of those of its tokens.
+def average_rows(model: PreTrainedModel, replacements: dict[int, list[int]]) -> None:
+    """Set the embedding rows, in and out, of each new token to the mean of those of the tokens it replaces.
 
-    replaced: for each token, the ids of the tokens that it takes the place of.
+    replacements: for the id of each new token, the ids of the tokens that it replaces.
     """
     with torch.no_grad():
         for matrix in token_matrices(model):
-            for token, tokens in replaced.items():
+            for token, tokens in replacements.items():
                 matrix[token] = matrix[tokens].mean(dim=0, dtype=torch.float32)
 
 
@@ -136,20 +136,25 @@ def token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     return matrices
 
 
-def _initialise_rows(matrix: torch.nn.Parameter, new: torch.Tensor, trained: torch.Tensor, seed: int) -> None:
-    """Set the rows `new` of a matrix (rows, hidden), or bias (rows,), to the mean of its rows `trained`."""
+def _initialise_rows(
+    matrix: torch.nn.Parameter, new_rows: torch.Tensor, known_rows: torch.Tensor, seed: int
+) -> None:
+    """Set embedding rows, given by index, to the mean of the known ones plus noise.
+
+    matrix: (vocabulary, hidden), or a bias (vocabulary,).
+    """
     with torch.no_grad(), gather_weights(matrix):
-        values = matrix[trained.to(matrix.device)]
-        noise = torch.randn((len(new), *matrix.shape[1:]), generator=torch.Generator().manual_seed(seed))
+        values = matrix[known_rows.to(matrix.device)]
+        noise = torch.randn((len(new_rows), *matrix.shape[1:]), generator=torch.Generator().manual_seed(seed))
         mean = values.mean(dim=0, dtype=torch.float32)
         rows = mean + NEW_ROW_NOISE * values.std() * noise.to(matrix.device)
-        matrix[new.to(matrix.device)] = rows.to(matrix.dtype)
+        matrix[new_rows.to(matrix.device)] = rows.to(matrix.dtype)
 
 
 def gather_weights(
     weights: torch.nn.Parameter | list[torch.nn.Parameter],
 ) -> contextlib.AbstractContextManager:
-    """Under ZeRO-3 each rank holds a part of every weight: gather it, and hand rank 0's changes to all."""
+    """A block in which ZeRO-3 has gathered the weights; at its end, all ranks get rank 0's changes."""
     if not is_deepspeed_zero3_enabled():
         return contextlib.nullcontext()
     import deepspeed

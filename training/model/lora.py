@@ -1,6 +1,6 @@
-"""LoRA adapters (https://arxiv.org/abs/2106.09685) through peft: put on a model, saved, loaded with it.
+"""LoRA adapters (https://arxiv.org/abs/2106.09685) through peft: added to a model, saved, loaded with it.
 
-peft is imported where it is needed: it takes its time, and most runs have no adapter.
+peft is imported where it is needed: that takes long, and most runs have no adapter.
 """
 
 import json
@@ -33,12 +33,12 @@ INCOMPLETE_ADAPTER = ".incomplete-adapter"
 
 
 def has_adapter(model: torch.nn.Module) -> bool:
-    """Whether it is what `add_adapter` gave."""
+    """Whether the model has an adapter, as a model from `add_adapter` has."""
     return hasattr(model, "peft_config")
 
 
 def _peft() -> ModuleType:
-    # peft asks transformers by a name that is going out of use.
+    # peft reads an attribute that transformers has deprecated.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     import peft
 
@@ -46,7 +46,10 @@ def _peft() -> ModuleType:
 
 
 def quantization_config(bits: int) -> BitsAndBytesConfig:
-    """For 4 bits the kind that was made for normally distributed weights (https://arxiv.org/abs/2305.14314)."""
+    """Quantization to 8 or 4 bits.
+
+    4 bits are NF4, made for normally distributed weights (https://arxiv.org/abs/2305.14314, section 3).
+    """
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -55,17 +58,17 @@ def quantization_config(bits: int) -> BitsAndBytesConfig:
 
 
 def quantized_loading(device: torch.device) -> dict[str, Any]:
-    """What `load_model` takes for a frozen model in 4 bits, all of it on one device."""
+    """Arguments of `load_model` that load a model in 4 bits, all of it on one device."""
     return {"quantization_config": quantization_config(4), "device_map": {"": str(device)}}
 
 
 def add_adapter(
     model: PreTrainedModel, new_tokens: Sequence[int], *, rank: int, alpha: int, dropout: float, target: str
 ) -> "AdaptedModel":
-    """`model` with its weights frozen, and an adapter, whose weights are the trainable ones.
+    """`model` with its weights frozen and an adapter, whose weights are trainable.
 
-    new_tokens: ids whose rows in the embedding and the head are trainable too; no other row is, so that the
-    adapter stays small. target: "auto" for every linear layer but the head, or names of layers with commas.
+    new_tokens: ids whose embedding rows, in and out, are trainable too; no others are, so that the adapter
+    stays small. target: "auto" for every linear layer but the head, or names of layers, separated by commas.
     Raises UserError for a name that no layer has, and for the head of a model that takes packed batches.
     """
     head = name_of(model, model.get_output_embeddings())
@@ -97,10 +100,10 @@ def add_adapter(
 
 @contextmanager
 def hide_zero3() -> Iterator[None]:
-    """Within it, peft does not see that ZeRO-3 divides the weights.
+    """In the block, peft does not see that ZeRO-3 divides the weights.
 
-    Of a divided matrix peft copies rows itself, and can do so on a CUDA card alone. Once the matrix has been
-    gathered, it can copy them as from any other.
+    From a divided matrix peft gathers the rows that it copies itself, which works on a CUDA card only.
+    Callers gather the matrix first; peft can then copy from it as from any other.
     """
     reference = deepspeed_integration._hf_deepspeed_config_weak_ref
     config = reference and reference()
@@ -130,7 +133,10 @@ def name_of(model: PreTrainedModel, layer: nn.Module | None) -> str:
 
 
 def base_of(path: str) -> str:
-    """The model that an adapter is for: a directory, or a name on the hub."""
+    """The model that an adapter is for: a directory, or a name on the hub.
+
+    Raises UserError for a directory that is not there.
+    """
     config = json.loads(Path(path, ADAPTER_CONFIG).read_text("utf-8"))
     base = config["base_model_name_or_path"]
     if os.path.isabs(base) and not os.path.isdir(base):
@@ -145,10 +151,11 @@ def load_any(
     new_tokens: Sequence[int] | None = None,
     **loading: Any,
 ) -> PreTrainedModel:
-    """As `load_model`; of an adapter, its base model with the adapter merged into the weights.
+    """The model at `path`; for an adapter, its base model with the adapter merged into the weights.
 
-    Weights that are in 8 or 4 bits cannot take it without loss; there it stays beside them.
-    new_tokens: as for `load_model`; those of an adapter's base model are found by its own tokenizer.
+    It cannot be merged into weights in 8 or 4 bits without loss, and stays beside them.
+    new_tokens: as for `load_model`; not used for an adapter, whose base model has a tokenizer of its own.
+    Raises UserError for an adapter without its weights, and as `load_model` does.
     """
     if not is_adapter(path):
         return load_model(path, tokenizer, new_tokens=new_tokens, **loading)
@@ -163,10 +170,10 @@ def load_any(
 def save_adapter(
     model: "AdaptedModel", tokenizer: PreTrainedTokenizerFast, directory: Path, state_dict: dict | None = None
 ) -> None:
-    """Write the adapter and the tokenizer; readers look for its configuration, which is put in place last."""
-    written = directory / INCOMPLETE_ADAPTER
-    shutil.rmtree(written, ignore_errors=True)
-    model.save_pretrained(written, state_dict=state_dict)
-    (written / "README.md").unlink()  # peft's card, to be filled in
-    tokenizer.save_pretrained(written)
-    place_files(written, directory, last=ADAPTER_CONFIG)
+    """Write the adapter and the tokenizer; its configuration is placed last, since readers look for it."""
+    staging = directory / INCOMPLETE_ADAPTER
+    shutil.rmtree(staging, ignore_errors=True)
+    model.save_pretrained(staging, state_dict=state_dict)
+    (staging / "README.md").unlink()  # peft's model card, an empty form
+    tokenizer.save_pretrained(staging)
+    place_files(staging, directory, last=ADAPTER_CONFIG)

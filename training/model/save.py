@@ -26,16 +26,16 @@ def save_model(
     model in `directory` is replaced.
     """
     directory = Path(directory)
-    written = directory / INCOMPLETE_MODEL
-    shutil.rmtree(written, ignore_errors=True)
+    staging = directory / INCOMPLETE_MODEL
+    shutil.rmtree(staging, ignore_errors=True)
     model.config.use_cache = True
-    model.save_pretrained(written, state_dict=untied_weights(model, state_dict or model.state_dict()))
-    tokenizer.save_pretrained(written)
-    place_files(written, directory, last="config.json")
+    model.save_pretrained(staging, state_dict=untied_weights(model, state_dict or model.state_dict()))
+    tokenizer.save_pretrained(staging)
+    place_files(staging, directory, last="config.json")
 
 
 def untied_weights(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Each weight once, copied into memory of its own, since ZeRO-2's weights are slices of one buffer."""
-    once = {name for name, _ in model.named_parameters()}
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    names = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
     return {name: tensor.detach().cpu().clone() for name, tensor in state_dict.items() if name not in tied}
