@@ -79,8 +79,12 @@ class Dialogue:
         return last
 
     def go_on_from(self, turns: tuple[Turn, ...]) -> None:
-        """Replace the turns, some of which may have been taken back or changed; those left out stay out."""
-        self.turns, self.left_out = turns, min(self.left_out, len(turns))
+        """Replace the turns, some of which may have been taken back or changed.
+
+        Turns that left stay away as long as the model still reads one that came after them; otherwise all may
+        return.
+        """
+        self.turns, self.left_out = turns, self.left_out if self.left_out < len(turns) else 0
 
     def save(self, path: Path) -> None:
         """Write the dialogue as a row of the multi-round format, to train on or to go on with.

@@ -30,8 +30,11 @@ def main(adapter: str, output_dir: Path) -> None:
     check_empty(output_dir, "give another --output-dir")
     tokenizer = load_tokenizer(adapter)
     model = load_any(adapter, tokenizer)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    save_model(model, tokenizer, output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        save_model(model, tokenizer, output_dir)
+    except OSError as error:
+        raise UserError(f"{output_dir}: {error.strerror}") from None
     print(
         f"{output_dir}: {base_of(adapter)} with {adapter}; talk to it: "
         f"python -m inference.chat --model {output_dir}"

@@ -40,7 +40,7 @@ RUN = """
 import resource
 from training import trainer
 from training.run import speed
-throughput.LARGEST_PRODUCT = throughput.SMALLEST_PRODUCT
+speed.LARGEST_PRODUCT = speed.SMALLEST_PRODUCT
 trainer.main(standalone_mode=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -118,7 +118,7 @@ def planned_bytes(size: str, how: str, stage: int, offload: bool, directory: Pat
     tokenizer = load_tokenizer(options.input_model)
     with contextlib.redirect_stdout(None):
         rows, _ = build_datasets(options, tokenizer)
-    work = work_of(options, rows, cards=1, is_padded=False)
+    work = work_of(options, rows, cards=1, packed=True)
     config = fitted_config(options.input_model, tokenizer)
     ways = ways_of(options, config, new_tokens(options.input_model, tokenizer), work, cards=1)
     memory = next(way.memory for way in ways if CONFIGS[stage, offload] in way.options)

@@ -7,137 +7,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
-from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig
 
 from tests.conftest import LEARNT, ROOT, SINGLE_TURN, write_rows
-from tests.tiny_models import make_llama, make_qwen
+from tests.tiny_models import make_llama
 from training import plan, trainer
 from training.common.options import PLANNED, Options
 from training.cost import ways
-from training.cost.memory import Adapter, MicroBatch, Shapes, memory_of, model_states, shapes_of
 from training.cost.ways import CONFIGS, fitted_config
-from training.data.collate import collate
 from training.data.examples import build_datasets
-from training.model.load import load_model
-from training.model.lora import add_adapter
-from training.text.tokenizer import load_tokenizer, new_tokens
-
-ADAPTER = Adapter(rank=4, alpha=8, dropout=0.0, target="auto")
+from training.text.tokenizer import load_tokenizer
 
 # bloomz-7b1-mt
 BLOOMZ = BloomConfig(vocab_size=250880, hidden_size=4096, n_layer=30, n_head=32)
-
-
-def kept_by(model: torch.nn.Module, **batch) -> int:
-    """Bytes that a real forward pass keeps for the backward pass, without the weights and the head's part."""
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(**batch)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-@pytest.mark.parametrize("adapter", [None, ADAPTER])
-@pytest.mark.parametrize("architecture", ["bloom", "llama", "qwen"])
-def test_what_is_counted_without_weights_is_what_a_real_model_has_and_keeps(
-    base: str, tmp_path: Path, architecture: str, adapter: Adapter | None
-) -> None:
-    make = {"bloom": lambda _: base, "llama": make_llama, "qwen": make_qwen}[architecture]
-    path = make(tmp_path / "tiny")
-    tokenizer = load_tokenizer(path)
-    new = new_tokens(path, tokenizer)
-    model = load_model(path, tokenizer, dtype=torch.float32)
-    if adapter:
-        model = add_adapter(model, new, **adapter._asdict())
-    batch = MicroBatch(examples=3, length=40)
-    shapes = shapes_of(fitted_config(path, tokenizer), batch, torch.float32, adapter, new)
-    weights = list(model.parameters())
-    assert shapes.trainable == sum(weight.numel() for weight in weights if weight.requires_grad)
-    assert shapes.frozen == sum(weight.numel() for weight in weights if not weight.requires_grad)
-    assert shapes.largest == max(weight.numel() for weight in weights)
-
-    computed = shapes.outer_bytes + shapes.layers * shapes.block_bytes
-    if architecture == "bloom":
-        examples = [{"input_ids": [7] * batch.length, "labels": [7] * batch.length}] * batch.examples
-        bare = model.get_base_model() if adapter else model
-        bare.lm_head = torch.nn.Identity()
-        bare.lm_head.forward = lambda hidden, *_, **__: hidden
-        kept = kept_by(bare, **{name: value for name, value in collate(examples).items() if name != "labels"})
-    else:
-        bare = (model.get_base_model() if adapter else model).base_model
-        ids = torch.full((batch.examples, batch.length), 7)
-        padding = torch.ones_like(ids)
-        padding[0, -1] = 0  # without any, the library passes no mask
-        kept = kept_by(bare, input_ids=ids, attention_mask=padding, use_cache=False)
-    assert computed == pytest.approx(kept, rel=0.02)
-
-
-@pytest.mark.parametrize("ranks", [1, 8])
-def test_the_states_of_a_full_run_are_those_of_deepspeed_s_estimators(ranks: int) -> None:
-    trained, largest = 7_069_016_064, 250_880 * 4_096
-    size = {"ranks": ranks, "width": 2}
-    plain, offloaded = (
-        model_states(trained, 0, largest, stage=2, offload=offload, **size) for offload in (False, True)
-    )
-    copied = 2 * trained // ranks  # what a step copies, which the estimators leave out
-    _, card = estimate_zero2_model_states_mem_needs(trained, ranks, cpu_offload=False)
-    assert plain.of_rank - copied == pytest.approx(card, rel=1e-6)
-    _, card = estimate_zero2_model_states_mem_needs(trained, ranks, cpu_offload=True)
-    assert offloaded.of_rank == card
-
-    plain, offloaded = (
-        model_states(trained, 0, largest, stage=3, offload=offload, **size) for offload in (False, True)
-    )
-    _, card, _ = estimate_zero3_model_states_mem_needs(
-        trained, largest, ranks, cpu_offload=False, cpu_offload_params=False
-    )
-    # The estimator has 18 bytes a weight, and so not the 2 of either the weights or their gradients.
-    assert plain.of_rank - 2 * copied == pytest.approx(card, rel=1e-6)
-    host, card, _ = estimate_zero3_model_states_mem_needs(
-        trained, largest, ranks, cpu_offload=True, cpu_offload_params=False, additional_buffer_factor=1.3
-    )
-    assert (offloaded.of_rank, offloaded.offloaded) == pytest.approx((card, host), rel=1e-6)
-
-
-@pytest.fixture(scope="module")
-def bloomz() -> Shapes:
-    return shapes_of(BLOOMZ, MicroBatch(8, 2048), torch.bfloat16)
-
-
-HOW = {
-    "stage": 2,
-    "offload": False,
-    "ranks": 8,
-    "dtype": torch.bfloat16,
-    "supervised": 16384,
-    "bucket": 2 * 10**8,
-}
-
-
-def test_bloomz_is_counted_from_its_configuration_alone(bloomz: Shapes) -> None:
-    assert (bloomz.trainable, bloomz.frozen) == (7_069_016_064, 0)
-    assert bloomz.hidden_states == 16384 * 4096 * 2
-
-
-def test_what_makes_a_run_smaller_makes_its_plan_smaller(bloomz: Shapes) -> None:
-    def peak(**other) -> int:
-        return memory_of(bloomz, checkpointing=True, **(HOW | other)).peak
-
-    assert peak() < memory_of(bloomz, checkpointing=False, **HOW).peak
-    assert peak(ranks=16) < peak()
-    assert peak(offload=True) < peak()
-    assert peak(stage=3) < peak()
-    assert peak(dtype=torch.float32) > peak()
 
 
 def planned(out: str) -> dict[str, list[str]]:

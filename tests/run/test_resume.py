@@ -318,3 +318,38 @@ def test_the_options_of_a_run_make_it_again(command, tmp_path: Path) -> None:
         trainer.main.main(["--config", str(config)], standalone_mode=False)
     trainer.main.main(f"--config {config} --resume --max-steps 6".split(), standalone_mode=False)
     assert [step for step, _ in losses(tmp_path, 6)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_rate_and_other_intervals_are_heeded_by_a_run_that_goes_on(command, tmp_path: Path) -> None:
+    command(tmp_path, "--max-steps 4 --lr-scheduler constant")
+    more = "--max-steps 8 --lr-scheduler constant --lr 1e-3 --save-steps 3 --logging-steps 2 --resume"
+    command(tmp_path, more)
+    state = json.loads((tmp_path / "run" / "checkpoint-8" / "trainer_state.json").read_text())
+    rates = [(entry["step"], entry["learning_rate"]) for entry in state["log_history"] if "loss" in entry]
+    assert rates == [(1, 1.5e-3), (2, 3e-3), (3, 3e-3), (4, 3e-3), (6, 1e-3), (8, 1e-3)]
+    assert (tmp_path / "run" / "checkpoint-6").is_dir()
+
+
+@pytest.mark.slow
+def test_a_model_of_fewer_steps_is_not_taken_for_that_of_a_longer_run(command, tmp_path: Path) -> None:
+    """As if a run that was made longer had been killed before its model replaced the shorter one's."""
+    command(tmp_path, "--max-steps 4")
+    shorter = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    command(tmp_path, "--max-steps 6 --resume")
+    longer = (tmp_path / "run" / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "config.json", "report.json"):
+        (tmp_path / "run" / name).write_bytes(shorter[name])
+    command(tmp_path, "--max-steps 6 --resume")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == longer
+
+
+def test_what_is_there_is_looked_at_under_the_lock(command, begun: Path) -> None:
+    with hold(begun / "run"), pytest.raises(UserError, match="another process works in it"):
+        command(begun, "--max-steps 8 --resume")
+
+
+def test_a_kill_before_the_record_leaves_nothing_begun(tmp_path: Path) -> None:
+    for name in (LOCK, f".{RECORD}.partial"):
+        (tmp_path / name).write_text("{")
+    assert not is_begun(tmp_path)
+    check_new(tmp_path)

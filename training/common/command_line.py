@@ -211,7 +211,7 @@ def _yaml_kinds(option: click.Parameter) -> tuple[type, ...]:
         return (int,)
     if isinstance(option.type, click.types.FloatParamType):
         return (int, float, str)  # YAML takes 5e-7, without a point, for text
-    if isinstance(option.type, Parsed):
+    if isinstance(option.type, ParsedText):
         return (int, float, str)
     return (str,)
 
@@ -219,7 +219,7 @@ def _yaml_kinds(option: click.Parameter) -> tuple[type, ...]:
 def _wanted(option: click.Parameter) -> str:
     if _is_switch(option):
         return "true or false"
-    if isinstance(option.type, Parsed):
+    if isinstance(option.type, ParsedText):
         return option.type.name
     if _yaml_kinds(option) == (str,):
         return "text; put it in quotes"

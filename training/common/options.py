@@ -43,7 +43,7 @@ def parse_source(value: str) -> Source:
         weight = float(match[2])
     except ValueError:
         weight = 0.0
-    if not weight > 0:
+    if not 0 < weight < float("inf"):
         raise ValueError(f"{value}: the weight after the last colon is not a number above 0")
     return Source(match[1], weight)
 

@@ -42,7 +42,7 @@ def read_complete(checkpoint: Path) -> dict | None:
         content = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
         found = sizes(checkpoint)
         return content if all(found.get(name) == size for name, size in content["files"].items()) else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -76,8 +76,14 @@ class Run:
 
         A default name has the time in it, and clocks differ: all ranks take rank 0's name.
         """
-        self.directory = Path(broadcast_object_list([str(self.directory)])[0])
-        self._held.enter_context(hold(self.directory))
+        directory, checkpoint = broadcast_object_list([str(self.directory), str(self.checkpoint)])
+        if checkpoint != str(self.checkpoint):
+            raise UserError(f"{directory}: changed while the ranks looked for a checkpoint; start again")
+        self.directory = Path(directory)
+        if self.record is None:
+            self._held.enter_context(hold(self.directory))
+            if os.environ.get("RANK", "0") == "0":
+                check_new(self.directory)  # once more: another run may have begun and ended since
         self._held.enter_context(self.stop_request)
 
     @property
@@ -109,9 +115,11 @@ def find_run(options: Options, deepspeed_config: dict[str, Any] | None) -> Run:
     if not options.resume or not is_begun(directory):
         check_new(directory)
         return Run(options, directory, deepspeed_config)
-    record, checkpoint = read_record(directory), newest_checkpoint(directory)
-    options = keep_global_batch(keep_defaults(options, record), record, WORLD_SIZE)
-    return Run(options, directory, deepspeed_config, record, checkpoint)
+    with ExitStack() as held:
+        held.enter_context(hold(directory))  # a process that still saves in it would change what is found
+        record, checkpoint = read_record(directory), newest_checkpoint(directory)
+        options = keep_global_batch(keep_defaults(options, record), record, WORLD_SIZE)
+        return Run(options, directory, deepspeed_config, record, checkpoint, _held=held.pop_all())
 
 
 def default_run_name(input_model: str) -> str:

@@ -93,6 +93,7 @@ class StepCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         limit_collectives(timedelta(seconds=args.ddp_timeout))
+        self._trainer.keep_to_arguments(state)
         self._trainer.first_step = state.global_step
 
     def on_step_end(
@@ -231,6 +232,18 @@ class SFTTrainer(Trainer):
                 lambda step: rate_factor(step, schedule, warmup_steps, num_training_steps),
             )
         return self.lr_scheduler
+
+    def keep_to_arguments(self, state: TrainerState) -> None:
+        """Have the learning rate and the intervals of this start, where a checkpoint has brought others."""
+        args = self.args
+        state.logging_steps, state.eval_steps, state.save_steps = (
+            args.logging_steps, args.eval_steps, args.save_steps
+        )  # fmt: skip
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # DeepSpeed's wrapper has ours
+        scheduler.base_lrs = [args.learning_rate] * len(scheduler.base_lrs)
+        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group in self.optimizer.param_groups:
+            group["initial_lr"], group["lr"] = args.learning_rate, args.learning_rate * factor
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args) -> torch.Tensor:
         self.throughput.tokens += count_tokens(inputs)
