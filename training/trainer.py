@@ -8,16 +8,17 @@ For a single process, with or without a card, use `python -m training.trainer` a
 """
 
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 from training.common.command_line import options_of
 from training.common.console import quiet_libraries, say
 from training.common.errors import UserError, run_command
 from training.common.options import Options
+from training.consts import CONTEXT
 from training.cost.ways import plan, this_machine
 from training.data.collate import collator
 from training.data.examples import Examples, build_datasets
@@ -31,6 +32,9 @@ from training.run.resume import Run, check_same_run, describe, find_run, univers
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import command_line, command_to_continue
 from training.text.tokenizer import load_tokenizer_and_new_tokens
+
+if TYPE_CHECKING:
+    from training.model.adapted import AdaptedModel
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
@@ -97,7 +101,24 @@ def prepare_data(run: Run) -> Data:
 
 
 def prepare_model(run: Run, data: Data) -> SFTTrainer:
-    """The trainer, with the model and, if the run has one, its adapter. All ranks call this together."""
+    """The trainer, with the model that it is to fit. All ranks call this together."""
+    args = join_ranks(run, data)
+    model = load_trainable(run, data, args.device)
+    return SFTTrainer(
+        model=model,
+        args=args,
+        data_collator=collator(is_packed(model.config)),
+        train_dataset=data.training,
+        eval_dataset=data.held_out if len(data.held_out) else None,
+        tokenizer=data.tokenizer,
+        tokens_per_batch=run.options.tokens_per_batch,
+        stop_request=run.stop_request,
+        save_total_limit=run.options.save_total_limit,
+    )
+
+
+def join_ranks(run: Run, data: Data) -> TrainingArguments:
+    """Start the process group, in which the ranks agree on the run directory, and take its lock."""
     options, deepspeed_config = run.options, run.deepspeed_config
     share_cores()
     if deepspeed_config:
@@ -107,43 +128,40 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
     args = training_arguments(options, deepspeed_config, evaluates=len(data.held_out) > 0)
     run.hold()
     args.output_dir = str(run.directory)
+    return args
+
+
+def load_trainable(run: Run, data: Data, device: torch.device) -> "PreTrainedModel | AdaptedModel":
+    """The input model with an embedding row for every token, and with its adapter if the run has one."""
+    options = run.options
     # DeepSpeed's optimizer keeps float32 weights beside the model's bf16 ones. Without it the trainable
     # weights are float32, and autocast computes in bf16.
-    in_bf16 = options.bf16 and (deepspeed_config or options.lora_rank)
+    in_bf16 = options.bf16 and (run.deepspeed_config or options.lora_rank)
     model = load_model(
         options.input_model,
         data.tokenizer,
         dtype=torch.bfloat16 if in_bf16 else torch.float32,
         new_tokens=data.new_tokens,
         seed=options.seed,
-        **(quantized_loading(args.device) if options.load_in_4bit else {}),
+        **(quantized_loading(device) if options.load_in_4bit else {}),
     )
     if is_packed(model.config):
         say("Bloom: no padding, fused attention, logits only where they are supervised")
         # Bloom itself limits no length; servers and our chat take this as the context length.
-        model.config.seq_length = max(getattr(model.config, "seq_length", 0), options.max_length)
+        known = getattr(model.config, "seq_length", CONTEXT)
+        model.config.seq_length = max(known, options.max_length)
     else:
         say(f"{type(model).__name__}: transformers' implementation, with padded batches")
-    if options.lora_rank:
-        torch.manual_seed(options.seed)  # for the adapter's initial weights
-        model = add_adapter(
-            model,
-            data.new_tokens,
-            rank=options.lora_rank,
-            alpha=options.lora_alpha,
-            dropout=options.lora_dropout,
-            target=options.lora_target,
-        )
-    return SFTTrainer(
-        model=model,
-        args=args,
-        data_collator=collator(is_packed(model.config)),
-        train_dataset=data.training,
-        eval_dataset=data.held_out if len(data.held_out) else None,
-        tokenizer=data.tokenizer,
-        tokens_per_batch=options.tokens_per_batch,
-        stop_request=run.stop_request,
-        save_total_limit=options.save_total_limit,
+    if not options.lora_rank:
+        return model
+    torch.manual_seed(options.seed)  # for the adapter's initial weights
+    return add_adapter(
+        model,
+        data.new_tokens,
+        rank=options.lora_rank,
+        alpha=options.lora_alpha,
+        dropout=options.lora_dropout,
+        target=options.lora_target,
     )
 
 

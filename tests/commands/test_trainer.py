@@ -121,13 +121,14 @@ def test_the_model_of_a_bf16_run_is_in_bf16(base: str, tmp_path: Path, capsys) -
     trainer.main.main(
         f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path} --run-name run "
         "--max-steps 2 --per-device-train-batch-size 2 --test-size 3 --eval-steps 1 --warmup-steps 0 "
-        "--gradient-accumulation-steps 2 --save-steps 1 --save-total-limit 1 "
+        "--gradient-accumulation-steps 2 --save-steps 1 --save-total-limit 1 --max-length 400 "
         f"--cache-dir {tmp_path / 'cache'}".split(),
         standalone_mode=False,
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.config.dtype == torch.bfloat16
+    assert model.config.seq_length == 2048  # what it can read is not made less by what it was trained on
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
     out = capsys.readouterr().out
     assert "3 held out" in out
