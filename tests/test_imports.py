@@ -113,3 +113,19 @@ def test_inference_loads_without_deepspeed_and_without_what_it_seldom_needs() ->
         "assert not {'datasets', 'peft', 'bitsandbytes'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_training_shows_its_commands_and_six_rooms() -> None:
+    shown = {path.name for path in (ROOT / "training").iterdir()} - {
+        "__pycache__",
+        "__init__.py",
+        "consts.py",
+    }
+    rooms = {name for name in shown if (ROOT / "training" / name).is_dir()}
+    assert rooms == MAY_IMPORT.keys() - {"consts", "command", "inference", "evaluation"}
+    assert all(is_command(ROOT / "training" / name) for name in shown - rooms)
+
+
+def test_every_module_can_be_read_in_one_sitting() -> None:
+    lengths = {module: len(path.read_text("utf-8").splitlines()) for module, path in modules(ROOT).items()}
+    assert {module: length for module, length in lengths.items() if length > 400} == {}
