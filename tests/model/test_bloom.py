@@ -7,7 +7,7 @@ import torch
 from transformers import BloomConfig, DynamicCache
 from transformers import BloomForCausalLM as LibraryBloom
 
-from training.model import bloom
+from training.model import loss as loss_module
 from training.model.bloom import BloomForCausalLM
 
 VOCABULARY = 300
@@ -112,7 +112,7 @@ def test_slices_of_the_head_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     whole.backward()
     sliced = copy.deepcopy(ours)
     sliced.zero_grad()
-    monkeypatch.setattr(bloom, "LOGITS_AT_ONCE", 7 * VOCABULARY)
+    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", 7 * VOCABULARY)
     loss = sliced(**end_to_end(found)).loss
     assert loss.item() == pytest.approx(whole.item(), rel=1e-6)
     loss.backward()

@@ -11,9 +11,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from training.cost.flops import MatrixProducts, matrix_products
-from training.model.bloom import LOGITS_AT_ONCE, BloomForCausalLM, Documents, alibi_columns
+from training.model.bloom import BloomForCausalLM, Documents, alibi_columns
 from training.model.load import is_packed
 from training.model.lora import add_adapter
+from training.model.loss import LOGITS_AT_ONCE
 
 if TYPE_CHECKING:
     from training.model.adapted import AdaptedModel
