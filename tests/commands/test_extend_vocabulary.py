@@ -143,6 +143,7 @@ def test_each_new_row_is_the_mean_of_those_it_replaces(base: str, extended: str,
     assert new.config.eos_token_id == old.config.eos_token_id
 
 
+@pytest.mark.slow
 def test_spare_rows_are_used_first_and_the_dtype_is_kept(before, corpus: str, tmp_path: Path) -> None:
     model = random_bloom(len(before) + COUNT + SPARE_ROWS).to(torch.bfloat16)
     save_model(model, before, tmp_path / "roomy")
@@ -159,6 +160,7 @@ def test_spare_rows_are_used_first_and_the_dtype_is_kept(before, corpus: str, tm
     assert torch.equal(new_rows[len(tokenizer) :], old_rows[len(tokenizer) :])
 
 
+@pytest.mark.slow
 def test_a_head_of_its_own_gets_its_rows_too(before, corpus: str, tmp_path: Path) -> None:
     config = LlamaConfig(
         vocab_size=len(before),

@@ -184,6 +184,7 @@ def relative_error(logits: torch.Tensor, expected: torch.Tensor) -> float:
     return ((logits.float() - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 1000, 4000])
 def test_in_bf16_the_error_is_no_larger_than_the_librarys_own(
     in_bf16: tuple, of_900_tokens: tuple, offset: int

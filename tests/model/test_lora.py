@@ -112,6 +112,7 @@ def greedy(model: torch.nn.Module, tokenizer, prompt: Conversation) -> list[int]
     return model.generate(input_ids=ids, generation_config=config)[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.slow
 def test_merged_and_unmerged_answers_are_the_same_and_the_base_is_not_touched(
     trained: Path, base: str, tmp_path: Path, outcome
 ) -> None:
