@@ -15,7 +15,7 @@ from training.data.collate import collate_padded
 from training.data.encoded import EncodedFile, load_encoded
 from training.data.micro_batches import MicroBatches
 from training.model.load import load_model
-from training.run.sft_trainer import rate_factor
+from training.run.schedule import rate_factor
 
 STEPS, WARMUP, RATE, SEED = 6, 2, 3e-3, 515
 

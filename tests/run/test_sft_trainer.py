@@ -15,7 +15,8 @@ from training.data.collate import collate, collate_padded
 from training.data.encoded import EncodedFile, load_encoded
 from training.data.examples import Examples
 from training.model.load import load_model
-from training.run.sft_trainer import SFTTrainer, rate_factor
+from training.run.schedule import rate_factor
+from training.run.sft_trainer import SFTTrainer
 
 
 def make_trainer(

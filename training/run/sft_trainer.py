@@ -16,7 +16,6 @@ import torch
 from accelerate.utils import send_to_device
 from torch import distributed as dist
 from torch.nn.utils import get_total_norm
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedTokenizerFast,
@@ -39,6 +38,7 @@ from training.run.checkpoints import CheckpointWriter, find_checkpoints
 from training.run.curves import draw_curves
 from training.run.eval_answers import answer_held_out_prompts
 from training.run.launch import build_optimizer_operation, limit_collectives
+from training.run.schedule import apply_schedule, make_schedule
 from training.run.speed import Throughput, count_tokens, product_flops_per_second
 from training.run.stopping import StopRequest
 
@@ -50,20 +50,6 @@ LOST_RANK = ("Connection closed by peer", "Connection reset", "Timed out", "Brok
 
 # A loss that is SPIKE_FACTOR times the mean of the SPIKE_WINDOW log lines before it is reported.
 SPIKE_FACTOR, SPIKE_WINDOW = 2, 10
-
-
-def rate_factor(step: int, schedule: str, warmup_steps: int, total_steps: int) -> float:
-    """What the learning rate of optimizer step `step` (0 is the first) is multiplied by.
-
-    The factor rises as (step + 1) / warmup_steps, so that the first step changes the weights; then it stays
-    at 1, or falls to 0 at `total_steps` along a line or half a cosine.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    passed = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return 1.0 - passed if schedule == "linear" else (1.0 + math.cos(math.pi * passed)) / 2
 
 
 def control_group(timeout_s: int) -> dist.ProcessGroup | None:
@@ -219,18 +205,7 @@ class SFTTrainer(Trainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         if self.lr_scheduler is None:
-            schedule = self.args.lr_scheduler_type.value
-            warmup_steps = self.args.get_warmup_steps(num_training_steps)
-            if warmup_steps > num_training_steps:
-                reached = self.args.learning_rate * num_training_steps / warmup_steps
-                say(
-                    f"WARNING: the warm-up takes {warmup_steps} steps and the run only {num_training_steps}: "
-                    f"the learning rate ends at {reached:.3g} instead of {self.args.learning_rate:.3g}"
-                )
-            self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer,
-                lambda step: rate_factor(step, schedule, warmup_steps, num_training_steps),
-            )
+            self.lr_scheduler = make_schedule(self.args, optimizer or self.optimizer, num_training_steps)
         return self.lr_scheduler
 
     def keep_to_arguments(self, state: TrainerState) -> None:
@@ -240,10 +215,7 @@ class SFTTrainer(Trainer):
             args.logging_steps, args.eval_steps, args.save_steps
         )  # fmt: skip
         scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # DeepSpeed's wrapper has ours
-        scheduler.base_lrs = [args.learning_rate] * len(scheduler.base_lrs)
-        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
-        for group in self.optimizer.param_groups:
-            group["initial_lr"], group["lr"] = args.learning_rate, args.learning_rate * factor
+        apply_schedule(scheduler, self.optimizer, args.learning_rate)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args) -> torch.Tensor:
         self.throughput.tokens += count_tokens(inputs)
