@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
 from training.consts import NOT_SUPERVISED
@@ -28,14 +28,15 @@ def train(
     steps: Iterable[Sequence[Sequence[dict]]],
     collate: Callable[[Sequence[dict]], Batch],
     learning_rate: float,
-    rate_factor: Callable[[int], float],
+    schedule_of: Callable[[torch.optim.Optimizer], LRScheduler],
 ) -> list[Step]:
     """Take the steps, each of which is given as its micro-batches of examples.
 
-    rate_factor: gives the factor of the learning rate in a step; step 0 is the first.
+    schedule_of: makes the schedule that sets the optimizer's learning rate for the first step, and then by
+    each call of its `step` for the next one.
     """
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.0)
-    schedule = LambdaLR(optimizer, rate_factor)
+    schedule = schedule_of(optimizer)
     model.train()
     taken = []
     for micro_batches in steps:

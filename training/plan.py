@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from training.common.command_line import options_of
+from training.common.command_line import OptionsCommand, options_of
 from training.common.console import quiet_libraries
 from training.common.errors import run_command
 from training.common.hub import check_base_model
@@ -19,7 +19,7 @@ from training.data.examples import build_datasets
 from training.text.tokenizer import load_tokenizer_and_new_tokens
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=OptionsCommand, context_settings={"show_default": True, "max_content_width": 110})
 @options_of(Options, only=PLANNED, required=("input_model",))
 @click.option("--num-gpus", type=click.IntRange(min=1), required=True, help="Number of cards in the machine.")
 @click.option(

@@ -14,7 +14,7 @@ import click
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
-from training.common.command_line import options_of
+from training.common.command_line import OptionsCommand, options_of
 from training.common.console import quiet_libraries, say
 from training.common.errors import UserError, run_command
 from training.common.options import Options
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from training.model.adapted import AdaptedModel
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=OptionsCommand, context_settings={"show_default": True, "max_content_width": 110})
 @options_of(Options)
 def main(**values: Any) -> None:
     """Fine-tune all weights of a base model, or an adapter, on a file of instructions.
@@ -114,6 +114,7 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
         tokens_per_batch=run.options.tokens_per_batch,
         stop_request=run.stop_request,
         save_total_limit=run.options.save_total_limit,
+        warmup_shape=run.options.warmup_shape,
     )
 
 

@@ -59,6 +59,7 @@ def test_the_original_command_parses() -> None:
         "seed": 515,
         "max_length": 2048,
         "lr_scheduler": "constant",
+        "warmup_shape": "linear",
         "gradient_accumulation_steps": 1,
         "bf16": True,
         "gradient_checkpointing": True,

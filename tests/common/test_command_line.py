@@ -6,7 +6,7 @@ from typing import Literal
 import click
 import pytest
 
-from training.common.command_line import as_yaml, option, options_of
+from training.common.command_line import OptionsCommand, as_yaml, option, options_of
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Small:
     quick: bool = option(True, "Switches", "Whether to be quick.")
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=OptionsCommand, context_settings={"show_default": True})
 @options_of(Small)
 def main(**values) -> None:
     print(Small(**values))
@@ -46,6 +46,9 @@ def test_each_field_is_an_option_with_its_default(outcome) -> None:
         ("--path x --rate 0", "'--rate': 0.0 is not in the range 0<x<2"),
         ("--path x --count 0", "'--count': 0 is not in the range x>=1"),
         ("--path x --kind c", "'--kind': 'c' is not one of 'a', 'b'"),
+        ("--path x --quick maybe", "'--quick': 'maybe' is not a valid boolean"),
+        ("--path x --quick=2", "'--quick': '2' is not a valid boolean"),
+        ("--path x --quick True False", "unexpected extra argument (False)"),
         ("--path x --fast", "No such option '--fast'"),
     ],
 )
@@ -54,6 +57,23 @@ def test_a_wrong_value_is_one_line(outcome, arguments: str, message: str) -> Non
     assert status == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ("--quick", True),
+        ("--no-quick", False),
+        ("--quick True --loud", True),
+        ("--quick False --loud", False),
+        ("--quick=no", False),
+        ("--quick 1", True),
+        ("--no-quick --quick", True),
+        ("--quick --rate 0.1 --quick off", False),
+    ],
+)
+def test_a_switch_may_be_given_its_value(outcome, arguments: str, value: bool) -> None:
+    assert printed(outcome, f"--path x {arguments}").quick is value
 
 
 def test_help_shows_groups_helps_and_defaults(outcome) -> None:

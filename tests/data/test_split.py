@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.common.options import Source, parse_source, parse_test_size
+from training.common.options import Source, parse_count_or_share, parse_source
 from training.data.split import held_out_count, repetitions, split
 
 
@@ -13,14 +13,14 @@ def hashes(*prompts: int) -> np.ndarray:
     ("value", "size"), [("0", 0), ("400", 400), ("0.05", 0.05), ("1e-2", 0.01), ("0.5", 0.5)]
 )
 def test_test_size_is_a_count_or_a_ratio(value: str, size: float) -> None:
-    assert parse_test_size(value) == size
-    assert type(parse_test_size(value)) is type(size)
+    assert parse_count_or_share(value) == size
+    assert type(parse_count_or_share(value)) is type(size)
 
 
 @pytest.mark.parametrize("value", ["2.5", "-1", "1.0", "0.0", "nan", "inf", "many", ""])
 def test_any_other_test_size_is_an_error(value: str) -> None:
     with pytest.raises(ValueError, match="neither a count"):
-        parse_test_size(value)
+        parse_count_or_share(value)
 
 
 @pytest.mark.parametrize(

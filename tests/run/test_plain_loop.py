@@ -1,10 +1,14 @@
 """The trainer's losses and gradient norms equal the plain loop's on transformers' model with padding."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.lr_schedules import WarmupLR
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import BloomForCausalLM
 
 from tests.conftest import SINGLE_TURN
@@ -25,8 +29,19 @@ def file(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> EncodedFile:
     return load_encoded(str(SINGLE_TURN), tokenizer, 2048, tmp_path_factory.mktemp("cache"))
 
 
+def linear_schedule(optimizer: torch.optim.Optimizer) -> LambdaLR:
+    factor = partial(rate_factor, schedule="linear", warmup_steps=WARMUP, total_steps=STEPS)
+    return LambdaLR(optimizer, factor)
+
+
 def plain_steps(
-    base: str, tokenizer, file: EncodedFile, ranks: int, accumulation: int, seed_of_rows: int = 0
+    base: str,
+    tokenizer,
+    file: EncodedFile,
+    ranks: int,
+    accumulation: int,
+    seed_of_rows: int = 0,
+    schedule_of: Callable[[torch.optim.Optimizer], Any] = linear_schedule,
 ) -> list[Step]:
     """The plain loop's steps of the first epoch, with two examples a micro-batch in the trainer's order."""
     ours = load_model(base, tokenizer, dtype=torch.float32, seed=seed_of_rows)
@@ -41,8 +56,7 @@ def plain_steps(
         for step in range(STEPS)
     ]
     assert {len(step) for step in steps} == {ranks * accumulation}
-    factor = partial(rate_factor, schedule="linear", warmup_steps=WARMUP, total_steps=STEPS)
-    return train(model, steps, collate_padded, RATE, factor)
+    return train(model, steps, collate_padded, RATE, schedule_of)
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -62,6 +76,21 @@ def test_losses_and_norms_with_accumulation(
     assert [entry["loss"] for entry in history] == pytest.approx([step.loss for step in expected], rel=1e-4)
     norms = [step.grad_norm for step in expected]
     assert [entry["grad_norm"] for entry in history] == pytest.approx(norms, rel=1e-3)
+
+
+def test_losses_with_a_log_warm_up_are_those_that_deepspeeds_own_schedule_gives(
+    base: str, tokenizer, tmp_path: Path, file: EncodedFile
+) -> None:
+    trainer = make_trainer(
+        base, tokenizer, tmp_path, file, len(file), max_steps=STEPS, warmup_steps=4, warmup_shape="log",
+        learning_rate=RATE, per_device_train_batch_size=2, seed=SEED,
+    )  # fmt: skip
+    trainer.train()
+    expected = plain_steps(
+        base, tokenizer, file, 1, 1, schedule_of=lambda optimizer: WarmupLR(optimizer, 0.0, RATE, 4)
+    )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses == pytest.approx([step.loss for step in expected], rel=1e-6)
 
 
 @pytest.mark.slow

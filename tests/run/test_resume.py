@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -320,13 +321,20 @@ def test_the_options_of_a_run_make_it_again(command, tmp_path: Path) -> None:
     assert [step for step, _ in losses(tmp_path, 6)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_another_rate_and_other_intervals_are_heeded_by_a_run_that_goes_on(command, tmp_path: Path) -> None:
+def test_another_schedule_and_other_intervals_are_heeded_by_a_run_that_goes_on(
+    command, tmp_path: Path
+) -> None:
+    """From its first step on: step 5, which is logged."""
     command(tmp_path, "--max-steps 4 --lr-scheduler constant")
-    more = "--max-steps 8 --lr-scheduler constant --lr 1e-3 --save-steps 3 --logging-steps 2 --resume"
-    command(tmp_path, more)
-    state = json.loads((tmp_path / "run" / "checkpoint-8" / "trainer_state.json").read_text())
+    schedule = "--max-steps 10 --lr-scheduler linear --lr 1e-3 --warmup-steps 6 --warmup-shape log"
+    command(tmp_path, f"{schedule} --save-steps 3 --logging-steps 5 --resume")
+    state = json.loads((tmp_path / "run" / "checkpoint-10" / "trainer_state.json").read_text())
     rates = [(entry["step"], entry["learning_rate"]) for entry in state["log_history"] if "loss" in entry]
-    assert rates == [(1, 1.5e-3), (2, 3e-3), (3, 3e-3), (4, 3e-3), (6, 1e-3), (8, 1e-3)]
+    assert rates[:4] == [(1, 1.5e-3), (2, 3e-3), (3, 3e-3), (4, 3e-3)]
+    assert rates[4:] == [
+        (5, pytest.approx(1e-3 * math.log(4) / math.log(6))),
+        (10, pytest.approx(1e-3 / 4)),
+    ]
     assert (tmp_path / "run" / "checkpoint-6").is_dir()
 
 

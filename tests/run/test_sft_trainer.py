@@ -1,4 +1,3 @@
-import math
 import os
 import signal
 import time
@@ -15,7 +14,6 @@ from training.data.collate import collate, collate_padded
 from training.data.encoded import EncodedFile, load_encoded
 from training.data.examples import Examples
 from training.model.load import load_model
-from training.run.schedule import rate_factor
 from training.run.sft_trainer import SFTTrainer
 
 
@@ -27,6 +25,7 @@ def make_trainer(
     count: int,
     tokens_per_batch=None,
     keep=None,
+    warmup_shape="linear",
     **arguments,
 ) -> SFTTrainer:
     args = TrainingArguments(
@@ -48,29 +47,13 @@ def make_trainer(
         tokenizer=tokenizer,
         tokens_per_batch=tokens_per_batch,
         save_total_limit=keep,
+        warmup_shape=warmup_shape,
     )
 
 
 @pytest.fixture(scope="module")
 def file(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> EncodedFile:
     return load_encoded(str(SINGLE_TURN), tokenizer, 2048, tmp_path_factory.mktemp("cache"))
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
-        ("linear", [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
-        ("cosine", [0.25, 0.5, 0.75, 1, *((1 + math.cos(math.pi * i / 4)) / 2 for i in range(4))]),
-    ],
-)
-def test_the_schedules_as_drawn(schedule: str, expected: list[float]) -> None:
-    factors = [rate_factor(step, schedule, warmup_steps=4, total_steps=8) for step in range(8)]
-    assert factors == pytest.approx(expected)
-
-
-def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
-    assert rate_factor(0, "cosine", warmup_steps=0, total_steps=8) == 1
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

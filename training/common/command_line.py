@@ -4,11 +4,12 @@
 class Options:
     epochs: float = option(2.0, "Optimisation", "Passes over the data.", above=0)
 
-@click.command()
+@click.command(cls=OptionsCommand)
 @options_of(Options)
 def main(**values):
     run(Options(**values))
 
+A switch may be followed by its value: `--quick True` is `--quick`, and `--quick False` is `--no-quick`.
 The command also takes `--config FILE.yaml`, whose keys are the names of the options; the command line wins
 over the file.
 """
@@ -84,6 +85,25 @@ class ParsedText(click.ParamType):
             return self.parse(str(value))
         except ValueError as error:
             self.fail(str(error), param, context)
+
+
+class OptionsCommand(click.Command):
+    """A command whose switches with a `--no-` form may be followed by a value, as in `--bf16 True`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        switches = {name: each for each in self.get_params(ctx) if each.secondary_opts for name in each.opts}
+        spelt: list[str] = []
+        rest = list(args)
+        while rest:
+            arg = rest.pop(0)
+            name, equals, value = arg.partition("=")
+            if name in switches and not equals and rest and not rest[0].startswith("-"):
+                value, equals = rest.pop(0), True
+            if name in switches and equals:
+                is_on = click.BOOL.convert(value, switches[name], ctx)
+                arg = name if is_on else switches[name].secondary_opts[0]
+            spelt.append(arg)
+        return super().parse_args(ctx, spelt)
 
 
 def options_of(

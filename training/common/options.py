@@ -23,6 +23,7 @@ BATCH_SIZE = 8
 OnBadRow = Literal["error", "drop"]
 
 Schedule = Literal["constant", "linear", "cosine"]
+WarmupShape = Literal["linear", "log"]
 
 
 class Source(NamedTuple):
@@ -53,29 +54,17 @@ def source_text(source: Source) -> str:
     return source.path if source.weight == 1 else f"{source.path}:{source.weight!r}"
 
 
-def parse_test_size(value: str) -> int | float:
-    """A count of rows to hold out (0, 1, 2, ...) as int, or a ratio between 0 and 1 as float.
+def parse_count_or_share(value: str) -> int | float:
+    """A count (0, 1, 2, ...) as int, or a share between 0 and 1 as float.
 
     Raises ValueError for anything else.
     """
-    return _count_or_ratio(value)
-
-
-def parse_warmup_steps(value: str) -> int | float:
-    """A number of optimizer steps (0, 1, 2, ...) as int, or a share of the run between 0 and 1 as float.
-
-    Raises ValueError for anything else.
-    """
-    return _count_or_ratio(value)
-
-
-def _count_or_ratio(value: str) -> int | float:
     try:
         size = int(value) if value.strip().isdigit() else float(value)
     except ValueError:
         size = -1.0
     if isinstance(size, float) and not 0 < size < 1:
-        raise ValueError(f"{value} is neither a count (0, 1, 2, ...) nor a ratio between 0 and 1")
+        raise ValueError(f"{value} is neither a count (0, 1, 2, ...) nor a share between 0 and 1")
     return size
 
 
@@ -132,7 +121,7 @@ class Options:
         0.05,
         DATA,
         "Rows held out for evaluation: a count, or a ratio of all rows.",
-        parse=parse_test_size,
+        parse=parse_count_or_share,
         metavar="COUNT|RATIO",
         planned=True,
     )
@@ -199,8 +188,15 @@ class Options:
         OPTIMISATION,
         "Warm-up, over which the learning rate rises: a number of optimizer steps, or a share of "
         "the run below 1.",
-        parse=parse_warmup_steps,
+        parse=parse_count_or_share,
         metavar="COUNT|SHARE",
+    )
+    warmup_shape: WarmupShape = option(
+        "linear",
+        OPTIMISATION,
+        "How the learning rate rises in the warm-up: in equal steps, or by the logarithm, as the original's "
+        "did: DeepSpeed's WarmupLR, whose first two steps have the rate 0. A log warm-up takes at least 2 "
+        "steps; 0 is no warm-up.",
     )
     per_device_train_batch_size: int | None = option(
         None,

@@ -30,6 +30,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from training.common.console import bar, log_line, say
 from training.common.errors import UserError, first_line
+from training.common.options import WarmupShape
 from training.consts import NOT_SUPERVISED
 from training.cost.flops import Tokens, matrix_products
 from training.data.examples import Examples
@@ -108,6 +109,7 @@ class SFTTrainer(Trainer):
     stop_request: looked at after each step; where a rank has one, all save and stop there, and `stopped_by`
     says why.
     save_total_limit: how many complete checkpoints to keep, or None for all; args must have none.
+    warmup_shape: how the learning rate rises over args.warmup_steps.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class SFTTrainer(Trainer):
         tokens_per_batch: int | None = None,
         stop_request: StopRequest | None = None,
         save_total_limit: int | None = None,
+        warmup_shape: WarmupShape = "linear",
         **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
@@ -127,7 +130,7 @@ class SFTTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(StepCallback(self))  # after transformers' own, which decides what follows a step
         self.run_dir = Path(self.args.output_dir)
-        self.save_total_limit = save_total_limit
+        self.save_total_limit, self.warmup_shape = save_total_limit, warmup_shape
         self.checkpoints = CheckpointWriter(self.run_dir, self)
         self.tokens_per_batch = tokens_per_batch
         self.stop_request = stop_request or StopRequest()
@@ -205,7 +208,9 @@ class SFTTrainer(Trainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         if self.lr_scheduler is None:
-            self.lr_scheduler = make_schedule(self.args, optimizer or self.optimizer, num_training_steps)
+            self.lr_scheduler = make_schedule(
+                self.args, optimizer or self.optimizer, num_training_steps, self.warmup_shape
+            )
         return self.lr_scheduler
 
     def keep_to_arguments(self, state: TrainerState) -> None:
