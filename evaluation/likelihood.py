@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.batch_answers import pad_left
+from training.model.context import context_limit
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode, encode_prompt
 
@@ -77,7 +78,8 @@ def _read(
     """Logits (batch, tokens, vocabulary) for input_ids that go on from `cache`; mask: (batch, all tokens)."""
     positions = {}
     if "position_ids" in inspect.signature(model.forward).parameters:
-        positions = {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]}
+        last = (context_limit(model.config) or mask.shape[1]) - 1  # which the padding must not exceed either
+        positions = {"position_ids": (mask.cumsum(dim=1) - 1).clamp(0, last)[:, -input_ids.shape[1] :]}
     return model(
         input_ids=input_ids,
         attention_mask=mask,

@@ -51,6 +51,7 @@ from inference.resumable import (
 )
 from training.common.console import say
 from training.common.errors import UserError, run_command
+from training.model.context import context_limit
 from training.text.encoding import encode_prompt
 
 # Options that may change before a run is continued.
@@ -115,6 +116,7 @@ def answer_tasks(
     questions = [question.rotated(rotation) for question, rotation in tasks]
     prompts = [encode_prompt(as_conversation(question), tokenizer) for question in questions]
     check_prompt_lengths([question.place for question in questions], prompts, context_length(model))
+    limit = context_limit(model.config)
     config = generation_config(
         tokenizer, max_new_tokens=options.max_new_tokens, temperature=0, repetition_penalty=1.0
     )
@@ -130,6 +132,12 @@ def answer_tasks(
             question = questions[entry["row"]]
             letters = LETTERS[: len(question.options)]
             candidates.append(answer_ids(as_conversation(question), [*letters, *question.lines], tokenizer))
+            tokens = len(prompts[entry["row"]]) + max(map(len, candidates[-1]))
+            if limit and tokens > limit:
+                raise UserError(
+                    f"{question.place}: with its longest option it has {tokens:,} tokens, more than the "
+                    f"model's context of {limit:,}; shorten it, or take it out"
+                )
         totals = log_likelihoods(model, [prompts[entry["row"]] for entry in choices], candidates)
         for entry, answers, total in zip(choices, candidates, totals, strict=True):
             if not all(map(math.isfinite, total)):

@@ -1,5 +1,6 @@
 """Answers to many prompts, a batch at a time."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from inference.generation import answer_text, generation_config
+from inference.generation import answer_text, generation_config, room_for_answer
 from inference.options import sampling_of
 from inference.resumable import Journal
 from training.common.errors import UserError
@@ -64,6 +65,13 @@ def answer_batch(
     input_ids        s 7 h 9 9 y     attention_mask  1 1 1 1 1 1     s, h, y = <|System|>, <|Human|>, <|YaYi|>
                      e e s 7 h y                     . . 1 1 1 1     e = <|End|>, the padding
     """
+    longest = max(map(len, prompts))
+    room = room_for_answer(model, longest, config.max_new_tokens)
+    if room < config.max_new_tokens:
+        if len(prompts) > 1:  # a batch would leave the shorter prompts no more room than the longest
+            return [answer for one in prompts for answer in answer_batch(model, tokenizer, [one], config)]
+        config = copy.copy(config)
+        config.max_new_tokens = room
     input_ids = pad_left(prompts, config.pad_token_id)
     mask = pad_left([[1] * len(prompt) for prompt in prompts], 0)
     sequences = model.generate(

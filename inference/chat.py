@@ -144,7 +144,9 @@ class Talk:
         if answer.stopped and not answer.ended:
             note("stopped")
         elif not answer.ended:
-            note(f"cut off at --max-new-tokens {longest}")
+            is_longest = answer.tokens >= longest
+            context = f"the context of {context_length(self.model):,} tokens"
+            note(f"cut off at {f'--max-new-tokens {longest}' if is_longest else context}")
         self.latest = answer
         if answer.text.strip():
             self.dialogue.add(Turn(human, answer.text))

@@ -32,6 +32,7 @@ from training.consts import (
     TEMPERATURE,
     TOP_P,
 )
+from training.model.context import context_limit
 from training.model.lora import load_any, quantization_config
 from training.text.conversation import Conversation
 from training.text.encoding import answer_header, encode_prompt
@@ -51,8 +52,8 @@ def load(
 
     dtype: "auto" is the one that was saved. device: "auto" lets accelerate place the weights; other names are
     torch's. bits: 8 or 4 quantizes the weights of the layers to that many. allow_untaught: whether a model
-    without control tokens is accepted; it gets them, untrained. Raises UserError where there is no such
-    device, no model, or one that was trained with another chat template.
+    without control tokens is accepted; it gets them, untrained, and this recipe's chat template. Raises
+    UserError where there is no such device, no model, or one that was trained with another chat template.
     """
     if device != "auto":
         check_device(device)
@@ -73,7 +74,7 @@ def load(
 def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, allow_untaught: bool) -> None:
     """Raise UserError for a model without control tokens, or one trained with another chat template.
 
-    allow_untaught: whether a model without control tokens is accepted, with a warning.
+    allow_untaught: whether a model without control tokens is accepted, with a warning, whatever its template.
 
     A model without a chat template is accepted: it may be one of the original release, which had none.
     """
@@ -83,8 +84,11 @@ def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, allow_untaugh
         if not allow_untaught:
             raise UserError(f"{lack}; fine-tune it first (python -m training.trainer)")
         logging.getLogger(__name__).warning(
-            "%s; they are added, with embedding rows that were never trained", lack
+            "%s; they are added, with embedding rows that were never trained%s",
+            lack,
+            "; its own chat template is not used" if tokenizer.chat_template else "",
         )
+        return
     if tokenizer.chat_template is None:
         return
     if tokenizer.chat_template != chat_template_for(tokenizer):
@@ -108,9 +112,9 @@ def context_length(model: PreTrainedModel) -> int:
     ALiBi sets a Bloom no limit: there it is the length that it was trained on, or CONTEXT where its
     configuration does not say.
     """
-    config = model.config.get_text_config()
-    sizes = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
-    return next((size for size in sizes if size), CONTEXT)
+    return (
+        context_limit(model.config) or getattr(model.config.get_text_config(), "seq_length", None) or CONTEXT
+    )
 
 
 def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int:
@@ -120,6 +124,22 @@ def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int:
     """
     context = context_length(model)
     return context - min(max_new_tokens, context // 4)
+
+
+def room_for_answer(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int) -> int:
+    """`max_new_tokens`, or what is left of the tokens that the model can read, if that is less.
+
+    Raises UserError where the prompt leaves no room for an answer.
+    """
+    limit = context_limit(model.config)
+    if limit is None:
+        return max_new_tokens
+    if prompt_tokens >= limit:
+        raise UserError(
+            f"too long: {prompt_tokens:,} tokens leave no room for an answer in the model's context of "
+            f"{limit:,}"
+        )
+    return min(max_new_tokens, limit - prompt_tokens)
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):
@@ -166,7 +186,7 @@ def stream(
     prompt_ids = encode_prompt(conversation, tokenizer) if input_ids is None else list(input_ids)
     config = generation_config(
         tokenizer,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=room_for_answer(model, len(prompt_ids), max_new_tokens),
         temperature=temperature,
         top_p=top_p,
         repetition_penalty=repetition_penalty,

@@ -150,7 +150,7 @@ def page_answerer(
                         yield with_answer(messages, pieces.text)
                 yield with_answer(messages, pieces.text)
             if not pieces.ended:
-                gr.Info(f"回答过长，已截断 / Cut off at {settings['max_new_tokens']} tokens")
+                gr.Info(f"回答过长，已截断 / Cut off at {pieces.tokens} tokens")
         except UserError as error:
             gr.Warning(html.escape(str(error)))
         except Exception as error:  # the page stays usable

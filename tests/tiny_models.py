@@ -17,6 +17,8 @@ from tokenizers import (
     trainers,
 )
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaTokenizer,
@@ -134,6 +136,22 @@ def make_llama(directory: Path) -> str:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SIZE))
     save_model(model, tokenizer, directory)
+    return str(directory)
+
+
+def make_gpt2(directory: Path, positions: int) -> str:
+    """A tiny GPT-2, which has an embedding for each of so many positions and fails at a later one.
+
+    It has no control tokens, and a chat template that is not ours.
+    """
+    tokenizer = qwen_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=positions, n_embd=32, n_layer=1, n_head=2, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.1,
+    )  # fmt: skip
+    save_model(GPT2LMHeadModel(config), tokenizer, directory)
     return str(directory)
 
 

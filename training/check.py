@@ -12,6 +12,7 @@ from training.consts import CONTEXT
 from training.data.audit import ON_BAD_ROW, full_form, refuse_unusable
 from training.data.encoded import encode_chunks, new_findings
 from training.data.reader import read_raw_rows
+from training.model.context import longest_row
 from training.text.encoding import mask_labels, show
 from training.text.tokenizer import load_tokenizer
 
@@ -26,7 +27,7 @@ EXAMPLES_SHOWN = 2
 @click.option(
     "--max-length",
     type=click.IntRange(min=1),
-    default=CONTEXT,
+    show_default=f"{CONTEXT}, or what the model can read if that is less",
     help="Tokens of the longest row, as in training.",
 )
 @click.option(
@@ -37,7 +38,7 @@ EXAMPLES_SHOWN = 2
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file instead of text.")
 def main(
-    data_path: tuple[str, ...], input_model: str, max_length: int, on_bad_row: str, as_json: bool
+    data_path: tuple[str, ...], input_model: str, max_length: int | None, on_bad_row: str, as_json: bool
 ) -> None:
     """Say what is in --data-path: how many tokens would be supervised, which rows would be cut or dropped,
     and which rows cannot be used.
@@ -45,11 +46,12 @@ def main(
     Exits with status 2 if any row cannot be used.
     """
     tokenizer = load_tokenizer(input_model)
+    longest = longest_row(input_model, max_length, on_stderr=as_json)
     summaries = []
     for path in data_path:
-        findings = new_findings(tokenizer, max_length)
+        findings = new_findings(tokenizer, longest)
         examples: list[str] = []
-        for chunk in encode_chunks(read_raw_rows(path), tokenizer, max_length):
+        for chunk in encode_chunks(read_raw_rows(path), tokenizer, longest):
             findings += chunk.findings
             ends = chunk.rows["end"].tolist()
             for start, end in zip([0, *ends], ends[: EXAMPLES_SHOWN - len(examples)], strict=False):

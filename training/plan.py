@@ -16,6 +16,7 @@ from training.common.hub import check_base_model
 from training.common.options import PLANNED, Options
 from training.cost.ways import TFLOPS, UTILIZATION, Machine, plan
 from training.data.examples import build_datasets
+from training.model.context import longest_row
 from training.text.tokenizer import load_tokenizer_and_new_tokens
 
 
@@ -45,6 +46,7 @@ def main(num_gpus: int, gpu_memory: float, gpu_tflops: float, utilization: float
     quiet_libraries()
     options = Options(**values)
     check_base_model(options.input_model)
+    options.max_length = longest_row(options.input_model, options.max_length)
     tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
     examples = build_datasets(options, tokenizer)[0] if options.data_path else None
     machine = Machine(num_gpus, int(gpu_memory * 1e9), gpu_tflops, utilization)

@@ -22,6 +22,7 @@ from training.consts import CONTEXT
 from training.cost.ways import plan, this_machine
 from training.data.collate import collator
 from training.data.examples import Examples, build_datasets
+from training.model.context import longest_row
 from training.model.load import is_packed, load_model
 from training.model.lora import add_adapter, quantized_loading
 from training.run.arguments import check_options, training_arguments
@@ -86,6 +87,7 @@ def prepare_data(run: Run) -> Data:
     Raises UserError where those of a continued run are not the ones that it began with.
     """
     options = run.options
+    options.max_length = longest_row(options.input_model, options.max_length)
     tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
     training, held_out = build_datasets(options, tokenizer)
     longest = int(training.lengths.max(initial=0))

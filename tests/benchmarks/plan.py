@@ -25,6 +25,7 @@ from training import tiny_bloom, trainer
 from training.common.options import Options
 from training.cost.ways import CONFIGS, fitted_config, ways_of, work_of
 from training.data.examples import build_datasets
+from training.model.context import longest_row
 from training.model.save import save_model
 from training.text.tokenizer import load_tokenizer, new_tokens
 
@@ -115,6 +116,7 @@ def planned_bytes(size: str, how: str, stage: int, offload: bool, directory: Pat
     """The planned bytes of a process without a card, not counting Python and its libraries."""
     context = trainer.main.make_context("plan", arguments(size, how, directory, "run"))
     options = Options(**context.params)
+    options.max_length = longest_row(options.input_model, options.max_length)
     tokenizer = load_tokenizer(options.input_model)
     with contextlib.redirect_stdout(None):
         rows, _ = build_datasets(options, tokenizer)

@@ -61,7 +61,8 @@ def test_with_data_the_batches_and_the_time_are_those_of_the_run(outcome, base: 
     command = f"--input-model {base} --num-gpus 1 --gpu-memory 2 {more}"
     _, out, _ = outcome(plan.main, f"{command} --epochs 3")
     tokenizer = load_tokenizer(base)
-    values = trainer.main.make_context("", f"{more} --input-model {base} --local-output-dir x".split()).params
+    run = f"{more} --input-model {base} --local-output-dir x --max-length 2048"
+    values = trainer.main.make_context("", run.split()).params
     lengths = build_datasets(Options(**values), tokenizer)[0].lengths
     assert f"longest micro-batch: {4 * -(-lengths.sum() // 4):,} tokens in 4 example(s)\n" in out
     assert f"for {3 * lengths.sum():,} tokens" in out

@@ -88,7 +88,7 @@ def test_a_fault_of_the_model_reaches_the_reader(loaded) -> None:
     model, tokenizer = loaded
 
     class Broken:
-        device = model.device
+        device, config = model.device, model.config
 
         def generate(self, *args, **kwargs) -> None:
             raise RuntimeError("broken")

@@ -82,7 +82,8 @@ class Options:
     """The options of a run, with every default resolved.
 
     Raises UserError for options that contradict each other. Where `tokens_per_batch` is given,
-    `per_device_train_batch_size` is None; without `lora_rank`, `lora_alpha` is None. `default_names` names
+    `per_device_train_batch_size` is None; without `lora_rank`, `lora_alpha` is None; `max_length` is None
+    until `training.model.context.longest_row` has asked the model. `default_names` names
     the options that were not given and whose default depends on another option.
     """
 
@@ -111,10 +112,11 @@ class Options:
         planned=True,
     )
     max_length: int = option(
-        CONTEXT,
+        None,
         DATA,
         "Tokens of the longest row; a longer one is cut after the last turn that fits.",
         at_least=1,
+        shown_default=f"{CONTEXT}, or what the model can read if that is less",
         planned=True,
     )
     test_size: int | float = option(

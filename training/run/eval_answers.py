@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from training.consts import END, NOT_SUPERVISED
 from training.data.encoded import Example
 from training.data.examples import Examples
+from training.model.context import context_limit
 
 PROMPTS = 4
 
@@ -42,6 +43,8 @@ def answer_held_out_prompts(
         input_ids[i, longest - len(prompt) :] = torch.as_tensor(prompt)
         attention_mask[i, longest - len(prompt) :] = 1
     most = min(MOST_TOKENS, max(len(answer) for _, answer in pairs) * 3 // 2)
+    if limit := context_limit(model.config):
+        most = min(most, limit - longest)
     config = GenerationConfig(max_new_tokens=most, do_sample=False, eos_token_id=end, pad_token_id=end)
     with torch.no_grad():
         output = model.generate(
