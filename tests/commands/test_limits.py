@@ -11,6 +11,7 @@ import torch
 from transformers import BloomConfig, GPT2Config, LlamaConfig, MptConfig
 
 from evaluation import objective, perplexity, subjective
+from evaluation.likelihood import log_likelihoods
 from inference import batch, chat
 from inference.batch_answers import answer_batch
 from inference.generation import generation_config, load, reply
@@ -25,8 +26,10 @@ from training.text.encoding import encode_prompt
 POSITIONS = 150
 
 TURN = [{"from": "human", "value": "你是谁"}, {"from": "yayi", "value": "我是雅意。"}]
-ROWS = [{"conversations": TURN * turns} for turns in (1, 2, 30)] + [
-    {"instruction": f"长 {number}" * 80, "output": "短"} for number in range(2)
+ROWS = [
+    *({"conversations": TURN * turns} for turns in (1, 2, 30)),
+    *({"instruction": f"长 {number}" * 80, "output": "短"} for number in range(2)),
+    *({"instruction": f"{number}", "output": "y " * 100} for number in range(3)),
 ]
 
 
@@ -42,11 +45,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def run_dir(gpt2: str, rows: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on that base that knows nothing of its limit, evaluated while it trains."""
+    """A run on that base that knows nothing of its limit. Of its 6 examples it holds out 2 or 3 whose answers
+    the model might make longer than it can read."""
     directory = tmp_path_factory.mktemp("run")
     arguments = (
         f"--data-path {rows} --input-model {gpt2} --local-output-dir {directory} --run-name run --no-bf16 "
-        f"--cache-dir {directory} --max-steps 2 --test-size 1 --eval-steps 1 --no-gradient-checkpointing"
+        f"--cache-dir {directory} --max-steps 2 --test-size 5 --eval-steps 1 --no-gradient-checkpointing"
     )
     trainer.main.main(arguments.split(), standalone_mode=False)
     return directory / "run"
@@ -123,6 +127,15 @@ def test_an_answer_ends_where_the_model_can_read_no_further(run_dir: Path) -> No
         assert reply(model, tokenizer, Conversation(()), input_ids=prompt, **greedy) == said.answer
     with pytest.raises(UserError, match="too long: 150 tokens leave no room for an answer"):
         reply(model, tokenizer, Conversation(()), input_ids=[5] * POSITIONS)
+
+
+def test_likelihoods_of_a_batch_are_those_of_its_prompts_alone_up_to_the_limit(run_dir: Path) -> None:
+    model, tokenizer = load(str(run_dir), device="cpu")
+    prompts = long_prompts(tokenizer)[::2]
+    answers = [[[5], [6, 7]], [[5], [6, 7] * 20]]
+    together = log_likelihoods(model, prompts, answers)
+    alone = [log_likelihoods(model, [one], [its])[0] for one, its in zip(prompts, answers, strict=True)]
+    assert together == [pytest.approx(one, abs=1e-4) for one in alone]
 
 
 def test_the_chat_says_where_it_was_cut_off(outcome, run_dir: Path) -> None:
