@@ -15,6 +15,7 @@ over the file.
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -45,6 +46,7 @@ def option(
     flag: str | None = None,
     shown_default: str | None = None,
     planned: bool = False,
+    is_path: bool = False,
 ) -> Any:
     """A field of a dataclass, and the option that gives its value.
 
@@ -54,6 +56,7 @@ def option(
     raises ValueError for a wrong text; `metavar` then says what the text looks like. at_least, above, below:
     bounds of a number. flag: what is typed, where it is not the field's name with dashes. shown_default: the
     default in words. planned: whether `training.plan` has the option too.
+    is_path: whether the text may be a path, in which `~` is the home directory.
     """
     bounds = {"min": at_least if above is None else above, "max": below}
     settings = {
@@ -67,6 +70,7 @@ def option(
         "flag": flag,
         "shown_default": shown_default,
         "planned": planned,
+        "is_path": is_path,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=settings)
@@ -84,6 +88,23 @@ class ParsedText(click.ParamType):
             return self.parse(str(value))
         except ValueError as error:
             self.fail(str(error), param, context)
+
+
+class UserPath(click.Path):
+    """The type of an option that is a path; `~` is the home directory, even where a shell leaves it alone.
+
+    A shell leaves it in `--option=~/x`, and there is no shell for a file of --config.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, context)
+
+
+class PathOrName(click.types.StringParamType):
+    """The type of an option that is a path, or else a name on the hub; `~` is the home directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        return os.path.expanduser(super().convert(value, param, context))
 
 
 def options_of(
@@ -108,7 +129,7 @@ def options_of(
             command = optgroup.group(group)(command)
         return click.option(
             "--config",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            type=UserPath(exists=True, dir_okay=False, path_type=Path),
             is_eager=True,
             expose_value=False,
             callback=_read_config,
@@ -151,7 +172,9 @@ def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, 
     elif kind is float:
         settings["type"] = click.FloatRange(**field.metadata["bounds"])
     elif kind is Path:
-        settings["type"] = click.Path(path_type=Path)
+        settings["type"] = UserPath(path_type=Path)
+    elif field.metadata["is_path"]:
+        settings["type"] = PathOrName()
     else:
         assert kind is str, f"{field.name} is of a type that no option has: {kind}"
     return settings

@@ -33,7 +33,11 @@ class Source(NamedTuple):
 
 
 def parse_source(value: str) -> Source:
-    """`FILE` or `FILE:WEIGHT`, the weight a number above 0. Raises ValueError for another weight."""
+    """`FILE` or `FILE:WEIGHT`, the weight a number above 0; `~` is the home directory.
+
+    Raises ValueError for another weight.
+    """
+    value = os.path.expanduser(value)
     if os.path.exists(value):
         return Source(value)
     match = re.fullmatch(r"(.+):(-?[0-9.]+(?:e-?[0-9]+)?)", value)
@@ -138,7 +142,12 @@ class Options:
     )
 
     input_model: str = option(
-        "", MODEL, "Model to start from: a directory, or a name on the hub.", required=True, planned=True
+        "",
+        MODEL,
+        "Model to start from: a directory, or a name on the hub.",
+        required=True,
+        planned=True,
+        is_path=True,
     )
     local_output_dir: Path = option(
         Path(), MODEL, "Directory in which the run directory is made.", required=True
@@ -233,7 +242,10 @@ class Options:
     )
 
     deepspeed: str | None = option(
-        None, MACHINE, "DeepSpeed's JSON configuration file; without it, the run does without DeepSpeed."
+        None,
+        MACHINE,
+        "DeepSpeed's JSON configuration file; without it, the run does without DeepSpeed.",
+        is_path=True,
     )
     bf16: bool = option(True, MACHINE, "Compute in bfloat16, or in float32.", planned=True)
     gradient_checkpointing: bool = option(
