@@ -63,7 +63,7 @@ def test_srun_is_no_parent_of_its_tasks_and_is_found_beside_them(
     monkeypatch.setattr(module, "launchers", list)
     monkeypatch.setattr(module, "in_slurm_step", lambda: True)
     monkeypatch.setattr(sys, "argv", task)
-    expected = "/usr/bin/srun --ntasks=2 python" if is_there else "srun python"
+    expected = "srun --ntasks=2 python" if is_there else "srun python"
     assert typed_command() == f"{expected} -m training.trainer --lr 1"
 
 

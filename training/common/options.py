@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from training.common.command_line import option
 from training.common.errors import UserError
+from training.common.files import user_cache_dir
 from training.consts import CONTEXT
 
 # The default of --lr: for all weights, and for an adapter.
@@ -85,7 +86,7 @@ def _count_or_ratio(value: str) -> int | float:
 
 def default_cache_dir() -> Path:
     """`yayi` in the user's cache directory (XDG_CACHE_HOME, or ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yayi"
+    return user_cache_dir() / "yayi"
 
 
 DATA, MODEL, ADAPTER = "Data", "Model", "Adapter, instead of all weights"

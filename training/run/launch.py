@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from training.common.console import say
 from training.common.errors import UserError
-from training.common.files import hold_lock
+from training.common.files import hold_lock, home_cache_dir, user_cache_dir
 
 # Half of the distance between neighbours of bf16 around 2**-6.
 SMALLEST_BF16_STEP = 2.0**-14
@@ -105,6 +106,17 @@ def build_optimizer_operation(config: Mapping[str, Any]) -> None:
         build_operation("FusedAdamBuilder" if offload == "none" else "CPUAdamBuilder")
 
 
+def settle_build_directories() -> None:
+    """Have DeepSpeed's operations built elsewhere, where the user's cache directory cannot be written."""
+    directory = user_cache_dir()
+    if directory == home_cache_dir():
+        return
+    for name, subdirectory in (("TORCH_EXTENSIONS_DIR", "torch_extensions"), ("TRITON_CACHE_DIR", "triton")):
+        if name not in os.environ:
+            os.environ[name] = str(directory / subdirectory)
+            say(f"{home_cache_dir()}: cannot be written; {name} is {os.environ[name]}")
+
+
 def start_deepspeed(timeout: timedelta) -> None:
     """Start the process group, of one process where there is no launcher.
 
@@ -112,6 +124,7 @@ def start_deepspeed(timeout: timedelta) -> None:
 
     On a CPU transformers would start it without DeepSpeed's knowledge, and ZeRO-3 would see one rank only.
     """
+    settle_build_directories()
     import deepspeed
 
     if not torch.accelerator.is_available():

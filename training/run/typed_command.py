@@ -36,9 +36,13 @@ def _launched() -> list[str] | None:
 def _in_slurm(command: list[str]) -> list[str]:
     if not in_slurm_step():
         return command
-    beside = (command_of(process) for process in psutil.process_iter())
-    typed = _same_arguments(each for each in beside if each and os.path.basename(each[0]) == "srun")
-    return typed or ["srun", *command]
+    beside = (_srun(command_of(process)) for process in psutil.process_iter())
+    return _same_arguments(typed for typed in beside if typed) or ["srun", *command]
+
+
+def _srun(command: list[str]) -> list[str] | None:
+    names = [os.path.basename(part) for part in command[:2]]  # the second, where it is a script
+    return ["srun", *command[names.index("srun") + 1 :]] if "srun" in names else None
 
 
 def _same_arguments(commands: Iterable[list[str]]) -> list[str] | None:
