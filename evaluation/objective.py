@@ -49,6 +49,7 @@ from inference.resumable import (
     write_result,
     write_rows,
 )
+from training.common.command_line import PathOrName, UserPath
 from training.common.console import say
 from training.common.errors import UserError, run_command
 from training.model.context import context_limit
@@ -61,10 +62,13 @@ FREE_OPTIONS = ("questions", "output", "device", "batch_size")
 @click.command(context_settings={"show_default": True})
 @model_options
 @click.option(
-    "--questions", required=True, help="A file of questions, or a set on the hub: ceval/ceval-exam."
+    "--questions",
+    type=PathOrName(),
+    required=True,
+    help="A file of questions, or a set on the hub: ceval/ceval-exam.",
 )
 @click.option(
-    "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory to write."
+    "--output", required=True, type=UserPath(file_okay=False, path_type=Path), help="Directory to write."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Questions at a time.")
 @click.option(

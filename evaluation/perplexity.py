@@ -28,6 +28,7 @@ from evaluation.perplexity_scores import (
 from inference.generation import context_length
 from inference.options import load_from_options, model_options
 from inference.resumable import claim_output, refusals, write_result
+from training.common.command_line import PathOrName, UserPath
 from training.common.errors import run_command
 from training.text.conversation import domain_of
 from training.text.encoding import encode
@@ -35,9 +36,11 @@ from training.text.encoding import encode
 
 @click.command(context_settings={"show_default": True})
 @model_options
-@click.option("--data-path", required=True, help="Held-out rows: a file, or a data set on the hub.")
 @click.option(
-    "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory to write."
+    "--data-path", type=PathOrName(), required=True, help="Held-out rows: a file, or a data set on the hub."
+)
+@click.option(
+    "--output", required=True, type=UserPath(file_okay=False, path_type=Path), help="Directory to write."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Rows at a time.")
 def main(**options: Any) -> None:

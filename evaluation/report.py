@@ -17,6 +17,7 @@ from evaluation.published import inconsistencies, read_published
 from evaluation.ranking import ratings_report
 from evaluation.tables import MODEL, RANK, markdown, mean, rank, scores
 from inference.resumable import write_output
+from training.common.command_line import UserPath
 from training.common.console import say
 from training.common.errors import UserError, first_line, run_command
 
@@ -33,7 +34,7 @@ KINDS = {
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=UserPath(path_type=Path))
 def main(directory: Path) -> None:
     """Write report.md and report.png into DIRECTORY, of every result.json below it."""
     if not directory.is_dir():

@@ -36,6 +36,7 @@ from inference.resumable import (
     write_result,
     write_rows,
 )
+from training.common.command_line import PathOrName, UserPath
 from training.common.console import say
 from training.common.errors import run_command
 from training.common.files import check_empty
@@ -57,9 +58,9 @@ def main() -> None:
 @click.option(
     "--endpoint", help="URL of an OpenAI-compatible server that has --model, such as http://host:8000/v1."
 )
-@click.option("--questions", required=True, help="File of questions.")
+@click.option("--questions", type=PathOrName(), required=True, help="File of questions.")
 @click.option(
-    "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON Lines to write."
+    "--output", required=True, type=UserPath(dir_okay=False, path_type=Path), help="JSON Lines to write."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Questions at a time.")
 @sampling_options
@@ -70,11 +71,15 @@ def ask(**options: Any) -> None:
 
 @main.command(context_settings={"show_default": True})
 @click.option(
-    "--answers", required=True, multiple=True, help="File that `ask` wrote; give one for each model."
+    "--answers",
+    type=PathOrName(),
+    required=True,
+    multiple=True,
+    help="File that `ask` wrote; give one for each model.",
 )
 @click.option("--raters", type=click.IntRange(min=1), default=3, help="How many people rate.")
 @click.option(
-    "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory to make."
+    "--output", required=True, type=UserPath(file_okay=False, path_type=Path), help="Directory to make."
 )
 @click.option("--seed", type=int, default=515, help="Seed for the order of the answers and their numbers.")
 def sheets(answers: Sequence[str], raters: int, output: Path, seed: int) -> None:
@@ -92,9 +97,7 @@ def sheets(answers: Sequence[str], raters: int, output: Path, seed: int) -> None
 
 
 @main.command()
-@click.option(
-    "--sheets", required=True, type=click.Path(path_type=Path), help="Directory that `sheets` made."
-)
+@click.option("--sheets", required=True, type=UserPath(path_type=Path), help="Directory that `sheets` made.")
 def score(sheets: Path) -> None:
     """Read the sheets back, rank the models, and write result.json beside them."""
     ratings = read_sheets(sheets)

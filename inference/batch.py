@@ -25,6 +25,7 @@ from inference.batch_answers import batch_answerer, check_prompt_lengths
 from inference.generation import context_length
 from inference.options import load_from_options, model_options, sampling_options
 from inference.resumable import Journal, claim_output, record_of, work_through, write_rows
+from training.common.command_line import PathOrName, UserPath
 from training.common.console import say
 from training.common.errors import UserError, run_command
 from training.data.reader import fingerprint, read_rows
@@ -41,11 +42,16 @@ FREE_OPTIONS = ("input", "output", "device", "batch_size")
 
 @click.command(context_settings={"show_default": True})
 @model_options
-@click.option("--input", required=True, help="Rows to answer: a file, or the name of a data set on the hub.")
+@click.option(
+    "--input",
+    type=PathOrName(),
+    required=True,
+    help="Rows to answer: a file, or the name of a data set on the hub.",
+)
 @click.option(
     "--output",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False, path_type=Path),
     help="JSON Lines file to write.",
 )
 @click.option(

@@ -11,11 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from inference.generation import load
+from training.common.command_line import PathOrName
 from training.common.errors import UserError
 from training.consts import MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
 
 MODEL_OPTIONS = (
-    click.option("--model", required=True, help="Model that answers: a directory, or a name on the hub."),
+    click.option(
+        "--model",
+        type=PathOrName(),
+        required=True,
+        help="Model that answers: a directory, or a name on the hub.",
+    ),
     click.option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),

@@ -102,14 +102,15 @@ class Running:
         return family(self.process)
 
     def ranks(self) -> list[psutil.Process]:
-        """The processes of the ranks, in their order."""
+        """The processes of the ranks, in their order, whatever launcher started them."""
         found = {}
         for process in self.family():
             try:
-                command = process.cmdline()
-                if any(part.startswith("--local_rank") for part in command) and "launch" not in command[3]:
-                    found[process.environ()["RANK"]] = process
-            except (psutil.Error, KeyError, IndexError):
+                _, *command = (part for part in process.cmdline() if part != "-u")
+                if command[0] == "-m" and command[1].startswith(("training.", "tests.")):
+                    variables = process.environ()
+                    found[variables.get("RANK") or variables["SLURM_PROCID"]] = process
+            except (psutil.Error, KeyError, IndexError, ValueError):
                 continue
         return [found[rank] for rank in sorted(found)]
 

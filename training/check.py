@@ -7,6 +7,7 @@ import json
 
 import click
 
+from training.common.command_line import PathOrName
 from training.common.errors import run_command
 from training.consts import CONTEXT
 from training.data.audit import ON_BAD_ROW, full_form, refuse_unusable
@@ -21,9 +22,18 @@ EXAMPLES_SHOWN = 2
 
 @click.command(context_settings={"show_default": True})
 @click.option(
-    "--data-path", required=True, multiple=True, help="File or data set to check; may be given several times."
+    "--data-path",
+    type=PathOrName(),
+    required=True,
+    multiple=True,
+    help="File or data set to check; may be given several times.",
 )
-@click.option("--input-model", required=True, help="Model whose tokenizer will be used: a directory or name.")
+@click.option(
+    "--input-model",
+    type=PathOrName(),
+    required=True,
+    help="Model whose tokenizer will be used: a directory or name.",
+)
 @click.option(
     "--max-length",
     type=click.IntRange(min=1),

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 import click
 
+from training.common.command_line import PathOrName, UserPath
 from training.common.errors import UserError, run_command
 from training.common.files import write_atomic
 from training.data.findings import LINES_KEPT, reason_of
@@ -24,7 +25,12 @@ from training.text.formats import written_formats
 
 @click.command()
 @click.option(
-    "--data-path", "paths", required=True, multiple=True, help="File or data set; may be given several times."
+    "--data-path",
+    "paths",
+    type=PathOrName(),
+    required=True,
+    multiple=True,
+    help="File or data set; may be given several times.",
 )
 @click.option(
     "--to", "to_format", required=True, type=click.Choice(list(written_formats())), help="Format to write."
@@ -32,7 +38,7 @@ from training.text.formats import written_formats
 @click.option(
     "--output",
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False, path_type=Path),
     help="JSON Lines file to write.",
 )
 @click.option("--force", is_flag=True, help="Overwrite --output if it exists.")

@@ -18,6 +18,7 @@ import sentencepiece
 from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedTokenizerFast
 
+from training.common.command_line import PathOrName, UserPath
 from training.common.console import Progress, quiet_libraries
 from training.common.errors import UserError, run_command
 from training.common.files import check_empty
@@ -47,10 +48,16 @@ BEST_SHOWN = 10
 
 
 @click.command()
-@click.option("--input-model", required=True, help="Model to extend: a directory, or a name on the hub.")
+@click.option(
+    "--input-model",
+    type=PathOrName(),
+    required=True,
+    help="Model to extend: a directory, or a name on the hub.",
+)
 @click.option(
     "--corpus",
     "paths",
+    type=PathOrName(),
     required=True,
     multiple=True,
     help="Texts of the domain: a .txt file with one document per line, or rows as for training; may be "
@@ -58,7 +65,7 @@ BEST_SHOWN = 10
 )
 @click.option("--num-tokens", required=True, type=click.IntRange(min=1), help="Number of pieces to add.")
 @click.option(
-    "--output-dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="New directory."
+    "--output-dir", required=True, type=UserPath(file_okay=False, path_type=Path), help="New directory."
 )
 def main(input_model: str, paths: tuple[str, ...], num_tokens: int, output_dir: Path) -> None:
     """Add to a model the pieces of --corpus that save the most tokens, each with an embedding row."""

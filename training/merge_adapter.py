@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from training.common.command_line import PathOrName, UserPath
 from training.common.console import quiet_libraries
 from training.common.errors import UserError, run_command
 from training.common.files import check_empty
@@ -17,9 +18,9 @@ from training.text.tokenizer import load_tokenizer
 
 
 @click.command()
-@click.option("--adapter", required=True, help="Directory of a run with --lora-rank.")
+@click.option("--adapter", type=PathOrName(), required=True, help="Directory of a run with --lora-rank.")
 @click.option(
-    "--output-dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="New directory."
+    "--output-dir", required=True, type=UserPath(file_okay=False, path_type=Path), help="New directory."
 )
 def main(adapter: str, output_dir: Path) -> None:
     """Merge an adapter into its base model's weights, in the precision that those were saved in."""

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
+from training.common.command_line import PathOrName
 from training.common.errors import UserError, run_command
 from training.common.files import check_empty
 from training.consts import INTRO
@@ -88,8 +89,12 @@ def training_texts(data_path: str) -> Iterator[str]:
 
 
 @click.command()
-@click.option("--data-path", required=True, help="File whose texts the tokenizer is trained on.")
-@click.option("--output-dir", required=True, help="Directory to write; must not hold anything yet.")
+@click.option(
+    "--data-path", type=PathOrName(), required=True, help="File whose texts the tokenizer is trained on."
+)
+@click.option(
+    "--output-dir", type=PathOrName(), required=True, help="Directory to write; must not hold anything yet."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
 def main(data_path: str, output_dir: str, seed: int) -> None:
     """Make a tiny random Bloom and a tokenizer trained on DATA-PATH."""

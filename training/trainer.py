@@ -7,6 +7,7 @@
 For a single process, with or without a card, use `python -m training.trainer` and the same options.
 """
 
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ from training.common.command_line import OptionsCommand, options_of
 from training.common.console import quiet_libraries, say
 from training.common.errors import UserError, run_command
 from training.common.options import Options
+from training.common.ranks import world_size
 from training.consts import CONTEXT
 from training.cost.ways import plan, this_machine
 from training.data.collate import collator
@@ -27,11 +29,12 @@ from training.model.load import is_packed, load_model
 from training.model.lora import add_adapter, quantized_loading
 from training.run.arguments import check_options, training_arguments
 from training.run.checkpoints import check_disk_space, export_model
-from training.run.launch import WORLD_SIZE, share_cores, start_deepspeed
-from training.run.report import opening_lines, write_report
+from training.run.launch import check_card, port_in_use_refused, share_cores, start_deepspeed
+from training.run.report import opening_lines, remove_report, write_report
 from training.run.resume import Run, check_same_run, describe, find_run, universal_checkpoint
 from training.run.sft_trainer import SFTTrainer
-from training.run.stopping import command_line, command_to_continue
+from training.run.stopping import STOPPED_STATUS, note_stop
+from training.run.typed_command import command_to_continue
 from training.text.tokenizer import load_tokenizer_and_new_tokens
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def train(options: Options) -> None:
         data = prepare_data(run)
         if options.plan:
             for line in plan(
-                run.options, data.tokenizer, data.new_tokens, data.training, this_machine(WORLD_SIZE)
+                run.options, data.tokenizer, data.new_tokens, data.training, this_machine(world_size())
             ):
                 say(line)
             return
@@ -64,6 +67,8 @@ def train(options: Options) -> None:
         if fit(run, trainer):
             finish(run, data, trainer)
         trainer.accelerator.end_training()
+        if trainer.stopped_by:
+            sys.exit(STOPPED_STATUS)
 
 
 def open_run(options: Options) -> Run:
@@ -96,7 +101,7 @@ def prepare_data(run: Run) -> Data:
             f"--tokens-per-batch {options.tokens_per_batch}: a row has {longest} tokens; allow as many, or "
             "cut rows by --max-length"
         )
-    run.description = describe(options, run.deepspeed_config, training, held_out, WORLD_SIZE)
+    run.description = describe(options, run.deepspeed_config, training, held_out, world_size())
     if run.record:
         check_same_run(run.directory, run.description, run.record, options.resume_anyway)
     return Data(tokenizer, new_tokens, training, held_out)
@@ -124,11 +129,13 @@ def join_ranks(run: Run, data: Data) -> TrainingArguments:
     """Start the process group, in which the ranks agree on the run directory, and take its lock."""
     options, deepspeed_config = run.options, run.deepspeed_config
     share_cores()
-    if deepspeed_config:
-        start_deepspeed(timedelta(seconds=options.ddp_timeout))
-        if run.ranks_differ:
-            deepspeed_config["checkpoint"] = {"load_universal": True}
-    args = training_arguments(options, deepspeed_config, evaluates=len(data.held_out) > 0)
+    check_card()
+    with port_in_use_refused():
+        if deepspeed_config:
+            start_deepspeed(timedelta(seconds=options.ddp_timeout))
+            if run.ranks_differ:
+                deepspeed_config["checkpoint"] = {"load_universal": True}
+        args = training_arguments(options, deepspeed_config, evaluates=len(data.held_out) > 0)
     run.hold()
     args.output_dir = str(run.directory)
     return args
@@ -177,14 +184,18 @@ def fit(run: Run, trainer: SFTTrainer) -> bool:
         return False
     if trainer.is_world_process_zero():
         run.write_record()
+        remove_report(run.directory)
+    run.stop_request.ends_at_once = False
     if run.ranks_differ and run.deepspeed_config:
         with universal_checkpoint(run.checkpoint, trainer) as converted:
             trainer.train(resume_from_checkpoint=str(converted))
     else:
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
     if trainer.stopped_by:
+        if trainer.is_world_process_zero():
+            note_stop(run.directory, trainer.state.global_step, trainer.stopped_by)
         say(f"stopped at step {trainer.state.global_step} by {trainer.stopped_by}; to continue:")
-        say(command_to_continue(run.directory.name))
+        say(command_to_continue(run.command, run.directory.name))
     return not trainer.stopped_by
 
 
@@ -193,7 +204,7 @@ def finish(run: Run, data: Data, trainer: SFTTrainer) -> None:
     export_model(trainer, data.tokenizer, run.directory)
     if trainer.is_world_process_zero():
         summaries = {file.data_path: file.summary for file in data.training.files}
-        write_report(trainer, run.directory, command_line(), run.description, summaries)
+        write_report(trainer, run.directory, run.command, run.description, summaries)
     say(f"saved {run.directory}; talk to it: python -m inference.chat --model {run.directory}")
 
 

@@ -62,6 +62,7 @@ def test_other_ranks_let_rank_0_speak_first(outcome, monkeypatch: pytest.MonkeyP
     waited = []
     monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     status, _, err = outcome(command, "--number 1 --raises user")
     assert (status, waited) == (2, [errors.OTHER_RANK_PATIENCE_S])
     assert err == "error: rank 1: a.jsonl:3: bad row\n"

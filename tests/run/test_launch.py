@@ -1,21 +1,28 @@
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed as dist
 
 from tests.conftest import ROOT
 from training.common.errors import UserError
+from training.common.options import default_cache_dir
 from training.run import launch
 from training.run.launch import (
     SMALLEST_BF16_STEP,
     build_optimizer_operation,
     check_bf16,
+    check_card,
     check_learning_rate,
+    port_in_use_refused,
     read_deepspeed_config,
+    settle_build_directories,
     share_cores,
 )
 
@@ -74,6 +81,45 @@ def test_a_card_without_bf16_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch)
         check_bf16()
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     check_bf16()
+
+
+def test_a_port_in_use_is_one_line_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(UserError, match=f"port {port}.* in use.*--master_port"), port_in_use_refused():
+            dist.TCPStore("127.0.0.1", port, 1, is_master=True)
+
+
+def test_a_rank_that_does_not_see_its_card_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    check_card()  # without any card the ranks share the processor
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="local rank 1 sees 1 card"):
+        check_card()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    check_card()
+
+
+def test_operations_are_built_elsewhere_where_the_home_directory_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = {"HOME": "/proc/nobody"}  # which not even root can make
+    monkeypatch.setattr(os, "environ", environment)
+    settle_build_directories()
+    [place] = tmp_path.iterdir()
+    assert environment["TORCH_EXTENSIONS_DIR"] == f"{place}/torch_extensions"
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert "/proc/nobody/.cache: cannot be written; TORCH_EXTENSIONS_DIR is" in capsys.readouterr().out
+    assert default_cache_dir() == place / "yayi"  # the same one for all
+    place.chmod(0o777)  # somebody else may have put a library there
+    assert default_cache_dir().parent != place
+    environment.clear()
+    environment["HOME"] = str(tmp_path)
+    settle_build_directories()
+    assert environment == {"HOME": str(tmp_path)}
 
 
 def test_a_rate_that_bf16_rounds_off_is_refused_where_there_are_no_float32_weights() -> None:

@@ -1,5 +1,5 @@
+import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from training.common.launchers import launchers
 from training.run import stopping
-from training.run.stopping import StopRequest, command_to_continue
+from training.run.stopping import STOPPED_STATUS, StopRequest, note_stop
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
@@ -44,13 +45,53 @@ def test_the_end_of_a_launcher_is_a_request(tmp_path: Path, monkeypatch: pytest.
 
 def test_without_a_launcher_there_is_none_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert stopping.launchers() == []
+    assert launchers() == []
 
 
-def test_the_command_that_continues(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "launchers", list)
-    monkeypatch.setattr(sys, "argv", ["trainer.py", "--data-path", "a b.jsonl", "--lr", "1"])
-    first = command_to_continue("run")
-    assert first == "python -m training.trainer --data-path 'a b.jsonl' --lr 1 --run-name run --resume"
-    monkeypatch.setattr(sys, "argv", ["trainer.py", *shlex.split(first)[3:]])
-    assert command_to_continue("run") == first
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.reason is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_before_the_first_step_a_signal_ends_the_process_and_no_other_signal_disturbs_that() -> None:
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    try:
+        request = StopRequest()
+        request.ends_at_once = True
+        with pytest.raises(SystemExit) as ended, request:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert ended.value.code == STOPPED_STATUS == 75
+        assert request.reason == "SIGUSR1"
+        os.kill(os.getpid(), signal.SIGTERM)  # of a launcher that sees another rank end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_the_file_says_where_and_why(tmp_path: Path) -> None:
+    note_stop(tmp_path, 12, "SIGTERM")
+    assert json.loads((tmp_path / "stopped").read_text()) == {"step": 12, "reason": "SIGTERM"}
+
+
+def test_a_terminal_that_is_gone_takes_no_line_and_ends_no_run() -> None:
+    """A process prints to a pipe that nobody reads any more, and says so in its status."""
+    child = (
+        "import sys; sys.stdin.readline(); from training.common.console import say; "
+        "say('one'); say('two', on_stderr=True); sys.exit(75)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", child],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    process.stderr.close()
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    assert process.wait() == 75

@@ -16,6 +16,7 @@ over the file.
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -46,6 +47,7 @@ def option(
     flag: str | None = None,
     shown_default: str | None = None,
     planned: bool = False,
+    is_path: bool = False,
 ) -> Any:
     """A field of a dataclass, and the option that gives its value.
 
@@ -55,6 +57,7 @@ def option(
     raises ValueError for a wrong text; `metavar` then says what the text looks like. at_least, above, below:
     bounds of a number. flag: what is typed, where it is not the field's name with dashes. shown_default: the
     default in words. planned: whether `training.plan` has the option too.
+    is_path: whether the text may be a path, in which `~` is the home directory.
     """
     bounds = {"min": at_least if above is None else above, "max": below}
     settings = {
@@ -68,6 +71,7 @@ def option(
         "flag": flag,
         "shown_default": shown_default,
         "planned": planned,
+        "is_path": is_path,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=settings)
@@ -106,6 +110,23 @@ class OptionsCommand(click.Command):
         return super().parse_args(ctx, spelt)
 
 
+class UserPath(click.Path):
+    """The type of an option that is a path; `~` is the home directory, even where a shell leaves it alone.
+
+    A shell leaves it in `--option=~/x`, and there is no shell for a file of --config.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, context)
+
+
+class PathOrName(click.types.StringParamType):
+    """The type of an option that is a path, or else a name on the hub; `~` is the home directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        return os.path.expanduser(super().convert(value, param, context))
+
+
 def options_of(
     options_class: type, *, only: Collection[str] | None = None, required: Collection[str] | None = None
 ) -> Callable[[Callable], Callable]:
@@ -128,7 +149,7 @@ def options_of(
             command = optgroup.group(group)(command)
         return click.option(
             "--config",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            type=UserPath(exists=True, dir_okay=False, path_type=Path),
             is_eager=True,
             expose_value=False,
             callback=_read_config,
@@ -171,7 +192,9 @@ def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, 
     elif kind is float:
         settings["type"] = click.FloatRange(**field.metadata["bounds"])
     elif kind is Path:
-        settings["type"] = click.Path(path_type=Path)
+        settings["type"] = UserPath(path_type=Path)
+    elif field.metadata["is_path"]:
+        settings["type"] = PathOrName()
     else:
         assert kind is str, f"{field.name} is of a type that no option has: {kind}"
     return settings

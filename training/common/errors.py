@@ -30,7 +30,10 @@ def first_line(error: Exception) -> str:
 
 def run_command(command: click.Command) -> NoReturn:
     """Run `command` on the arguments of this process, and exit."""
+    from training.common.ranks import settle_ranks  # which raises UserError
+
     try:
+        settle_ranks()
         sys.exit(command.main(standalone_mode=False))
     except UserError as error:
         end_with(*error.details, str(error))

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,6 +124,34 @@ def sizes(directory: Path) -> dict[str, int]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def home_cache_dir() -> Path:
+    """XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+
+
+def user_cache_dir() -> Path:
+    """`home_cache_dir`, or where that cannot be written, a directory of this user's beside temporary files.
+
+    A container may have no home directory, or one that belongs to another user.
+    """
+    existing = directory = home_cache_dir()
+    while not os.path.exists(existing):
+        existing = existing.parent
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError:
+        return _temporary_cache_dir()
+    return directory
+
+
+def _temporary_cache_dir() -> Path:
+    """A directory that later runs find again, and that nobody else can have put anything into."""
+    directory = Path(tempfile.gettempdir(), f"yayi-cache-{os.geteuid()}")
+    directory.mkdir(mode=0o700, exist_ok=True)
+    is_ours = directory.stat().st_uid == os.geteuid() and directory.stat().st_mode & 0o077 == 0
+    return directory if is_ours and not directory.is_symlink() else Path(tempfile.mkdtemp())
 
 
 def free_bytes(path: Path) -> int:

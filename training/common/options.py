@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from training.common.command_line import option
 from training.common.errors import UserError
+from training.common.files import user_cache_dir
 from training.consts import CONTEXT
 
 # The default of --lr: for all weights, and for an adapter.
@@ -34,7 +35,11 @@ class Source(NamedTuple):
 
 
 def parse_source(value: str) -> Source:
-    """`FILE` or `FILE:WEIGHT`, the weight a number above 0. Raises ValueError for another weight."""
+    """`FILE` or `FILE:WEIGHT`, the weight a number above 0; `~` is the home directory.
+
+    Raises ValueError for another weight.
+    """
+    value = os.path.expanduser(value)
     if os.path.exists(value):
         return Source(value)
     match = re.fullmatch(r"(.+):(-?[0-9.]+(?:e-?[0-9]+)?)", value)
@@ -70,7 +75,7 @@ def parse_count_or_share(value: str) -> int | float:
 
 def default_cache_dir() -> Path:
     """`yayi` in the user's cache directory (XDG_CACHE_HOME, or ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yayi"
+    return user_cache_dir() / "yayi"
 
 
 DATA, MODEL, ADAPTER = "Data", "Model", "Adapter, instead of all weights"
@@ -129,7 +134,12 @@ class Options:
     )
 
     input_model: str = option(
-        "", MODEL, "Model to start from: a directory, or a name on the hub.", required=True, planned=True
+        "",
+        MODEL,
+        "Model to start from: a directory, or a name on the hub.",
+        required=True,
+        planned=True,
+        is_path=True,
     )
     local_output_dir: Path = option(
         Path(), MODEL, "Directory in which the run directory is made.", required=True
@@ -231,7 +241,10 @@ class Options:
     )
 
     deepspeed: str | None = option(
-        None, MACHINE, "DeepSpeed's JSON configuration file; without it, the run does without DeepSpeed."
+        None,
+        MACHINE,
+        "DeepSpeed's JSON configuration file; without it, the run does without DeepSpeed.",
+        is_path=True,
     )
     bf16: bool = option(True, MACHINE, "Compute in bfloat16, or in float32.", planned=True)
     gradient_checkpointing: bool = option(

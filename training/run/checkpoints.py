@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 from training.common.console import bytes_text, say
 from training.common.errors import UserError, first_line
 from training.common.files import flush, flush_all, free_bytes, is_write_failure, sizes, write_atomic
+from training.common.launchers import launchers
 from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, trainable_weights
 from training.model.lora import has_adapter, save_adapter
 from training.model.save import save_model
-from training.run.stopping import launchers
 
 # The last file to be written to a checkpoint, with step, world size, and the size of every other file.
 COMPLETE = "COMPLETE.json"

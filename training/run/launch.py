@@ -3,7 +3,8 @@
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,9 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from training.common.console import say
 from training.common.errors import UserError
-from training.common.files import hold_lock
-
-# Number of ranks, as the launcher says.
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
+from training.common.files import hold_lock, home_cache_dir, user_cache_dir
 
 # Half of the distance between neighbours of bf16 around 2**-6.
 SMALLEST_BF16_STEP = 2.0**-14
@@ -107,6 +106,17 @@ def build_optimizer_operation(config: Mapping[str, Any]) -> None:
         build_operation("FusedAdamBuilder" if offload == "none" else "CPUAdamBuilder")
 
 
+def settle_build_directories() -> None:
+    """Have DeepSpeed's operations built elsewhere, where the user's cache directory cannot be written."""
+    directory = user_cache_dir()
+    if directory == home_cache_dir():
+        return
+    for name, subdirectory in (("TORCH_EXTENSIONS_DIR", "torch_extensions"), ("TRITON_CACHE_DIR", "triton")):
+        if name not in os.environ:
+            os.environ[name] = str(directory / subdirectory)
+            say(f"{home_cache_dir()}: cannot be written; {name} is {os.environ[name]}")
+
+
 def start_deepspeed(timeout: timedelta) -> None:
     """Start the process group, of one process where there is no launcher.
 
@@ -114,6 +124,7 @@ def start_deepspeed(timeout: timedelta) -> None:
 
     On a CPU transformers would start it without DeepSpeed's knowledge, and ZeRO-3 would see one rank only.
     """
+    settle_build_directories()
     import deepspeed
 
     if not torch.accelerator.is_available():
@@ -126,6 +137,32 @@ def start_deepspeed(timeout: timedelta) -> None:
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free)
         )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
+
+
+@contextmanager
+def port_in_use_refused() -> Iterator[None]:
+    """A block that starts the process group. Raises UserError where another program has the port for it."""
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"port {os.environ['MASTER_PORT']}, at which the ranks meet, is in use by another program; give "
+            "a free one: --master_port for deepspeed and torchrun, --main_process_port for accelerate, "
+            "MASTER_PORT for srun"
+        ) from None
+
+
+def check_card() -> None:
+    """Raise UserError where this rank of plain `srun` does not see the card of its local rank."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if cards and local_rank >= cards:
+        raise UserError(
+            f"local rank {local_rank} sees {cards} card(s), and needs card {local_rank}; start no more "
+            "ranks than cards on a node, each of which sees them all (srun --gpu-bind=none)"
+        )
 
 
 def limit_collectives(timeout: timedelta) -> None:

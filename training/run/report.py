@@ -106,6 +106,12 @@ def write_report(
     draw_curves(history, run_dir / "loss.png")
 
 
+def remove_report(run_dir: Path) -> None:
+    """Remove the report of a run that goes on: only a run that is finished has one."""
+    for name in ("report.json", "report.md"):
+        (run_dir / name).unlink(missing_ok=True)
+
+
 def steps_of_report(run_dir: Path) -> int:
     """The optimizer steps of the model at the root of a run directory, or 0 where no report tells them."""
     try:

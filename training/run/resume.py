@@ -24,11 +24,12 @@ from training.common.errors import UserError, first_line
 from training.common.files import check_empty, hold_lock, write_atomic
 from training.common.hub import is_adapter
 from training.common.options import OF_ONE_START, Options, values_of_run
+from training.common.ranks import world_size
 from training.data.examples import Examples
 from training.run.checkpoints import find_checkpoints, read_complete, step_of, warn_of_slow_save
-from training.run.launch import WORLD_SIZE
 from training.run.report import steps_of_report
-from training.run.stopping import StopRequest
+from training.run.stopping import STOPPED, StopRequest, is_stopped, note_stop
+from training.run.typed_command import typed_command
 
 # What the run began with.
 RECORD = "run.json"
@@ -40,7 +41,7 @@ OPTIONS = "options.yaml"
 LOCK = ".lock"
 
 # What a run may leave in its directory before it has begun, if it is killed.
-NOTHING_YET = (LOCK, f".{RECORD}.partial", f".{OPTIONS}.partial")
+NOTHING_YET = (LOCK, STOPPED, f".{RECORD}.partial", f".{OPTIONS}.partial")
 
 # Prefix of the directory of a checkpoint that is converted for another number of ranks.
 UNIVERSAL = ".universal-"
@@ -52,6 +53,7 @@ class Run:
 
     record: what the run began with, or None if it begins now. checkpoint: the checkpoint that it goes on
     from, or None to start at step 0. description: what this start would record; it must agree with `record`.
+    command: what was typed.
     """
 
     options: Options
@@ -60,19 +62,31 @@ class Run:
     record: dict[str, Any] | None = None
     checkpoint: Path | None = None
     description: dict[str, Any] = field(default_factory=dict)
+    command: str = field(default_factory=typed_command)
     stop_request: StopRequest = field(default_factory=StopRequest)
     _held: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> "Run":
+        self.stop_request.ends_at_once = True
+        self._held.enter_context(self.stop_request)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held.close()
+        if self.stop_request.ends_at_once and is_stopped(error):
+            self._note_early_stop(self.stop_request.reason)
+        self._held.__exit__(kind, error, trace)
+
+    def _note_early_stop(self, reason: str) -> None:
+        # Nobody would look in a directory that was not made, and whose name nobody gave.
+        is_known = self.directory.exists() or self.options.run_name
+        if is_known and os.environ.get("RANK", "0") == "0":
+            self.directory.mkdir(parents=True, exist_ok=True)
+            note_stop(self.directory, step_of(self.checkpoint) if self.checkpoint else 0, reason)
 
     def hold(self) -> None:
-        """Agree with the other ranks on the run directory, keep other runs out of it, and heed signals.
+        """Agree with the other ranks on the run directory, and keep other runs out of it.
 
         A default name has the time in it, and clocks differ: all ranks take rank 0's name.
         """
@@ -84,12 +98,13 @@ class Run:
             self._held.enter_context(hold(self.directory))
             if os.environ.get("RANK", "0") == "0":
                 check_new(self.directory)  # once more: another run may have begun and ended since
-        self._held.enter_context(self.stop_request)
+        if os.environ.get("RANK", "0") == "0":
+            (self.directory / STOPPED).unlink(missing_ok=True)  # the run goes on
 
     @property
     def ranks_differ(self) -> bool:
         """Whether the checkpoint was written by another number of ranks than there is now."""
-        return self.checkpoint is not None and read_complete(self.checkpoint)["world_size"] != WORLD_SIZE
+        return self.checkpoint is not None and read_complete(self.checkpoint)["world_size"] != world_size()
 
     def is_finished(self, total_steps: int) -> bool:
         """Whether all steps are taken already, and the model of the last one is saved, with its report."""
@@ -118,7 +133,7 @@ def find_run(options: Options, deepspeed_config: dict[str, Any] | None) -> Run:
     with ExitStack() as held:
         held.enter_context(hold(directory))  # a process that still saves in it would change what is found
         record, checkpoint = read_record(directory), newest_checkpoint(directory)
-        options = keep_global_batch(keep_defaults(options, record), record, WORLD_SIZE)
+        options = keep_global_batch(keep_defaults(options, record), record, world_size())
         return Run(options, directory, deepspeed_config, record, checkpoint, _held=held.pop_all())
 
 

@@ -1,78 +1,76 @@
-"""What ends a run early: a signal, or the end of its launcher."""
+"""What ends a run early, a signal or the end of its launcher; and what says so: a status, and a file."""
 
+import json
 import os
-import shlex
 import signal
 import sys
+from pathlib import Path
 from types import FrameType, TracebackType
 
-import psutil
-
 from training.common.console import say
+from training.common.files import write_atomic
+from training.common.launchers import has_ended, launchers
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Schedulers and people end a run by these: SIGHUP comes from a terminal that closes, SIGUSR1 and SIGUSR2 from
+# Slurm's --signal, for example.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+# The exit status of each rank of a run that was stopped, and can go on: EX_TEMPFAIL of sysexits.h.
+STOPPED_STATUS = os.EX_TEMPFAIL
+
+# The file in the run directory that says that the run was stopped; it is gone when the run goes on.
+STOPPED = "stopped"
 
 
 class StopRequest:
     """A context in which a signal does not end the process, but becomes the `reason` to stop.
 
-    `reason` is None as long as nobody has asked.
+    `reason` is None as long as nobody has asked. A SIGHUP that is ignored when the block begins stays ignored
+    (nohup). While `ends_at_once` is true, because there is nothing to save, a signal ends the process with
+    STOPPED_STATUS where it stands. A process that ends with that status ignores further signals: a launcher
+    that sees one rank end sends one to the others.
     """
 
     def __init__(self) -> None:
+        self.ends_at_once = False
         self._signal: str | None = None
         self._launchers = launchers()
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._take_note) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if not _is_ignored(number)]
+        self._before = {number: signal.signal(number, self._take_note) for number in heeded}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_stopped(error) else handler)
 
     def _take_note(self, number: int, frame: FrameType | None) -> None:
-        self._signal = signal.Signals(number).name
-        say(f"{self._signal}: saving and stopping after the next step")
+        is_first, self._signal = self._signal is None, signal.Signals(number).name
+        if not self.ends_at_once:
+            say(f"{self._signal}: saving and stopping after the next step")
+        elif is_first:
+            say(f"{self._signal}: stopping, before the first step")
+            sys.exit(STOPPED_STATUS)
 
     @property
     def reason(self) -> str | None:
-        if self._signal is None and not all(process.is_running() for process in self._launchers):
+        if self._signal is None and any(has_ended(process) for process in self._launchers):
             return "the launcher's end"
         return self._signal
 
 
-def launchers() -> list[psutil.Process]:
-    """The DeepSpeed processes above this one: what starts a node's ranks, then what the user started."""
-    if "LOCAL_RANK" not in os.environ:
-        return []
-    return [process for process in psutil.Process().parents() if _runs_deepspeed(process)]
+def _is_ignored(number: signal.Signals) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
-def _runs_deepspeed(process: psutil.Process) -> bool:
-    try:
-        command = process.cmdline()
-    except psutil.Error:
-        return False
-    is_python = bool(command) and os.path.basename(command[0]).startswith("python")
-    return is_python and any("deepspeed" in part for part in command[1:4])
+def is_stopped(error: BaseException | None) -> bool:
+    """Whether the process is about to end with STOPPED_STATUS."""
+    return isinstance(error, SystemExit) and error.code == STOPPED_STATUS
 
 
-def command_line() -> str:
-    """The command of this run, as the user gave it to the launcher or to Python."""
-    above = launchers()
-    if above:
-        return shlex.join(["deepspeed", *above[-1].cmdline()[2:]])
-    return shlex.join(["python", "-m", "training.trainer", *sys.argv[1:]])
-
-
-def command_to_continue(run_name: str) -> str:
-    """The command that continues this run: its own, with --run-name and --resume."""
-    command = shlex.split(command_line())
-    if "--run-name" not in command and not any(part.startswith("--run-name=") for part in command):
-        command += ["--run-name", run_name]
-    if "--resume" not in command:
-        command.append("--resume")
-    return shlex.join(command)
+def note_stop(run_dir: Path, step: int, reason: str) -> None:
+    """Write into the run directory that its run was stopped after optimizer step `step`. For rank 0."""
+    write_atomic(run_dir / STOPPED, json.dumps({"step": step, "reason": reason}) + "\n")
