@@ -24,6 +24,9 @@ import pytest
 import torch
 import transformers
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, DeepSpeedConfig
+from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import distributed, nn
 from torch.utils.cpp_extension import get_default_build_root
@@ -31,6 +34,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from tests.conftest import ROOT
+from training.run.deepspeed_config import TOP_LEVEL
 
 OURS = ("training", "inference", "evaluation")
 
@@ -497,6 +501,50 @@ def test_deepspeed_says_the_norm_and_has_builders_with_these_methods() -> None:
         assert isinstance(builder.name, str)
         for method in (builder.is_compatible, builder.load):
             assert "verbose" in inspect.signature(method).parameters
+
+
+class Asked(dict):
+    """A dictionary that notes which keys it is asked for."""
+
+    def __init__(self, content: dict, keys: set[str]) -> None:
+        super().__init__(content)
+        self.asked = keys
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(key)
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> "Asked":
+        return self
+
+    def __copy__(self) -> "Asked":
+        return self
+
+
+def test_the_keys_of_deepspeeds_file_are_those_that_it_reads() -> None:
+    asked: set[str] = set()
+    DeepSpeedConfig(Asked({"train_micro_batch_size_per_gpu": 1}, asked))
+    removed = set(_REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    assert "elasticity" in removed & asked
+    assert asked - removed == {
+        *TOP_LEVEL,
+        "bfloat16",
+    }  # an old name of bf16, which transformers does not know
+
+
+def test_deepspeed_tells_the_weights_that_its_optimizers_hold() -> None:
+    assert list(inspect.signature(deepspeed.utils.safe_get_full_fp32_param).parameters) == ["param"]
+    for class_, masters in ((FP16_UnfusedOptimizer, "fp32_groups"), (FP16_Optimizer, "fp32_groups_flat")):
+        attributes = own_names([inspect.getsource(class_)])
+        assert {"fp16_groups", masters, "clip_grad"} <= attributes
 
 
 def test_peft_keeps_trainable_rows_where_our_bloom_looks_for_them() -> None:

@@ -15,7 +15,7 @@ import click
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
-from training.common.command_line import OptionsCommand, options_of
+from training.common.command_line import OptionsCommand, names_not_given, options_of
 from training.common.console import quiet_libraries, say
 from training.common.errors import UserError, run_command
 from training.common.options import Options
@@ -29,9 +29,11 @@ from training.model.load import is_packed, load_model
 from training.model.lora import add_adapter, quantized_loading
 from training.run.arguments import check_options, training_arguments
 from training.run.checkpoints import check_disk_space, export_model
+from training.run.continued import LoadedCheckpoint, universal_checkpoint
 from training.run.launch import check_card, port_in_use_refused, share_cores, start_deepspeed
+from training.run.record import check_same_run, describe
 from training.run.report import opening_lines, remove_report, write_report
-from training.run.resume import Run, check_same_run, describe, find_run, universal_checkpoint
+from training.run.resume import Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import STOPPED_STATUS, note_stop
 from training.run.typed_command import command_to_continue
@@ -50,7 +52,7 @@ def main(**values: Any) -> None:
     `python -m training.trainer`.
     """
     quiet_libraries()
-    train(Options(**values))
+    train(Options(**values, default_names=names_not_given()))
 
 
 def train(options: Options) -> None:
@@ -73,7 +75,7 @@ def train(options: Options) -> None:
 
 def open_run(options: Options) -> Run:
     """The run to begin or to continue. Raises UserError for wrong options, before any slow work starts."""
-    deepspeed_config = check_options(options)
+    options, deepspeed_config = check_options(recorded_options(options))
     return find_run(options, deepspeed_config)
 
 
@@ -134,7 +136,7 @@ def join_ranks(run: Run, data: Data) -> TrainingArguments:
         if deepspeed_config:
             start_deepspeed(timedelta(seconds=options.ddp_timeout))
             if run.ranks_differ:
-                deepspeed_config["checkpoint"] = {"load_universal": True}
+                deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
         args = training_arguments(options, deepspeed_config, evaluates=len(data.held_out) > 0)
     run.hold()
     args.output_dir = str(run.directory)
@@ -186,6 +188,8 @@ def fit(run: Run, trainer: SFTTrainer) -> bool:
         run.write_record()
         remove_report(run.directory)
     run.stop_request.ends_at_once = False
+    if run.checkpoint:
+        trainer.add_callback(LoadedCheckpoint(trainer, run.checkpoint))
     if run.ranks_differ and run.deepspeed_config:
         with universal_checkpoint(run.checkpoint, trainer) as converted:
             trainer.train(resume_from_checkpoint=str(converted))

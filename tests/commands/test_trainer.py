@@ -54,6 +54,8 @@ def test_the_original_command_parses() -> None:
         "save_total_limit": 10,
         "eval_steps": 100,
         "warmup_steps": 100,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
         "test_size": 400,
         "lr": 5e-7,
         "seed": 515,

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
+from training.common.errors import UserError
 from training.common.options import Options
-from training.run.arguments import OneCardArguments, training_arguments
+from training.run.arguments import OneCardArguments, check_options, training_arguments
 
 
 def test_a_process_that_sees_several_cards_uses_one(tmp_path) -> None:
@@ -20,3 +22,17 @@ def test_several_cards_are_said(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     training_arguments(Options(local_output_dir=tmp_path, bf16=False), None, evaluates=False)
     assert "one process uses one of the 4 cards; for all: deepspeed --module" in capsys.readouterr().out
+
+
+def test_accelerates_own_deepspeed_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(
+        UserError, match=r"ACCELERATE_USE_DEEPSPEED.*give DeepSpeed's own file by --deepspeed"
+    ):
+        check_options(Options())
+
+
+def test_clipping_decay_and_adams_settings_reach_transformers(tmp_path) -> None:
+    options = Options(local_output_dir=tmp_path, weight_decay=0.1, max_grad_norm=0.5)
+    args = training_arguments(options, None, evaluates=False)
+    assert (args.weight_decay, args.max_grad_norm, args.adam_beta2) == (0.1, 0.5, 0.999)

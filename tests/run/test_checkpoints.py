@@ -113,6 +113,7 @@ def one_rank(limit: int = 2) -> SimpleNamespace:
         accelerator=SimpleNamespace(wait_for_everyone=lambda: None),
         args=SimpleNamespace(world_size=1),
         save_total_limit=limit,
+        is_deepspeed_enabled=False,
     )
 
 

@@ -1,4 +1,3 @@
-import json
 import os
 import socket
 import subprocess
@@ -15,51 +14,13 @@ from training.common.errors import UserError
 from training.common.options import default_cache_dir
 from training.run import launch
 from training.run.launch import (
-    SMALLEST_BF16_STEP,
     build_optimizer_operation,
     check_bf16,
     check_card,
-    check_learning_rate,
     port_in_use_refused,
-    read_deepspeed_config,
     settle_build_directories,
     share_cores,
 )
-
-CONFIGS = sorted((ROOT / "config").glob("*.json"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_our_configurations_leave_to_the_trainer_what_it_knows(path: Path) -> None:
-    config = read_deepspeed_config(str(path))
-    assert config["bf16"]["enabled"] == "auto"
-    assert config["optimizer"]["type"] == "AdamW"
-    for name in ("lr", "betas", "eps", "weight_decay"):
-        assert config["optimizer"]["params"][name] == "auto"
-    for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        assert config[name] == "auto"
-    assert config["gradient_clipping"] == "auto"
-    assert config["zero_optimization"]["stage"] == (3 if "zero3" in path.name else 2)
-    assert ("offload_optimizer" in config["zero_optimization"]) == ("no_offload" not in path.name)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "No such file"),
-        ("{", "not JSON"),
-        ("[]", "not a JSON object"),
-        (json.dumps({"scheduler": {"type": "WarmupLR"}}), 'remove "scheduler"'),
-        (json.dumps({"zero_optimization": {"stage": 3}}), "cannot save the model"),
-    ],
-)
-def test_a_configuration_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
-    path = tmp_path / "config.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UserError, match=message) as error:
-        read_deepspeed_config(str(path))
-    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(("ranks", "expected"), [("2", 2), ("3", 1), ("16", 1)])
@@ -122,21 +83,6 @@ def test_operations_are_built_elsewhere_where_the_home_directory_cannot_be_writt
     assert environment == {"HOME": str(tmp_path)}
 
 
-def test_a_rate_that_bf16_rounds_off_is_refused_where_there_are_no_float32_weights() -> None:
-    without = {"bf16": {"enabled": "auto", "bf16_master_weights_and_grads": True}}
-    with pytest.raises(UserError, match="--lr 5e-07 changes no bf16 weight"):
-        check_learning_rate(without, 5e-7)
-    check_learning_rate(without, 1e-4)
-    check_learning_rate({"bf16": {"enabled": "auto"}}, 5e-7)
-    check_learning_rate({}, 5e-7)
-
-
-def test_the_smallest_step_is_where_a_bf16_weight_begins_to_change() -> None:
-    weight = torch.tensor(2.0**-6, dtype=torch.bfloat16)
-    assert weight + 0.99 * SMALLEST_BF16_STEP == weight
-    assert weight + 1.01 * SMALLEST_BF16_STEP > weight
-
-
 BUILDER = """
 import sys
 from types import SimpleNamespace
@@ -189,6 +135,8 @@ def test_a_build_that_was_killed_does_not_stop_the_next_one(tmp_path: Path) -> N
         ({"type": "Adam"}, {"offload_optimizer": {"device": "cpu"}}, ["CPUAdamBuilder"]),
         ({"type": "AdamW", "params": {"torch_adam": True}}, {}, []),
         ({"type": "Lion"}, {}, []),
+        ({}, {}, []),
+        ({}, {"offload_optimizer": {"device": "cpu"}}, ["CPUAdamBuilder"]),
     ],
 )
 def test_what_is_built_is_what_the_configuration_uses(monkeypatch, optimizer, zero, expected) -> None:

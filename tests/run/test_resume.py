@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from tests.conftest import SINGLE_TURN, write_rows
@@ -10,18 +11,14 @@ from tests.run.test_checkpoints import one_rank, write, write_checkpoint
 from training import trainer
 from training.common.errors import UserError
 from training.common.options import Options
-from training.run.resume import (
-    LOCK,
+from training.run.record import (
     RECORD,
-    check_new,
     check_same_run,
-    hold,
-    is_begun,
-    keep_defaults,
     keep_global_batch,
-    newest_checkpoint,
+    keep_recorded,
     read_record,
 )
+from training.run.resume import LOCK, check_new, hold, is_begun, newest_checkpoint
 
 
 def test_a_run_directory_that_holds_anything_is_refused(tmp_path: Path) -> None:
@@ -164,16 +161,16 @@ def test_a_record_from_before_there_were_adapters_is_read(tmp_path: Path, capsys
     (tmp_path / RECORD).write_text(json.dumps(RUN))
     record = read_record(tmp_path)
     assert record == RUN
-    assert keep_defaults(Options(), record).lr == 0.1
+    assert keep_recorded(Options(), record).lr == 0.1
     check_same_run(tmp_path, RUN | {"options": {"lr": "0.1", "lora_rank": "None"}}, record, anyway=False)
     assert capsys.readouterr().out == ""
 
 
 def test_a_default_that_has_changed_since_stays_what_the_run_began_with(tmp_path: Path) -> None:
     record = as_begun_before(tmp_path)
-    kept = keep_defaults(Options(lora_rank=4), record)
+    kept = keep_recorded(Options(lora_rank=4), record)
     assert (kept.lr, kept.lora_alpha) == (1e-5, 8)
-    assert keep_defaults(Options(lora_rank=4, lr=0.1), record).lr == 0.1
+    assert keep_recorded(Options(lora_rank=4, lr=0.1), record).lr == 0.1
 
 
 @pytest.fixture(scope="module")
@@ -336,6 +333,27 @@ def test_another_schedule_and_other_intervals_are_heeded_by_a_run_that_goes_on(
         (10, pytest.approx(1e-3 / 4)),
     ]
     assert (tmp_path / "run" / "checkpoint-6").is_dir()
+
+
+def test_a_start_that_gives_no_options_has_those_of_the_start_before(
+    command, base: str, tmp_path: Path, capsys
+) -> None:
+    command(tmp_path, "--max-steps 4 --lr-scheduler constant --weight-decay 0.1")
+    command(tmp_path, "--max-steps 6 --lr-scheduler constant --lr 1e-3 --max-grad-norm 0.5 --resume")
+    capsys.readouterr()
+    few = f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path} --run-name run"
+    trainer.main.main(f"{few} --resume --max-steps 7".split(), standalone_mode=False)
+    assert "--max-steps is 7, and was 6" in capsys.readouterr().out
+    checkpoint = tmp_path / "run" / "checkpoint-7"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert state["log_history"][-2]["learning_rate"] == 1e-3
+    assert torch.load(checkpoint / "training_args.bin", weights_only=False).max_grad_norm == 0.5
+    groups = torch.load(checkpoint / "optimizer.pt")["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    # What a checkpoint has brought does not stand against what is given now.
+    trainer.main.main(f"{few} --resume --max-steps 8 --weight-decay 0.2".split(), standalone_mode=False)
+    groups = torch.load(tmp_path / "run" / "checkpoint-8" / "optimizer.pt")["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
 
 
 @pytest.mark.slow

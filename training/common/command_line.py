@@ -25,6 +25,7 @@ from typing import Any
 
 import click
 import yaml
+from click.core import ParameterSource
 from click_option_group import optgroup
 
 from training.common.errors import UserError
@@ -163,6 +164,22 @@ def flag_of(field: dataclasses.Field) -> str:
     """What is typed for a field: `--max-length`, or `--bf16/--no-bf16` for a switch that is on by default."""
     flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
     return f"{flag}/--no-{flag.removeprefix('--')}" if field.default is True else flag
+
+
+def names_not_given() -> tuple[str, ...]:
+    """Names of the running command's options that neither the command line nor --config gives."""
+    context = click.get_current_context()
+    return tuple(
+        name for name in context.params if context.get_parameter_source(name) is ParameterSource.DEFAULT
+    )
+
+
+def parse_value(options_class: type, name: str, text: str) -> Any:
+    """The value of an option that may be given once, from the text that `str` makes of it."""
+    (field,) = (field for field in dataclasses.fields(options_class) if field.name == name)
+    settings = _settings(field, typing.get_type_hints(options_class)[name], required=False)
+    kind = settings.get("type", click.BOOL if settings.get("is_flag") else click.STRING)
+    return kind.convert(text, None, None)
 
 
 def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, Any]:

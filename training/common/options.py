@@ -6,7 +6,7 @@ here, and so do the checks of options that contradict each other. `training.plan
 
 import os
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -88,8 +88,8 @@ class Options:
 
     Raises UserError for options that contradict each other. Where `tokens_per_batch` is given,
     `per_device_train_batch_size` is None; without `lora_rank`, `lora_alpha` is None; `max_length` is None
-    until `training.model.context.longest_row` has asked the model. `default_names` names
-    the options that were not given and whose default depends on another option.
+    until `training.model.context.longest_row` has asked the model. `default_names` names the options that
+    were not given; where the caller does not say, those whose default depends on another.
     """
 
     data_path: tuple[Source, ...] = option(
@@ -232,6 +232,19 @@ class Options:
     gradient_accumulation_steps: int = option(
         1, OPTIMISATION, "Micro-batches in one optimizer step.", at_least=1, planned=True
     )
+    weight_decay: float = option(
+        0.0,
+        OPTIMISATION,
+        "AdamW's weight decay; where it is not given, that of DeepSpeed's file counts.",
+        at_least=0,
+    )
+    max_grad_norm: float = option(
+        1.0,
+        OPTIMISATION,
+        "Norm to which the gradient is clipped, or 0 for no clipping; where it is not given, "
+        '"gradient_clipping" in DeepSpeed\'s file counts.',
+        at_least=0,
+    )
     seed: int = option(
         515,
         OPTIMISATION,
@@ -272,19 +285,23 @@ class Options:
         planned=True,
     )
 
-    default_names: tuple[str, ...] = field(default=(), init=False)
+    default_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.resume |= self.resume_anyway
         self._check()
         if self.lora_rank and self.lora_alpha is None:
             self.lora_alpha = 2 * self.lora_rank
-            self.default_names += ("lora_alpha",)
+            self._is_default("lora_alpha")
         if self.lr is None:
             self.lr = ADAPTER_LEARNING_RATE if self.lora_rank else LEARNING_RATE
-            self.default_names += ("lr",)
+            self._is_default("lr")
         if self.per_device_train_batch_size is None and not self.tokens_per_batch:
             self.per_device_train_batch_size = BATCH_SIZE
+
+    def _is_default(self, name: str) -> None:
+        if name not in self.default_names:
+            self.default_names += (name,)
 
     def _check(self) -> None:
         if self.tokens_per_batch and self.per_device_train_batch_size:
@@ -310,12 +327,14 @@ class Options:
 OF_ONE_START = ("resume", "resume_anyway", "plan", "local_rank")
 
 
+# The names of all options, in their order.
+OPTION_NAMES = tuple(each.name for each in fields(Options) if "group" in each.metadata)
+
 # The options that change what `training.plan` answers, and those that say where its rows come from.
 PLANNED = tuple(each.name for each in fields(Options) if each.metadata.get("planned"))
 
 
 def values_of_run(options: Options) -> dict[str, Any]:
     """The run's options by name, for options.yaml; given to `--config`, they make the same run."""
-    names = [each.name for each in fields(options) if each.init and each.name not in OF_ONE_START]
-    values = {name: getattr(options, name) for name in names}
+    values = {name: getattr(options, name) for name in OPTION_NAMES if name not in OF_ONE_START}
     return values | {"data_path": [source_text(source) for source in options.data_path]}

@@ -4,6 +4,7 @@ TrainingArguments of them."""
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from training.common.console import say
@@ -11,12 +12,23 @@ from training.common.errors import UserError
 from training.common.hub import check_base_model
 from training.common.options import Options
 from training.model.load import is_packed, read_config
-from training.run.launch import check_bf16, check_learning_rate, read_deepspeed_config
+from training.run.deepspeed_config import read_deepspeed_config
+from training.run.deepspeed_values import adam_settings, check_learning_rate, take_values_of_file
+from training.run.launch import check_bf16
 
 
-def check_options(options: Options) -> dict[str, Any] | None:
-    """DeepSpeed's configuration, if any. Raises UserError for options that it, machine or model forbid."""
+def check_options(options: Options) -> tuple[Options, dict[str, Any] | None]:
+    """The options, and DeepSpeed's configuration, if any, whose values count where options are not given.
+
+    Raises UserError for options that configuration, machine or model forbid.
+    """
+    if not options.deepspeed and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise UserError(
+            "accelerate is to use DeepSpeed (distributed_type DEEPSPEED, or ACCELERATE_USE_DEEPSPEED), and "
+            "its settings for that are not read here; give DeepSpeed's own file by --deepspeed"
+        )
     deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
+    options = take_values_of_file(options, deepspeed_config or {})
     check_base_model(options.input_model)
     if options.load_in_4bit and (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3:
         raise UserError("--load-in-4bit: ZeRO-3 cannot divide weights of 4 bits; take a ZeRO-2 configuration")
@@ -25,7 +37,7 @@ def check_options(options: Options) -> dict[str, Any] | None:
         check_learning_rate(deepspeed_config or {}, options.lr)
     if options.tokens_per_batch and not is_packed(read_config(options.input_model)):
         raise UserError("--tokens-per-batch: for a Bloom only; other models' batches are padded")
-    return deepspeed_config
+    return options, deepspeed_config
 
 
 class OneCardArguments(TrainingArguments):
@@ -55,6 +67,9 @@ def training_arguments(
         learning_rate=options.lr,
         lr_scheduler_type=options.lr_scheduler,
         warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        **adam_settings(deepspeed_config or {}),
         per_device_train_batch_size=options.per_device_train_batch_size or 1,
         per_device_eval_batch_size=options.per_device_eval_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,

@@ -18,8 +18,10 @@ from training.common.launchers import launchers
 from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, trainable_weights
 from training.model.lora import has_adapter, save_adapter
 from training.model.save import save_model
+from training.run.deepspeed_values import describe_optimizer
 
-# The last file to be written to a checkpoint, with step, world size, and the size of every other file.
+# The last file to be written to a checkpoint, with step, world size, what decides whether DeepSpeed can load
+# its optimizer, and the size of every other file.
 COMPLETE = "COMPLETE.json"
 
 # Prefix of the directory in which a checkpoint is written, and of its name while it is removed.
@@ -112,6 +114,11 @@ class CheckpointWriter:
                 "step": self._step,
                 "world_size": self.trainer.args.world_size,
                 "seconds": time.monotonic() - self._started,
+                "optimizer state": (
+                    describe_optimizer(self.trainer.args.hf_deepspeed_config.config)
+                    if self.trainer.is_deepspeed_enabled
+                    else None
+                ),
                 "files": sizes(directory),
             }
             write_atomic(directory / COMPLETE, json.dumps(content, indent=1))

@@ -1,6 +1,5 @@
 """What a run needs of the machine and of its launcher."""
 
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -15,48 +14,6 @@ from torch import distributed as dist
 from training.common.console import say
 from training.common.errors import UserError
 from training.common.files import hold_lock, home_cache_dir, user_cache_dir
-
-# Half of the distance between neighbours of bf16 around 2**-6.
-SMALLEST_BF16_STEP = 2.0**-14
-
-
-def read_deepspeed_config(path: str) -> dict[str, Any]:
-    """DeepSpeed's configuration.
-
-    Raises UserError for a missing file, for what is no JSON object, for a schedule (the trainer has it), and
-    for ZeRO stage 3 that could not save its model.
-    """
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; --deepspeed takes a file such as those in config/"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not a JSON object")
-    if "scheduler" in config:
-        raise UserError(f'{path}: remove "scheduler"; the schedule is --lr-scheduler and --warmup-steps')
-    zero = config.get("zero_optimization", {})
-    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
-        wanted = '"stage3_gather_16bit_weights_on_model_save": true'
-        raise UserError(f'{path}: ZeRO-3 cannot save the model without {wanted} in "zero_optimization"')
-    return config
-
-
-def check_learning_rate(config: Mapping[str, Any], rate: float) -> None:
-    """Raise UserError where bf16 weights without float32 masters would not change at that rate.
-
-    Adam's steps are about as large as the rate (https://arxiv.org/abs/1412.6980, section 2.1). A bf16 number
-    of a weight's usual size, 2**-6, has a neighbour 2**-13 away; a step below half of that is rounded off.
-    """
-    has_masters = not config.get("bf16", {}).get("bf16_master_weights_and_grads", False)
-    if not has_masters and rate < SMALLEST_BF16_STEP:
-        raise UserError(
-            f"--lr {rate:g} changes no bf16 weight, and this DeepSpeed configuration keeps no others; remove "
-            f'"bf16_master_weights_and_grads" there, or take at least {SMALLEST_BF16_STEP:.0e}'
-        )
 
 
 def check_bf16() -> None:
@@ -100,10 +57,12 @@ def build_operation(builder_name: str) -> None:
 def build_optimizer_operation(config: Mapping[str, Any]) -> None:
     """Build the operation of this configuration's Adam before DeepSpeed itself does."""
     optimizer = config.get("optimizer", {})
+    offload = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     is_adam = optimizer.get("type", "").lower() in ("adam", "adamw")
     if is_adam and not optimizer.get("params", {}).get("torch_adam"):
-        offload = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
         build_operation("FusedAdamBuilder" if offload == "none" else "CPUAdamBuilder")
+    elif not optimizer and offload != "none":  # accelerate then takes DeepSpeed's for transformers' AdamW
+        build_operation("CPUAdamBuilder")
 
 
 def settle_build_directories() -> None:

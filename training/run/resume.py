@@ -1,38 +1,30 @@
 """The run directory: whether a run may begin in it, or go on, and from where."""
 
-import hashlib
 import json
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer
 
 from training.common.command_line import as_yaml
 from training.common.console import say
-from training.common.errors import UserError, first_line
+from training.common.errors import UserError
 from training.common.files import check_empty, hold_lock, write_atomic
 from training.common.hub import is_adapter
-from training.common.options import OF_ONE_START, Options, values_of_run
+from training.common.options import Options, values_of_run
 from training.common.ranks import world_size
-from training.data.examples import Examples
 from training.run.checkpoints import find_checkpoints, read_complete, step_of, warn_of_slow_save
+from training.run.record import RECORD, check_checkpoint, keep_global_batch, keep_recorded, read_record
 from training.run.report import steps_of_report
 from training.run.stopping import STOPPED, StopRequest, is_stopped, note_stop
 from training.run.typed_command import typed_command
-
-# What the run began with.
-RECORD = "run.json"
 
 # The options of the run, as a file for --config.
 OPTIONS = "options.yaml"
@@ -42,9 +34,6 @@ LOCK = ".lock"
 
 # What a run may leave in its directory before it has begun, if it is killed.
 NOTHING_YET = (LOCK, STOPPED, f".{RECORD}.partial", f".{OPTIONS}.partial")
-
-# Prefix of the directory of a checkpoint that is converted for another number of ranks.
-UNIVERSAL = ".universal-"
 
 
 @dataclass
@@ -101,7 +90,7 @@ class Run:
         if os.environ.get("RANK", "0") == "0":
             (self.directory / STOPPED).unlink(missing_ok=True)  # the run goes on
 
-    @property
+    @cached_property
     def ranks_differ(self) -> bool:
         """Whether the checkpoint was written by another number of ranks than there is now."""
         return self.checkpoint is not None and read_complete(self.checkpoint)["world_size"] != world_size()
@@ -114,11 +103,17 @@ class Run:
         return steps_of_report(self.directory) >= total_steps
 
     def write_record(self) -> None:
-        """Write run.json when the run begins, and options.yaml at each start. For rank 0."""
-        if self.record is None or self.options.resume_anyway:
-            text = json.dumps(self.description, ensure_ascii=False, indent=1)
-            write_atomic(self.directory / RECORD, text)
+        """Write what the run goes by from now on, as run.json and options.yaml. For rank 0."""
+        write_atomic(self.directory / RECORD, json.dumps(self.description, ensure_ascii=False, indent=1))
         write_atomic(self.directory / OPTIONS, as_yaml(values_of_run(self.options)))
+
+
+def recorded_options(options: Options) -> Options:
+    """The options; where they continue a run, those that were not given are what its record has."""
+    if not options.resume:
+        return options
+    directory = options.local_output_dir / options.run_name
+    return keep_recorded(options, read_record(directory)) if (directory / RECORD).exists() else options
 
 
 def find_run(options: Options, deepspeed_config: dict[str, Any] | None) -> Run:
@@ -133,7 +128,9 @@ def find_run(options: Options, deepspeed_config: dict[str, Any] | None) -> Run:
     with ExitStack() as held:
         held.enter_context(hold(directory))  # a process that still saves in it would change what is found
         record, checkpoint = read_record(directory), newest_checkpoint(directory)
-        options = keep_global_batch(keep_defaults(options, record), record, world_size())
+        if checkpoint and deepspeed_config:
+            check_checkpoint(checkpoint, read_complete(checkpoint), deepspeed_config, world_size())
+        options = keep_global_batch(options, record, world_size())
         return Run(options, directory, deepspeed_config, record, checkpoint, _held=held.pop_all())
 
 
@@ -196,148 +193,3 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     say(f"continuing from {newest}")
     warn_of_slow_save(content["seconds"])
     return newest
-
-
-def describe(
-    options: Options,
-    deepspeed_config: Mapping[str, Any] | None,
-    training: Examples,
-    held_out: Examples,
-    world_size: int,
-) -> dict[str, Any]:
-    """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
-    "options", for people, every option as text.
-    """
-    zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
-    data = hashlib.blake2b(digest_size=16)
-    for examples in (training, held_out):
-        data.update(examples.fingerprint.encode())
-    ranks = world_size * options.gradient_accumulation_steps
-    return {
-        "data": data.hexdigest(),
-        "model": _model_fingerprint(options.input_model),
-        "seed": options.seed,
-        "global batch": (
-            {"micro-batches": ranks, "tokens": options.tokens_per_batch}
-            if options.tokens_per_batch
-            else {"rows": ranks * options.micro_batch["batch_size"]}
-        ),
-        "optimizer": f"{f'ZeRO stage {zero}' if deepspeed_config else 'no DeepSpeed'}, "
-        f"{'bf16' if options.bf16 else 'float32'}{_adapter(options)}",
-        "ranks": world_size,
-        "options": {each.name: str(getattr(options, each.name)) for each in fields(options) if each.init},
-    }
-
-
-def _adapter(options: Options) -> str:
-    if not options.lora_rank:
-        return ""
-    bits = ", 4 bits" if options.load_in_4bit else ""
-    return f", LoRA of rank {options.lora_rank}, alpha {options.lora_alpha}, {options.lora_target}{bits}"
-
-
-def _model_fingerprint(path: str) -> str:
-    """A hash of a directory's config.json and the sizes of its weight files; for a hub model, its name."""
-    if not os.path.isdir(path):
-        return path
-    content = hashlib.blake2b(Path(path, "config.json").read_bytes(), digest_size=16)
-    for file in sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("*.bin")):
-        content.update(f"{file.name} {file.stat().st_size}\n".encode())
-    return content.hexdigest()
-
-
-def read_record(run_dir: Path) -> dict[str, Any]:
-    """What a run began with. Raises UserError where the run directory has no record.
-
-    Records of earlier versions have None where a default depends on another option; it is filled in here.
-    """
-    try:
-        record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{run_dir / RECORD}: cannot be read ({first_line(error)}); there is no run to continue"
-        ) from None
-    options = record["options"]
-    if options.get("lora_rank", "None") != "None" and options["lora_alpha"] == "None":
-        options["lora_alpha"] = str(2 * int(options["lora_rank"]))
-        record["optimizer"] = record["optimizer"].replace("alpha None", f"alpha {options['lora_alpha']}")
-    if options.get("tokens_per_batch", "None") != "None":
-        options["per_device_train_batch_size"] = "None"
-    return record
-
-
-def keep_defaults(options: Options, record: Mapping[str, Any]) -> Options:
-    """Options that were not given, and whose default depends on others, stay what the run began with."""
-    before = record["options"]
-    kept = {
-        name: type(getattr(options, name))(before[name])
-        for name in options.default_names
-        if before.get(name, "None") != "None"
-    }
-    return replace(options, **kept)
-
-
-def keep_global_batch(options: Options, record: Mapping[str, Any], world_size: int) -> Options:
-    """On another number of ranks, choose the accumulation steps that keep the run's global batch."""
-    if record["ranks"] == world_size:
-        return options
-    batch = record["global batch"]
-    wanted = batch.get("micro-batches", batch.get("rows"))
-    one = world_size * (1 if "micro-batches" in batch else options.micro_batch.get("batch_size", 1))
-    if wanted % one != 0 or options.gradient_accumulation_steps == wanted // one:
-        return options
-    say(
-        f"{world_size} process(es) instead of {record['ranks']}: --gradient-accumulation-steps "
-        f"{wanted // one} keeps the global batch"
-    )
-    return replace(options, gradient_accumulation_steps=wanted // one)
-
-
-def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, Any], anyway: bool) -> None:
-    """Raise UserError where the run would not go on as it was; say which other options have changed.
-
-    anyway: warn instead of raising, except for another optimizer, whose checkpoint cannot be read.
-    """
-    if now["optimizer"] != record["optimizer"]:
-        raise UserError(
-            f"{run_dir}: began with {record['optimizer']}, and its optimizer is not one of "
-            f"{now['optimizer']}; give --deepspeed and --bf16 as they were"
-        )
-    changed_names = [name for name in ("data", "model", "global batch", "seed") if now[name] != record[name]]
-    if changed_names:
-        text = f"{run_dir}: not the same {', '.join(changed_names)} as this run's"
-        if not anyway:
-            raise UserError(f"{text}; pass --resume-anyway if you want that, or give another --run-name")
-        say(f"WARNING: {text}; going on anyway")
-    for name, value in now["options"].items():
-        before = record["options"].get(name, value)  # an option that is newer than the run has not changed
-        if before != value and name not in OF_ONE_START:
-            say(f"--{name.replace('_', '-')} is {value}, and was {before}")
-
-
-@contextmanager
-def universal_checkpoint(checkpoint: Path, trainer: Trainer) -> Iterator[Path]:
-    """The checkpoint, for any number of ranks (https://www.deepspeed.ai/tutorials/universal-checkpointing/).
-
-    Rank 0 converts it into a directory of its own, and removes that at the end of the block.
-    """
-    directory = checkpoint.with_name(f"{UNIVERSAL}{step_of(checkpoint)}")
-    if trainer.is_world_process_zero():
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
-        shards = next(checkpoint.glob("global_step*"))
-        for path in checkpoint.iterdir():
-            if path != shards:
-                (directory / path.name).symlink_to(path.absolute())
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--input_folder", str(shards), "--output_folder", str(directory / shards.name)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"DeepSpeed could not convert {checkpoint}:\n{done.stderr}")
-        (directory / "latest_universal").write_text(shards.name, encoding="utf-8")
-    trainer.accelerator.wait_for_everyone()
-    try:
-        yield directory
-    finally:
-        if trainer.is_world_process_zero():
-            shutil.rmtree(directory, ignore_errors=True)

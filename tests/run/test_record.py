@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+
+from training.common.command_line import parse_value
+from training.common.errors import UserError
+from training.common.options import OF_ONE_START, OPTION_NAMES, Options
+from training.run.record import check_checkpoint, check_same_run, keep_recorded
+
+WRITTEN = {"kind": "adamw", "offload": "none", "round_robin_gradients": False}
+
+
+def file(optimizer: str = "AdamW", **zero: object) -> dict:
+    return {"optimizer": {"type": optimizer}, "zero_optimization": {"stage": 2, **zero}}
+
+
+def content(world_size: int = 2, **state: object) -> dict:
+    return {"world_size": world_size, "optimizer state": WRITTEN | state}
+
+
+def test_a_checkpoint_that_deepspeed_can_load() -> None:
+    check_checkpoint(Path("c"), content(), file(), 1)
+    check_checkpoint(Path("c"), content(), file(offload_optimizer={"device": "cpu"}), 2)
+    check_checkpoint(Path("c"), content(round_robin_gradients=True), file(round_robin_gradients=True), 2)
+    check_checkpoint(Path("c"), {"world_size": 2}, file(), 1)  # of an earlier version
+
+
+@pytest.mark.parametrize(
+    ("written", "now", "message"),
+    [
+        (content(), file("Lion"), 'with "optimizer" "adamw", and DeepSpeed\'s file has "lion" now'),
+        (content(), {"zero_optimization": {"stage": 2}}, 'and DeepSpeed\'s file has "none" now'),
+        (content(), file(round_robin_gradients=True), '"round_robin_gradients" false, and'),
+        (content(round_robin_gradients=True), file(), '"round_robin_gradients" true, and'),
+        (content(1, round_robin_gradients=True), file(round_robin_gradients=True), "and 2 would scramble"),
+        ({"world_size": 1}, file(round_robin_gradients=True), "and 2 would scramble"),
+    ],
+)
+def test_a_checkpoint_that_deepspeed_would_load_wrongly(written: dict, now: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        check_checkpoint(Path("run/checkpoint-3"), written, now, 2)
+    assert "--input-model run/checkpoint-3" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("now", "remedy"),
+    [
+        ("ZeRO stage 3, bf16", "give --deepspeed as before"),
+        ("ZeRO stage 2, float32", "give --bf16 as before"),
+        (
+            "ZeRO stage 2, bf16, LoRA of rank 4, alpha 8, auto",
+            "give --lora-rank, --lora-alpha, ",
+        ),
+    ],
+)
+def test_another_optimizer_is_told_which_options_to_give(tmp_path: Path, now: str, remedy: str) -> None:
+    record = {"optimizer": "ZeRO stage 2, bf16"}
+    with pytest.raises(UserError, match=remedy):
+        check_same_run(tmp_path, {"optimizer": now}, record, anyway=True)
+
+
+def test_options_that_are_not_given_stay_what_the_run_had() -> None:
+    began = Options(
+        lr=3e-4, lora_rank=4, bf16=False, max_steps=9, test_size=0.25, warmup_steps=0.5, deepspeed="c.json",
+        lr_scheduler="cosine", tokens_per_batch=700, seed=3, run_name="run",
+    )  # fmt: skip
+    record = {"options": {name: str(getattr(began, name)) for name in OPTION_NAMES}}
+    required = ("data_path", "input_model", "local_output_dir")
+    not_given = tuple(name for name in OPTION_NAMES if name not in (*required, "lr", "resume"))
+    kept = keep_recorded(Options(lr=1e-5, resume=True, run_name="run", default_names=not_given), record)
+    assert (kept.lr, kept.resume) == (1e-5, True)
+    for name in not_given:
+        if name not in OF_ONE_START:
+            assert getattr(kept, name) == getattr(began, name), name
+    given = tuple(name for name in not_given if name != "per_device_train_batch_size")
+    other = Options(per_device_train_batch_size=2, default_names=given)
+    assert keep_recorded(other, record).micro_batch == {"batch_size": 2}
+
+
+@pytest.mark.parametrize("name", ["bf16", "epochs", "test_size", "lr_scheduler", "cache_dir", "run_name"])
+def test_the_text_of_an_option_is_read_as_its_value(name: str) -> None:
+    value = getattr(Options(run_name="a b"), name)
+    found = parse_value(Options, name, str(value))
+    assert (found, type(found)) == (value, type(value))

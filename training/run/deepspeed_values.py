@@ -1,0 +1,82 @@
+"""What DeepSpeed's configuration, once it is read, says of a run: beside the options, or instead of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from training.common.errors import UserError
+from training.common.options import Options
+
+# What transformers replaces by the value of an option.
+AUTO = "auto"
+
+# Half of the distance between neighbours of bf16 around 2**-6.
+SMALLEST_BF16_STEP = 2.0**-14
+
+
+def offload_device(config: Mapping[str, Any]) -> str:
+    """Where the optimizer is kept: "none" for beside the model, or "cpu" or "nvme"."""
+    return config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+
+
+def describe_optimizer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides, beside the ZeRO stage, whether a checkpoint of the optimizer can be loaded.
+
+    The kind is "none" where the file has no "optimizer" and transformers' AdamW is used, which keeps the
+    weights that decay apart from those that do not.
+    """
+    optimizer = config.get("optimizer", {})
+    zero = config["zero_optimization"]
+    return {
+        "kind": optimizer.get("type", "none").lower(),
+        "offload": offload_device(config),
+        "round_robin_gradients": zero["stage"] in (1, 2) and zero.get("round_robin_gradients", False),
+    }
+
+
+def take_values_of_file(options: Options, config: Mapping[str, Any]) -> Options:
+    """The options, with the file's clipping and weight decay where the options were not given.
+
+    Raises UserError where both are given and differ.
+    """
+    params = config.get("optimizer", {}).get("params", {})
+    taken: dict[str, Any] = {}
+    for name, key, value in (
+        ("max_grad_norm", "gradient_clipping", config.get("gradient_clipping", AUTO)),
+        ("weight_decay", "optimizer.params.weight_decay", params.get("weight_decay", AUTO)),
+    ):
+        given = getattr(options, name)
+        if value in (AUTO, given):
+            continue
+        if name not in options.default_names:
+            raise UserError(
+                f'{options.deepspeed}: "{key}" is {value}, and --{name.replace("_", "-")} {given}; leave one '
+                'out, or write "auto" there'
+            )
+        taken[name] = float(value)
+    return replace(options, **taken)
+
+
+def adam_settings(config: Mapping[str, Any]) -> dict[str, float]:
+    """Adam's settings that only the file may give, as arguments of transformers' TrainingArguments."""
+    params = config.get("optimizer", {}).get("params", {})
+    found: dict[str, float] = {}
+    if params.get("betas", AUTO) != AUTO:
+        found["adam_beta1"], found["adam_beta2"] = params["betas"]
+    if params.get("eps", AUTO) != AUTO:
+        found["adam_epsilon"] = params["eps"]
+    return found
+
+
+def check_learning_rate(config: Mapping[str, Any], rate: float) -> None:
+    """Raise UserError where bf16 weights without float32 masters would not change at that rate.
+
+    Adam's steps are about as large as the rate (https://arxiv.org/abs/1412.6980, section 2.1). A bf16 number
+    of a weight's usual size, 2**-6, has a neighbour 2**-13 away; a step below half of that is rounded off.
+    """
+    has_masters = not config.get("bf16", {}).get("bf16_master_weights_and_grads", False)
+    if not has_masters and rate < SMALLEST_BF16_STEP:
+        raise UserError(
+            f"--lr {rate:g} changes no bf16 weight, and this DeepSpeed configuration keeps no others; remove "
+            f'"bf16_master_weights_and_grads" there, or take at least {SMALLEST_BF16_STEP:.0e}'
+        )

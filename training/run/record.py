@@ -1,0 +1,175 @@
+"""run.json in the run directory: what a run goes by, and whether a later start would go on with the same."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from training.common.command_line import parse_value
+from training.common.console import say
+from training.common.errors import UserError, first_line
+from training.common.options import OF_ONE_START, OPTION_NAMES, Options
+from training.data.examples import Examples
+from training.run.deepspeed_values import describe_optimizer
+
+# What the run goes by: written when it begins, and again at each later start.
+RECORD = "run.json"
+
+
+def describe(
+    options: Options,
+    deepspeed_config: Mapping[str, Any] | None,
+    training: Examples,
+    held_out: Examples,
+    world_size: int,
+) -> dict[str, Any]:
+    """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
+    "options", for people, every option as text.
+    """
+    zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
+    data = hashlib.blake2b(digest_size=16)
+    for examples in (training, held_out):
+        data.update(examples.fingerprint.encode())
+    ranks = world_size * options.gradient_accumulation_steps
+    return {
+        "data": data.hexdigest(),
+        "model": _model_fingerprint(options.input_model),
+        "seed": options.seed,
+        "global batch": (
+            {"micro-batches": ranks, "tokens": options.tokens_per_batch}
+            if options.tokens_per_batch
+            else {"rows": ranks * options.micro_batch["batch_size"]}
+        ),
+        "optimizer": f"{f'ZeRO stage {zero}' if deepspeed_config else 'no DeepSpeed'}, "
+        f"{'bf16' if options.bf16 else 'float32'}{_adapter(options)}",
+        "optimizer state": describe_optimizer(deepspeed_config) if deepspeed_config else None,
+        "ranks": world_size,
+        "options": {name: str(getattr(options, name)) for name in OPTION_NAMES},
+    }
+
+
+def _options_of(one: str, other: str) -> str:
+    """The options that say what differs between two descriptions of an optimizer."""
+    parts = zip(*(f"{text}, , ".split(", ", 2) for text in (one, other)), strict=True)
+    deepspeed, dtype, adapter = (here != there for here, there in parts)
+    names = ["--deepspeed"] * deepspeed + ["--bf16"] * dtype
+    if adapter:
+        names += ["--lora-rank", "--lora-alpha", "--lora-target", "--load-in-4bit"]
+    return ", ".join(names)
+
+
+def check_checkpoint(
+    checkpoint: Path, content: Mapping[str, Any], config: Mapping[str, Any], world_size: int
+) -> None:
+    """Raise UserError where DeepSpeed could not load a checkpoint, or would load it wrongly.
+
+    content: of its COMPLETE.json; earlier versions did not write the state of the optimizer there.
+    """
+    now = describe_optimizer(config)
+    before = content.get("optimizer state") or now
+    remedy = f"or begin a new run from its model (--input-model {checkpoint}, another --run-name)"
+    for name, what in (("kind", '"optimizer"'), ("round_robin_gradients", '"round_robin_gradients"')):
+        if before[name] != now[name]:
+            raise UserError(
+                f"{checkpoint}: was written with {what} {json.dumps(before[name])}, and DeepSpeed's file has "
+                f"{json.dumps(now[name])} now, which cannot read it; write it as it was, {remedy}"
+            )
+    if now["round_robin_gradients"] and content["world_size"] != world_size:
+        raise UserError(
+            f'{checkpoint}: was written with "round_robin_gradients" by {content["world_size"]} process(es), '
+            f"and {world_size} would scramble the weights; continue on as many as before, {remedy}"
+        )
+
+
+def _adapter(options: Options) -> str:
+    if not options.lora_rank:
+        return ""
+    bits = ", 4 bits" if options.load_in_4bit else ""
+    return f", LoRA of rank {options.lora_rank}, alpha {options.lora_alpha}, {options.lora_target}{bits}"
+
+
+def _model_fingerprint(path: str) -> str:
+    """A hash of a directory's config.json and the sizes of its weight files; for a hub model, its name."""
+    if not os.path.isdir(path):
+        return path
+    content = hashlib.blake2b(Path(path, "config.json").read_bytes(), digest_size=16)
+    for file in sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("*.bin")):
+        content.update(f"{file.name} {file.stat().st_size}\n".encode())
+    return content.hexdigest()
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """What a run began with. Raises UserError where the run directory has no record.
+
+    Records of earlier versions have None where a default depends on another option; it is filled in here.
+    """
+    try:
+        record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{run_dir / RECORD}: cannot be read ({first_line(error)}); there is no run to continue"
+        ) from None
+    options = record["options"]
+    if options.get("lora_rank", "None") != "None" and options["lora_alpha"] == "None":
+        options["lora_alpha"] = str(2 * int(options["lora_rank"]))
+        record["optimizer"] = record["optimizer"].replace("alpha None", f"alpha {options['lora_alpha']}")
+    if options.get("tokens_per_batch", "None") != "None":
+        options["per_device_train_batch_size"] = "None"
+    return record
+
+
+def keep_recorded(options: Options, record: Mapping[str, Any]) -> Options:
+    """The options, of which those that were not given stay what the record has."""
+    before = record["options"]
+    names = [name for name in options.default_names if name in before and name not in OF_ONE_START]
+    for one, other in (
+        ("tokens_per_batch", "per_device_train_batch_size"),
+        ("per_device_train_batch_size", "tokens_per_batch"),
+    ):
+        if one not in options.default_names and getattr(options, one) is not None and other in names:
+            names.remove(other)  # the two exclude each other, and one was given
+    kept = {name: parse_value(Options, name, before[name]) for name in names if before[name] != "None"}
+    if "tokens_per_batch" in kept:
+        kept["per_device_train_batch_size"] = None
+    return replace(options, **kept)
+
+
+def keep_global_batch(options: Options, record: Mapping[str, Any], world_size: int) -> Options:
+    """On another number of ranks, choose the accumulation steps that keep the run's global batch."""
+    if record["ranks"] == world_size:
+        return options
+    batch = record["global batch"]
+    wanted = batch.get("micro-batches", batch.get("rows"))
+    one = world_size * (1 if "micro-batches" in batch else options.micro_batch.get("batch_size", 1))
+    if wanted % one != 0 or options.gradient_accumulation_steps == wanted // one:
+        return options
+    say(
+        f"{world_size} process(es) instead of {record['ranks']}: --gradient-accumulation-steps "
+        f"{wanted // one} keeps the global batch"
+    )
+    return replace(options, gradient_accumulation_steps=wanted // one)
+
+
+def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, Any], anyway: bool) -> None:
+    """Raise UserError where the run would not go on as it was; say which other options have changed.
+
+    anyway: warn instead of raising, except for another optimizer, whose checkpoint cannot be read.
+    """
+    if now["optimizer"] != record["optimizer"]:
+        raise UserError(
+            f"{run_dir}: began with {record['optimizer']}, and its optimizer is not one of "
+            f"{now['optimizer']}; give {_options_of(now['optimizer'], record['optimizer'])} as before"
+        )
+    changed_names = [name for name in ("data", "model", "global batch", "seed") if now[name] != record[name]]
+    if changed_names:
+        text = f"{run_dir}: not the same {', '.join(changed_names)} as this run's"
+        if not anyway:
+            raise UserError(f"{text}; pass --resume-anyway if you want that, or give another --run-name")
+        say(f"WARNING: {text}; going on anyway")
+    for name, value in now["options"].items():
+        before = record["options"].get(name, value)  # an option that is newer than the run has not changed
+        if before != value and name not in OF_ONE_START:
+            say(f"--{name.replace('_', '-')} is {value}, and was {before}")
