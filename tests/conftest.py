@@ -47,10 +47,10 @@ def _quick_processes() -> None:
     """Settings that make many small runs in one process quick."""
     import torch
 
-    from training.run import sft_trainer
+    from training.run import speed
 
     torch.set_num_threads(1)  # with models this small, threads only wait for each other
-    sft_trainer.MEASURED_SECONDS = 0.01  # a run measures the machine no longer than needed to have a figure
+    speed.MEASURED_SECONDS = 0.01  # a run measures the machine no longer than needed to have a figure
     gc.freeze()  # each run collects garbage, and need not search what was imported
 
 

@@ -32,6 +32,14 @@ def test_a_default_that_depends_on_another_option_is_resolved() -> None:
     assert (given.lr, given.lora_alpha, given.default_names) == (1e-5, 8, ())
 
 
+def test_reporters_are_given_one_by_one() -> None:
+    assert parsed("").report_to == ("tensorboard",)
+    assert parsed("--report-to swanlab --report-to tensorboard").report_to == ("swanlab", "tensorboard")
+    assert parsed("--report-to none").report_to == ("none",)
+    with pytest.raises(UserError, match=r"--report-to none: contradicts"):
+        parsed("--report-to none --report-to wandb")
+
+
 def test_a_micro_batch_is_of_examples_or_of_tokens() -> None:
     assert parsed("").micro_batch == {"batch_size": 8}
     assert parsed("--per-device-train-batch-size 3").micro_batch == {"batch_size": 3}
@@ -50,7 +58,7 @@ def test_what_a_run_goes_by_is_taken_back_by_config(tmp_path: Path) -> None:
     arguments = (
         "--data-path x.jsonl:0.5 --lr 5e-7 --lora-rank 3 --no-bf16 --warmup-steps 0.1 --test-size 7 "
         "--cache-dir 缓存 --tokens-per-batch 99 --load-in-4bit --run-name r --resume --local_rank 1 "
-        "--epochs 0.3"
+        "--epochs 0.3 --report-to wandb --report-to mlflow"
     )
     options = parsed(arguments)
     (tmp_path / "options.yaml").write_text(as_yaml(values_of_run(options)), encoding="utf-8")

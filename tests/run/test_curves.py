@@ -8,7 +8,12 @@ from training.run.curves import draw_curves, smooth
 
 def test_the_mean_of_the_same_is_the_same_from_the_first_point_on() -> None:
     assert smooth([2.0, 2.0, 2.0]) == pytest.approx([2, 2, 2])
-    assert smooth([0.0, 1.0]) == pytest.approx([0, 0.1 / 0.19])
+
+
+def test_the_smoothed_curve_spans_a_twentieth_of_the_points() -> None:
+    assert smooth([0.0, 1.0] * 10) == pytest.approx([0.0, 1.0] * 10)
+    # Two points of 40: the previous mean weighs 1/3, and the bias is 1 - (1/3)**count.
+    assert smooth([0.0, 1.0] + [2.0] * 38)[:3] == pytest.approx([0, (2 / 3) / (8 / 9), (14 / 9) / (26 / 27)])
 
 
 def test_a_picture_is_drawn_with_and_without_evaluations(tmp_path: Path) -> None:

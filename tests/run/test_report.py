@@ -21,6 +21,11 @@ def test_a_log_line_says_it_all() -> None:
         "loss 2.3457  gradient norm 0.5  rate 1e-05  1,234 tokens/s, 600 supervised, 25% padding  "
         "71% of the GEMM bound  epoch 0.50, 1:02:05 left"
     )
+    unknown = dict(ENTRY)
+    del unknown["matrix_product_share"], unknown["seconds_left"]
+    assert log_line(unknown) == (
+        "loss 2.3457  gradient norm 0.5  rate 1e-05  1,234 tokens/s, 600 supervised, 25% padding  epoch 0.50"
+    )
     assert log_line({"train_runtime": 61.0}) == "trained for 0:01:01"
     evaluation = {"eval_loss": 1.5, "eval_tokens": 1200, "eval_ended_share": 0.75, "eval_length_share": 1.1,
                   "eval_repeated_share": 0.05}  # fmt: skip
@@ -47,6 +52,8 @@ def test_the_report_of_a_run(tuned: str) -> None:
     page = (Path(tuned) / "report.md").read_text()
     assert f"{report['last_loss']:.4f}" in page
     assert "4 rows of" in page
+    assert "| evaluation | none |" in page
+    assert "evaluation loss" not in page
     assert (Path(tuned) / "loss.png").exists()
 
 

@@ -14,6 +14,7 @@ from training.data.collate import collate, collate_padded
 from training.data.encoded import EncodedFile, load_encoded
 from training.data.examples import Examples
 from training.model.load import load_model
+from training.run import speed
 from training.run.sft_trainer import SFTTrainer
 
 
@@ -31,11 +32,16 @@ def make_trainer(
     args = TrainingArguments(
         output_dir=str(directory),
         use_cpu=True,
-        report_to=[],
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         remove_unused_columns=False,
-        **{"lr_scheduler_type": "constant", "logging_steps": 1, "save_strategy": "no", **arguments},
+        **{
+            "lr_scheduler_type": "constant",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": [],
+            **arguments,
+        },
     )
     model = load_model(base, tokenizer, dtype=torch.float32)
     return SFTTrainer(
@@ -127,7 +133,10 @@ def test_a_warm_up_below_one_is_a_share_of_the_run(
     assert logged == pytest.approx([rate * 1e-3 for rate in rates])
 
 
-def test_a_log_entry_has_the_speed_of_the_steps_since_the_last(base, tokenizer, tmp_path, file) -> None:
+def test_a_log_entry_has_the_speed_of_the_steps_since_the_last(
+    base, tokenizer, tmp_path, file, monkeypatch
+) -> None:
+    monkeypatch.setattr(speed, "product_flops_per_second", lambda *args: 1e15)
     trainer = make_trainer(
         base, tokenizer, tmp_path, file, 16, max_steps=6, logging_steps=3, per_device_train_batch_size=4,
         eval_strategy="steps", eval_steps=2,
@@ -139,11 +148,35 @@ def test_a_log_entry_has_the_speed_of_the_steps_since_the_last(base, tokenizer, 
     # 6 steps of 4 rows: all 16 rows, and then 8 of the next epoch
     assert first["tokens_per_second"] > first["learnt_tokens_per_second"] > 0
     assert first["padding_share"] == second["padding_share"] == 0
-    assert 0 < second["matrix_product_share"] < 1
-    assert 0 < first["seconds_left"] < spent
+    assert 0 < second["matrix_product_share"] < 1e-3
+    assert "seconds_left" not in first
     assert second["seconds_left"] == 0
     at_least = int(trainer.train_dataset.lengths.sum()) / spent
     assert max(first["tokens_per_second"], second["tokens_per_second"]) > at_least
+
+
+@pytest.mark.parametrize("bound", [None, 1.0])
+def test_a_share_that_cannot_be_right_is_left_out(
+    base, tokenizer, tmp_path, file, monkeypatch, capsys, bound: float | None
+) -> None:
+    monkeypatch.setattr(speed, "product_flops_per_second", lambda *args: bound)
+    trainer = make_trainer(base, tokenizer, tmp_path, file, 2, max_steps=1)
+    trainer.train()
+    assert "matrix_product_share" not in trainer.state.log_history[0]
+    out = capsys.readouterr().out
+    assert "GEMM" not in out
+    assert ("TFLOP/s together" in out) == (bound is not None)
+
+
+def test_the_last_step_is_logged_and_the_time_left_from_the_second_entry_on(
+    base, tokenizer, tmp_path, file
+) -> None:
+    trainer = make_trainer(base, tokenizer, tmp_path, file, 16, max_steps=7, logging_steps=3)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in entries] == [3, 6, 7]
+    assert ["seconds_left" in entry for entry in entries] == [False, True, True]
+    assert entries[1]["seconds_left"] > entries[2]["seconds_left"] == 0
 
 
 def test_padding_is_reported(base, tokenizer, tmp_path, file) -> None:

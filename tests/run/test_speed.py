@@ -1,9 +1,12 @@
 import time
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 from training.cost.flops import Tokens
 from training.data.collate import collate, collate_padded
+from training.run import speed
 from training.run.speed import Throughput, count_tokens, product_flops_per_second
 
 EXAMPLES = [
@@ -42,6 +45,27 @@ def test_what_is_measured_is_the_fastest_layout() -> None:
         start = time.perf_counter()
         left @ right
         assert measured > 2 * 256**3 / (time.perf_counter() - start) / 3  # the machine may be busy
+
+
+def products_that_take(monkeypatch: pytest.MonkeyPatch, disturbances: Iterator[float]) -> float | None:
+    """What is measured where a product reaches 1 GFLOP/s, and takes its time times the next disturbance."""
+
+    def seconds_of_product(left: torch.Tensor, right: torch.Tensor) -> float:
+        time.sleep(1e-4)
+        return 2 * len(left) ** 3 / 1e9 * next(disturbances)
+
+    monkeypatch.setattr(speed, "_seconds_of_product", seconds_of_product)
+    return product_flops_per_second(torch.float32, torch.device("cpu"), seconds=0.01)
+
+
+def test_disturbed_products_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine of ten take up to 6,000 times as long as they should."""
+    disturbances = (1 if i % 10 == 0 else 1000 + i for i in range(5000))
+    assert products_that_take(monkeypatch, disturbances) == pytest.approx(1e9)
+
+
+def test_nothing_is_said_where_no_two_products_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert products_that_take(monkeypatch, (0.8**i for i in range(5000))) is None
 
 
 def test_time_that_is_no_training_does_not_count() -> None:

@@ -193,6 +193,8 @@ def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, 
         )
     if isinstance(kind, types.UnionType):
         kind = next(part for part in kind.__args__ if part is not types.NoneType)
+    if field.metadata["multiple"]:
+        kind = typing.get_args(kind)[0]  # of a tuple of any length
     if field.metadata["parse"]:
         settings["type"] = ParsedText(field.metadata["metavar"], field.metadata["parse"])
         settings["multiple"] = field.metadata["multiple"]
@@ -202,6 +204,7 @@ def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, 
         settings["is_flag"] = True
     elif typing.get_origin(kind) is typing.Literal:
         settings["type"] = click.Choice(typing.get_args(kind))
+        settings["multiple"] = field.metadata["multiple"]
     elif kind is int:
         bounds = field.metadata["bounds"]
         has_bounds = bounds["min"] is not None or bounds["max"] is not None

@@ -1,5 +1,7 @@
 """What commands print, from rank 0 alone: lines on stdout, progress on stderr, and a bar on a terminal."""
 
+import errno
+import io
 import logging
 import os
 import sys
@@ -8,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -24,21 +27,41 @@ def say(line: str, *, on_stderr: bool = False) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     stream = sys.stderr if on_stderr else sys.stdout
-    try:
+    with unless_unread(stream):
         if _bar is not None:
             _bar.write(line)
         else:
             print(line, file=stream, flush=True)
-    except OSError:  # the terminal was closed, or what reads the other end of a pipe has ended
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), stream.fileno())
+
+
+@contextmanager
+def unless_unread(stream: TextIO) -> Iterator[None]:
+    """A block that writes to a stream, and may go on where that fails: a line that is lost ends no work.
+
+    What is written to a closed pipe or a terminal that is gone is discarded from then on; a log file on a
+    full disk is tried again by the next line.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.EIO):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+def show_any_text() -> None:
+    """Have stdout and stderr show a character that their encoding lacks as an escape, such as \\u4f60."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
 def bar() -> Iterator[tqdm]:
     """A progress bar of a run's steps at the foot of a terminal; nothing where stdout is no terminal."""
     global _bar
-    is_shown = os.environ.get("RANK", "0") == "0" and sys.stdout.isatty()
+    is_shown = os.environ.get("RANK", "0") == "0" and bool(sys.stdout) and sys.stdout.isatty()
     with tqdm(unit="step", file=sys.stdout, disable=not is_shown, dynamic_ncols=True) as shown:
         _bar = shown if is_shown else None
         try:
@@ -82,11 +105,13 @@ def log_line(logs: dict[str, float]) -> str:
     """The line for a log entry of `run.sft_trainer`: a training step's, an evaluation's, or the last one."""
     if "loss" in logs:
         norm = f"gradient norm {logs['grad_norm']:.3g}  " if "grad_norm" in logs else ""
+        bound = logs.get("matrix_product_share")
+        share = f"{bound:.0%} of the GEMM bound  " if bound is not None else ""
+        left = f", {duration(logs['seconds_left'])} left" if "seconds_left" in logs else ""
         return (
             f"loss {logs['loss']:.4f}  {norm}rate {logs['learning_rate']:.3g}  "
             f"{logs['tokens_per_second']:,.0f} tokens/s, {logs['learnt_tokens_per_second']:,.0f} supervised, "
-            f"{logs['padding_share']:.0%} padding  {logs['matrix_product_share']:.0%} of the GEMM bound  "
-            f"epoch {logs['epoch']:.2f}, {duration(logs['seconds_left'])} left"
+            f"{logs['padding_share']:.0%} padding  {share}epoch {logs['epoch']:.2f}{left}"
         )
     if "eval_loss" in logs:
         return (

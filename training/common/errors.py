@@ -8,6 +8,8 @@ from typing import NoReturn
 
 import click
 
+from training.common.console import show_any_text, unless_unread
+
 # Seconds that a rank other than 0 waits for the launcher to end it before it prints its own error.
 OTHER_RANK_PATIENCE_S = 20
 
@@ -32,9 +34,13 @@ def run_command(command: click.Command) -> NoReturn:
     """Run `command` on the arguments of this process, and exit."""
     from training.common.ranks import settle_ranks  # which raises UserError
 
+    show_any_text()
     try:
         settle_ranks()
-        sys.exit(command.main(standalone_mode=False))
+        status = command.main(standalone_mode=False)
+        with unless_unread(sys.stdout):
+            print(end="", flush=True)
+        sys.exit(status)
     except UserError as error:
         end_with(*error.details, str(error))
     except click.ClickException as error:
@@ -55,5 +61,7 @@ def end_with(*messages: str) -> NoReturn:
     if rank:
         time.sleep(OTHER_RANK_PATIENCE_S)
     lines = [f"error: {who}{' '.join(message.split())}\n" for message in messages]
-    print("".join(lines), end="", file=sys.stderr, flush=True)
+    for stream, text in ((sys.stdout, ""), (sys.stderr, "".join(lines))):
+        with unless_unread(stream):
+            print(text, end="", file=stream, flush=True)
     sys.exit(2)

@@ -26,6 +26,9 @@ OnBadRow = Literal["error", "drop"]
 Schedule = Literal["constant", "linear", "cosine"]
 WarmupShape = Literal["linear", "log"]
 
+# Who is sent the log entries of a run, beside metrics.jsonl.
+ReportTo = Literal["tensorboard", "wandb", "swanlab", "mlflow", "none"]
+
 
 class Source(NamedTuple):
     """A data file or data set, and how often each of its rows is to be seen in an epoch."""
@@ -275,6 +278,13 @@ class Options:
     )
 
     logging_steps: int = option(10, PROGRESS, "Optimizer steps between log lines.", at_least=1)
+    report_to: tuple[ReportTo, ...] = option(
+        ("tensorboard",),
+        PROGRESS,
+        "Who is sent the log lines, beside metrics.jsonl in the run directory. The option may be given "
+        "several times.",
+        multiple=True,
+    )
     eval_steps: int = option(100, PROGRESS, "Optimizer steps between evaluations.", at_least=1)
     save_steps: int = option(100, PROGRESS, "Optimizer steps between checkpoints.", at_least=1)
     save_total_limit: int = option(3, PROGRESS, "Checkpoints to keep; older ones are removed.", at_least=1)
@@ -314,6 +324,8 @@ class Options:
             raise UserError("--resume: which run? Give its --run-name")
         if self.load_in_4bit and not self.lora_rank:
             raise UserError("--load-in-4bit: weights in 4 bits cannot be trained; give a --lora-rank as well")
+        if "none" in self.report_to and len(self.report_to) > 1:
+            raise UserError("--report-to none: contradicts the other --report-to; leave one of them out")
 
     @property
     def micro_batch(self) -> dict[str, int]:
@@ -337,4 +349,7 @@ PLANNED = tuple(each.name for each in fields(Options) if each.metadata.get("plan
 def values_of_run(options: Options) -> dict[str, Any]:
     """The run's options by name, for options.yaml; given to `--config`, they make the same run."""
     values = {name: getattr(options, name) for name in OPTION_NAMES if name not in OF_ONE_START}
-    return values | {"data_path": [source_text(source) for source in options.data_path]}
+    return values | {
+        "data_path": [source_text(source) for source in options.data_path],
+        "report_to": list(options.report_to),
+    }

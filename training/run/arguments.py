@@ -15,6 +15,7 @@ from training.model.load import is_packed, read_config
 from training.run.deepspeed_config import read_deepspeed_config
 from training.run.deepspeed_values import adam_settings, check_learning_rate, take_values_of_file
 from training.run.launch import check_bf16
+from training.run.reporters import check_reporters
 
 
 def check_options(options: Options) -> tuple[Options, dict[str, Any] | None]:
@@ -29,6 +30,7 @@ def check_options(options: Options) -> tuple[Options, dict[str, Any] | None]:
         )
     deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
     options = take_values_of_file(options, deepspeed_config or {})
+    check_reporters(options.report_to)
     check_base_model(options.input_model)
     if options.load_in_4bit and (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3:
         raise UserError("--load-in-4bit: ZeRO-3 cannot divide weights of 4 bits; take a ZeRO-2 configuration")
@@ -87,7 +89,7 @@ def training_arguments(
         save_only_model=options.save_only_model,
         ddp_timeout=options.ddp_timeout,
         remove_unused_columns=False,
-        report_to=["tensorboard"],
+        report_to=[name for name in options.report_to if name != "none"],
         disable_tqdm=True,
     )
     if deepspeed_config and args.hf_deepspeed_config.mismatches:

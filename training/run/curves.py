@@ -5,8 +5,8 @@ from pathlib import Path
 
 from training.common.files import write_atomic
 
-# Weight of the previous mean at each point of the smoothed curve.
-SMOOTHING = 0.9
+# The share of the points that the smoothed curve's mean spans.
+SMOOTHED_SHARE = 1 / 20
 
 
 def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
@@ -42,9 +42,15 @@ def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """The exponential moving average without its bias to 0 (https://arxiv.org/abs/1412.6980, section 3)."""
+    """The exponential moving average without its bias to 0 (https://arxiv.org/abs/1412.6980, section 3).
+
+    The previous mean weighs (span - 1) / (span + 1), so that the weights lie as far back on average as those
+    of a plain mean over `span` points. Up to 20 points, the span is one point, and nothing is smoothed.
+    """
+    span = max(1, SMOOTHED_SHARE * len(values))
+    weight = (span - 1) / (span + 1)
     means, mean = [], 0.0
     for count, value in enumerate(values, start=1):
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
-        means.append(mean / (1 - SMOOTHING**count))
+        mean = weight * mean + (1 - weight) * value
+        means.append(mean / (1 - weight**count))
     return means

@@ -121,24 +121,25 @@ def steps_of_report(run_dir: Path) -> int:
 
 
 def _mean(entries: list[dict[str, float]], name: str) -> float | None:
-    return sum(entry[name] for entry in entries) / len(entries) if entries else None
+    values = [entry[name] for entry in entries if name in entry]
+    return sum(values) / len(values) if values else None
 
 
 def _as_markdown(report: Mapping[str, Any]) -> str:
     def number(name: str, form: str) -> str:
         return "-" if report[name] is None else format(report[name], form)
 
-    def evaluation(name: str) -> str:
-        entry = report[name]
-        return f"{entry['eval_loss']:.4f} at step {entry['step']}" if entry else "-"
-
+    evaluations = {
+        f"{which} evaluation loss": f"{entry['eval_loss']:.4f} at step {entry['step']}"
+        for which in ("best", "last")
+        if (entry := report[f"{which}_evaluation"])
+    } or {"evaluation": "none"}
     supervised = number("learnt_tokens_per_second", ",.0f")
     rows = {
         "model": f"`{report['model']}`",
         "steps, epochs": f"{report['steps']:,}, {report['epochs']:.2f}",
         "training loss, first and last": f"{number('first_loss', '.4f')}, {number('last_loss', '.4f')}",
-        "best evaluation loss": evaluation("best_evaluation"),
-        "last evaluation loss": evaluation("last_evaluation"),
+        **evaluations,
         "tokens a second": f"{number('tokens_per_second', ',.0f')}, {supervised} of them supervised",
         "share of the GEMM bound": number("matrix_product_share", ".0%"),
     }

@@ -5,7 +5,6 @@ AdamW, the schedule) is written out in some forty lines in tests/plain_loop.py; 
 """
 
 import math
-import time
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -32,19 +31,16 @@ from training.common.console import bar, log_line, say
 from training.common.errors import UserError, first_line
 from training.common.options import WarmupShape
 from training.consts import NOT_SUPERVISED
-from training.cost.flops import Tokens, matrix_products
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
 from training.run.checkpoints import CheckpointWriter, find_checkpoints
 from training.run.curves import draw_curves
 from training.run.eval_answers import answer_held_out_prompts
 from training.run.launch import build_optimizer_operation, limit_collectives
+from training.run.reporters import add_reporters
 from training.run.schedule import apply_schedule, make_schedule
-from training.run.speed import Throughput, count_tokens, product_flops_per_second
+from training.run.speed import Speed, count_tokens
 from training.run.stopping import StopRequest
-
-# Seconds for which a run measures how fast the machine multiplies, at its start.
-MEASURED_SECONDS = 0.5
 
 # Texts in errors of torch's process group and of gloo that mean that another rank is gone.
 LOST_RANK = ("Connection closed by peer", "Connection reset", "Timed out", "Broken pipe", "recv timeout")
@@ -81,12 +77,12 @@ class StepCallback(TrainerCallback):
     ) -> None:
         limit_collectives(timedelta(seconds=args.ddp_timeout))
         self._trainer.keep_to_arguments(state)
-        self._trainer.first_step = state.global_step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._trainer.check_step(control)
+        control.should_log |= control.should_training_stop  # the last step is always logged
         if control.should_save:  # what transformers writes is not yet a checkpoint of this run
             args.output_dir = str(self._trainer.checkpoints.place(state.global_step))
 
@@ -135,9 +131,8 @@ class SFTTrainer(Trainer):
         self.tokens_per_batch = tokens_per_batch
         self.stop_request = stop_request or StopRequest()
         self.stopped_by: str | None = None
-        self.throughput = Throughput()
-        self.first_step = 0  # steps that were taken before this process continued the run
-        self._matrix_products = matrix_products(self.model)
+        self.speed = Speed(self)
+        add_reporters(self)
         self._step_loss, self._gradient_norm = torch.tensor(0.0), 0.0
 
     @cached_property
@@ -173,24 +168,10 @@ class SFTTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any):
         """Train as transformers does, after measuring how fast the machine multiplies."""
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
-        self._product_flops_per_second = self._measured_products(dtype)
-        say(
-            f"{self.args.world_size} process(es) multiply {str(dtype).removeprefix('torch.')} matrices at "
-            f"{self._product_flops_per_second / 1e12:.3g} TFLOP/s together"
-        )
-        if self.args.bf16 and self.args.device.type == "cpu":
-            in_float32 = self._measured_products(torch.float32)
-            if in_float32 > 2 * self._product_flops_per_second:
-                say(
-                    f"WARNING: in float32 it is {in_float32 / 1e12:.3g} TFLOP/s: this processor has no "
-                    "instructions for bfloat16; --no-bf16 takes twice the memory, and less time"
-                )
+        self.speed.start()
         if self.is_deepspeed_enabled:
             build_optimizer_operation(self.args.hf_deepspeed_config.config)
         self.lr_scheduler = None  # made again, for the steps of this call
-        self.throughput.reset()
-        self._started = time.perf_counter()
         self._control_group = control_group(self.args.ddp_timeout)
         with bar() as self._bar:
             try:
@@ -223,7 +204,7 @@ class SFTTrainer(Trainer):
         apply_schedule(scheduler, self.optimizer, args.learning_rate)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args) -> torch.Tensor:
-        self.throughput.tokens += count_tokens(inputs)
+        self.speed.throughput.tokens += count_tokens(inputs)
         # Read before the step: DeepSpeed takes it, and moves the schedule on, inside its backward call.
         self._applied_rate = self.optimizer.param_groups[0]["lr"]
         loss = super().training_step(model, inputs, *args)
@@ -235,7 +216,7 @@ class SFTTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= {"learning_rate": self._applied_rate} | self._speed()
+            logs |= {"learning_rate": self._applied_rate} | self.speed.entry()
             before = [entry["loss"] for entry in self.state.log_history if "loss" in entry][-SPIKE_WINDOW:]
             if len(before) == SPIKE_WINDOW and logs["loss"] > SPIKE_FACTOR * mean(before):
                 say(
@@ -245,42 +226,23 @@ class SFTTrainer(Trainer):
         super().log(logs, start_time)
         say(f"step {self.state.global_step}/{self.state.max_steps}  {log_line(logs)}")
 
-    def _speed(self) -> dict[str, float]:
-        """The speed of all ranks since the last log line; the time left assumes the mean speed so far."""
-        *counts, seconds = self._sum_over_ranks(*self.throughput.tokens, self.throughput.seconds)
-        self.throughput.reset()
-        tokens, seconds = Tokens(*map(int, counts)), seconds / self.args.world_size
-        flops_per_second = self._matrix_products.flops(tokens) / seconds
-        steps_here = self.state.global_step - self.first_step
-        seconds_a_step = (time.perf_counter() - self._started) / steps_here
-        return {
-            "learnt_tokens_per_second": tokens.supervised / seconds,
-            "tokens_per_second": tokens.total / seconds,
-            "padding_share": tokens.padding / (tokens.total + tokens.padding),
-            "matrix_product_share": flops_per_second / self._product_flops_per_second,
-            "seconds_left": seconds_a_step * (self.state.max_steps - self.state.global_step),
-        }
-
-    def _measured_products(self, dtype: torch.dtype) -> float:
-        self.accelerator.wait_for_everyone()  # ranks of one machine share it, so they measure at one time
-        return self._sum_over_ranks(product_flops_per_second(dtype, self.args.device, MEASURED_SECONDS))[0]
-
-    def _sum_over_ranks(self, *values: float) -> list[float]:
+    def sum_over_ranks(self, *values: float) -> list[float]:
         """Each value's sum over the ranks."""
         sums = torch.tensor(values, dtype=torch.float64, device=self.args.device)
         return self.accelerator.reduce(sums, reduction="sum").tolist()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.throughput.paused():
+        with self.speed.throughput.paused():
             metrics = super().evaluate(*args, **kwargs)
-            if self.is_world_process_zero():
+            is_last = self.state.global_step >= self.state.max_steps  # then the report draws them
+            if self.is_world_process_zero() and not is_last:
                 draw_curves(self.state.log_history, self.run_dir / "loss.png")
             return metrics
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, which begins each checkpoint with this call, on all ranks."""
         if self.args.output_dir != str(self.run_dir):
-            self.throughput.pause()
+            self.speed.throughput.pause()
             self.checkpoints.begin(self.state.global_step)
         super().save_model(*args, **kwargs)
 
@@ -289,7 +251,7 @@ class SFTTrainer(Trainer):
         if self.args.should_save:
             self.tokenizer.save_pretrained(self.checkpoints.directory)
         self.checkpoints.complete()
-        self.throughput.go_on()
+        self.speed.throughput.go_on()
 
     def check_step(self, control: TrainerControl) -> None:
         """Look on all ranks whether to go on, before the step counts for anything.
@@ -319,7 +281,7 @@ class SFTTrainer(Trainer):
 
     def _refuse_step(self) -> NoReturn:
         # As in the log, the mean over the ranks, each of which scales its loss by their number.
-        loss = self._sum_over_ranks(float(self._step_loss))[0] / self.args.world_size
+        loss = self.sum_over_ranks(float(self._step_loss))[0] / self.args.world_size
         step = self.state.global_step
         newest = find_checkpoints(self.run_dir)[0][-1:]
         good = f"{newest[0].name} is the last good one" if newest else "there is no checkpoint yet"
