@@ -23,15 +23,10 @@ def say(line: str, *, on_stderr: bool = False) -> None:
     """Print a line from rank 0, above the bar while there is one."""
     if os.environ.get("RANK", "0") != "0":
         return
-    stream = sys.stderr if on_stderr else sys.stdout
-    try:
-        if _bar is not None:
-            _bar.write(line)
-        else:
-            print(line, file=stream, flush=True)
-    except OSError:  # the terminal was closed, or what reads the other end of a pipe has ended
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), stream.fileno())
+    if _bar is not None:
+        _bar.write(line)
+    else:
+        print(line, file=sys.stderr if on_stderr else sys.stdout, flush=True)
 
 
 @contextmanager
