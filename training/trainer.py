@@ -111,7 +111,8 @@ def prepare_data(run: Run) -> Data:
 
 def prepare_model(run: Run, data: Data) -> SFTTrainer:
     """The trainer, with the model that it is to fit. All ranks call this together."""
-    args = join_ranks(run, data)
+    with port_in_use_refused():
+        args = join_ranks(run, data)
     model = load_trainable(run, data, args.device)
     return SFTTrainer(
         model=model,
@@ -132,12 +133,11 @@ def join_ranks(run: Run, data: Data) -> TrainingArguments:
     options, deepspeed_config = run.options, run.deepspeed_config
     share_cores()
     check_card()
-    with port_in_use_refused():
-        if deepspeed_config:
-            start_deepspeed(timedelta(seconds=options.ddp_timeout))
-            if run.ranks_differ:
-                deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
-        args = training_arguments(options, deepspeed_config, evaluates=len(data.held_out) > 0)
+    if deepspeed_config:
+        start_deepspeed(timedelta(seconds=options.ddp_timeout))
+        if run.ranks_differ:
+            deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
+    args = training_arguments(options, deepspeed_config, evaluates=len(data.held_out) > 0)
     run.hold()
     args.output_dir = str(run.directory)
     return args

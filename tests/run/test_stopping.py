@@ -76,22 +76,3 @@ def test_before_the_first_step_a_signal_ends_the_process_and_no_other_signal_dis
 def test_the_file_says_where_and_why(tmp_path: Path) -> None:
     note_stop(tmp_path, 12, "SIGTERM")
     assert json.loads((tmp_path / "stopped").read_text()) == {"step": 12, "reason": "SIGTERM"}
-
-
-def test_a_terminal_that_is_gone_takes_no_line_and_ends_no_run() -> None:
-    """A process prints to a pipe that nobody reads any more, and says so in its status."""
-    child = (
-        "import sys; sys.stdin.readline(); from training.common.console import say; "
-        "say('one'); say('two', on_stderr=True); sys.exit(75)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", child],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    process.stdout.close()
-    process.stderr.close()
-    process.stdin.write(b"\n")
-    process.stdin.close()
-    assert process.wait() == 75

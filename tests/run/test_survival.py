@@ -148,31 +148,28 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(shared: list[str], uninte
     assert values(run_dir, "loss") == values(uninterrupted[0], "loss")
 
 
-def test_a_rank_that_is_killed_ends_the_other_within_a_minute(shared: list[str]) -> None:
-    running = Running(*launcher(2, *shared, "--run-name", "rank-killed"))
-    assert running.wait_for_step(2)
-    family, ranks = running.family(), running.ranks()
-    assert len(ranks) == 2
-    ranks[1].kill()
-    assert running.finish(60) != 0
-    _, alive = psutil.wait_procs(family[1:], timeout=30)
-    assert not alive
-
-
-def test_a_second_run_in_the_same_directory_is_refused(shared: list[str]) -> None:
-    arguments = [*shared, "--run-name", "held"]
+def test_a_run_keeps_others_out_of_its_directory_and_ends_within_a_minute_of_a_ranks_end(
+    shared: list[str],
+) -> None:
+    arguments = [*shared, "--run-name", "rank-killed"]
     running = Running(*launcher(2, *arguments))
     assert running.wait_for_step(1)
-    # Stopped where it is, so that it cannot end before the other has looked.
-    for rank in running.ranks():
+    family, ranks = running.family(), running.ranks()
+    assert len(ranks) == 2
+    for rank in ranks:  # so that the run cannot end before the other has looked
         rank.suspend()
-    second = launch(2, *arguments, "--resume")
-    kill(running.family())
-    running.finish()
+    second = run("python", "-m", "training.trainer", *arguments, "--resume")
+    for rank in ranks:
+        rank.resume()
+    ranks[1].kill()
     assert second.returncode == 2
     errors = [line for line in second.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "another process works in it" in errors[0]
+    assert running.finish(60) != 0
+    _, alive = psutil.wait_procs(family[1:], timeout=30)
+    assert not alive
+    assert not (run_dir_of(shared, "rank-killed") / "stopped").exists()
 
 
 def test_a_run_of_two_ranks_goes_on_with_one_and_then_with_two(shared: list[str], uninterrupted) -> None:
@@ -235,7 +232,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_its_rows(base: str, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_with_its_rows(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variables of ranks that no launcher set are in its way no more than in any other run's."""
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
     finished = run(
         "python", "-m", "training.trainer", "--data-path", str(SINGLE_TURN), "--input-model", base,
         "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--run-name", "run",
@@ -244,6 +246,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_rows(base: str, tmp_pat
     )  # fmt: skip
     assert finished.returncode == 2
     errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert "RANK=1 LOCAL_RANK=1 WORLD_SIZE=2: ignored" in finished.stderr
     step = complete_step(tmp_path / "run") + 1
     assert f"error: step {step}: the loss is nan" in errors[-1]
     assert f"checkpoint-{step - 1} is the last good one" in errors[-1]
