@@ -59,7 +59,6 @@ def test_the_original_command_parses() -> None:
         "test_size": 400,
         "lr": 5e-7,
         "seed": 515,
-        "max_length": 2048,
         "lr_scheduler": "constant",
         "warmup_shape": "linear",
         "gradient_accumulation_steps": 1,
