@@ -125,7 +125,7 @@ def join_ranks(run: Run, data: Data) -> TrainingArguments:
     share_cores()
     if deepspeed_config:
         start_deepspeed(timedelta(seconds=options.ddp_timeout))
-        if run.ranks_differ:
+        if run.must_convert:
             deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
     args = training_arguments(options, deepspeed_config, evaluates=len(data.held_out) > 0)
     run.hold()
@@ -178,7 +178,7 @@ def fit(run: Run, trainer: SFTTrainer) -> bool:
         run.write_record()
     if run.checkpoint:
         trainer.add_callback(LoadedCheckpoint(trainer, run.checkpoint))
-    if run.ranks_differ and run.deepspeed_config:
+    if run.must_convert:
         with universal_checkpoint(run.checkpoint, trainer) as converted:
             trainer.train(resume_from_checkpoint=str(converted))
     else:
