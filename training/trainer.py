@@ -135,7 +135,7 @@ def join_ranks(run: Run, data: Data) -> TrainingArguments:
     check_card()
     if deepspeed_config:
         start_deepspeed(timedelta(seconds=options.ddp_timeout))
-        if run.ranks_differ:
+        if run.must_convert:
             deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
     args = training_arguments(options, deepspeed_config, evaluates=len(data.held_out) > 0)
     run.hold()
@@ -190,7 +190,7 @@ def fit(run: Run, trainer: SFTTrainer) -> bool:
     run.stop_request.ends_at_once = False
     if run.checkpoint:
         trainer.add_callback(LoadedCheckpoint(trainer, run.checkpoint))
-    if run.ranks_differ and run.deepspeed_config:
+    if run.must_convert:
         with universal_checkpoint(run.checkpoint, trainer) as converted:
             trainer.train(resume_from_checkpoint=str(converted))
     else:

@@ -26,10 +26,9 @@ def test_several_cards_are_said(tmp_path, monkeypatch, capsys) -> None:
 
 def test_accelerates_own_deepspeed_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(
-        UserError, match=r"ACCELERATE_USE_DEEPSPEED.*give DeepSpeed's own file by --deepspeed"
-    ):
-        check_options(Options())
+    for options in (Options(), Options(deepspeed="config/deepspeed_zero2_bf16.json")):
+        with pytest.raises(UserError, match="take distributed_type MULTI_GPU"):
+            check_options(options)
 
 
 def test_clipping_decay_and_adams_settings_reach_transformers(tmp_path) -> None:

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from training.common.errors import UserError
-from training.run.continued import check_loaded_weights, say_jump
+from training.run.continued import adopt_state, check_loaded_weights, say_jump
 
 
 class Tied(nn.Module):
@@ -72,3 +72,27 @@ def test_a_jump_of_the_epoch_is_said(capsys, batches: int, said: str) -> None:
     trainer = SimpleNamespace(args=args, get_train_dataloader=lambda: range(batches))
     say_jump(trainer, SimpleNamespace(global_step=6, epoch=1.5))
     assert said in capsys.readouterr().out if said else capsys.readouterr().out == ""
+
+
+def test_the_state_of_deepspeeds_adam_is_taken_by_torchs() -> None:
+    """DeepSpeed's Adam counts its steps as an int, and has other settings beside the common ones."""
+
+    def steps(weight: nn.Parameter, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            weight.grad = weight.data * 0.1
+            optimizer.step()
+
+    whole, parts = (nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
+    optimizer = torch.optim.AdamW([whole])
+    steps(whole, optimizer, 2)
+    parts.data.copy_(whole.data)
+    state = {name: value.clone() for name, value in optimizer.state[whole].items()}
+    state["step"] = 2
+    group = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    group |= {"params": [0], "bias_correction": True}
+    continued = torch.optim.AdamW([parts])
+    continued.load_state_dict({"state": {0: state}, "param_groups": [group]})
+    adopt_state(continued)
+    steps(whole, optimizer, 2)
+    steps(parts, continued, 2)
+    assert torch.equal(whole, parts)

@@ -16,7 +16,8 @@ from tests.conftest import ROOT, SINGLE_TURN
 from tests.launching import ZERO2, ZERO3, free_port, launcher, run, values
 from tests.run.test_deepspeed_config import LLAMA_FACTORY
 
-pytestmark = pytest.mark.slow
+# All cases take a quarter of an hour on two quiet cores.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 STEPS, SAVED = 6, 3
 

@@ -23,10 +23,11 @@ def check_options(options: Options) -> tuple[Options, dict[str, Any] | None]:
 
     Raises UserError for options that configuration, machine or model forbid.
     """
-    if not options.deepspeed and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise UserError(
-            "accelerate is to use DeepSpeed (distributed_type DEEPSPEED, or ACCELERATE_USE_DEEPSPEED), and "
-            "its settings for that are not read here; give DeepSpeed's own file by --deepspeed"
+            "accelerate is set to start DeepSpeed by itself (distributed_type DEEPSPEED, or "
+            "ACCELERATE_USE_DEEPSPEED), and its settings for that are not read here; take distributed_type "
+            "MULTI_GPU, or unset the variable, and give DeepSpeed's file by --deepspeed"
         )
     deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
     options = take_values_of_file(options, deepspeed_config or {})

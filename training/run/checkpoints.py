@@ -114,13 +114,11 @@ class CheckpointWriter:
                 "step": self._step,
                 "world_size": self.trainer.args.world_size,
                 "seconds": time.monotonic() - self._started,
-                "optimizer state": (
-                    describe_optimizer(self.trainer.args.hf_deepspeed_config.config)
-                    if self.trainer.is_deepspeed_enabled
-                    else None
-                ),
                 "files": sizes(directory),
             }
+            if self.trainer.is_deepspeed_enabled:
+                config = self.trainer.args.hf_deepspeed_config.config
+                content["optimizer state"] = describe_optimizer(config)
             write_atomic(directory / COMPLETE, json.dumps(content, indent=1))
             directory.rename(checkpoint)
             flush(self.run_dir)

@@ -133,11 +133,13 @@ def adopt_state(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for name, value in optimizer.defaults.items():
             group.setdefault(name, value)
-    for state in optimizer.state.values():
-        if isinstance(optimizer, DeepSpeedCPUAdam) and "step" in state:
-            state["step"] = int(state["step"])
-        elif isinstance(optimizer, torch.optim.Adam) and "step" in state:
-            state["step"] = torch.as_tensor(float(state["step"]))
+        for weight in group["params"]:
+            state = optimizer.state.get(weight, {})
+            if isinstance(optimizer, DeepSpeedCPUAdam) and "step" in state:
+                state["step"] = int(state["step"])
+            elif isinstance(optimizer, torch.optim.Adam) and isinstance(state.get("step"), int):
+                device = weight.device if group["fused"] or group["capturable"] else "cpu"
+                state["step"] = torch.tensor(float(state["step"]), device=device)
 
 
 def keep_optimizer_settings(trainer: Trainer) -> None:

@@ -91,9 +91,12 @@ class Run:
             (self.directory / STOPPED).unlink(missing_ok=True)  # the run goes on
 
     @cached_property
-    def ranks_differ(self) -> bool:
-        """Whether the checkpoint was written by another number of ranks than there is now."""
-        return self.checkpoint is not None and read_complete(self.checkpoint)["world_size"] != world_size()
+    def must_convert(self) -> bool:
+        """Whether ZeRO has divided the checkpoint's optimizer among another number of ranks."""
+        zero = (self.deepspeed_config or {}).get("zero_optimization", {})
+        if self.checkpoint is None or not zero.get("stage"):
+            return False
+        return read_complete(self.checkpoint)["world_size"] != world_size()
 
     def is_finished(self, total_steps: int) -> bool:
         """Whether all steps are taken already, and the model of the last one is saved, with its report."""
