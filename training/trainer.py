@@ -31,7 +31,7 @@ from training.run.report import opening_lines, write_report
 from training.run.resume import Run, check_same_run, describe, find_run, universal_checkpoint
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import command_line, command_to_continue
-from training.text.tokenizer import load_tokenizer_and_new_tokens
+from training.text.tokenizer import NewTokens, load_tokenizer_and_new_tokens
 
 if TYPE_CHECKING:
     from training.model.adapted import AdaptedModel
@@ -75,7 +75,7 @@ class Data(NamedTuple):
     """What the run learns from, and what it is evaluated on."""
 
     tokenizer: PreTrainedTokenizerFast
-    new_tokens: list[int]  # ids of control tokens that the input model did not have
+    new_tokens: NewTokens  # control tokens that the input model did not have
     training: Examples
     held_out: Examples
 
