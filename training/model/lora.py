@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.integrations import deepspeed as deepspeed_integration
@@ -191,12 +190,10 @@ def load_any(
     model = load_model(base, tokenizer, **loading)
     try:
         adapted = _peft().PeftModel.from_pretrained(model, path)
-    except SafetensorError as error:
+    except (RuntimeError, ValueError):  # weights of other shapes, layers of other names
         raise UserError(
-            f"{path}/{ADAPTER_WEIGHTS}: cannot be read ({first_line(error)}); copy it again"
+            f"{path}: an adapter that does not fit {base}; it is for another base model"
         ) from None
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: an adapter that does not fit {base} ({first_line(error)})") from None
     is_quantized = getattr(model, "is_quantized", False)
     return adapted.get_base_model() if is_quantized else adapted.merge_and_unload()
 
