@@ -25,7 +25,7 @@ from training.common.files import check_empty
 from training.common.hub import check_base_model
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
-from training.model.load import average_rows, fit_vocabulary, load_base_model, read_config
+from training.model.load import fit_vocabulary, load_base_model, read_config
 from training.model.save import save_model
 from training.text.conversation import from_row
 from training.text.tokenizer import load_base_tokenizer
@@ -350,11 +350,10 @@ def extend_model(
     The embedding row of each piece is the mean of those of base's tokens for it; all others stay as they are.
     """
     model = load_base_model(path)
-    new_tokens = set(tokenizer.get_vocab().values()).difference(base.get_vocab().values())
-    fit_vocabulary(model, tokenizer, new_tokens, seed=0)
     encodings = base.encode_batch_fast(pieces, add_special_tokens=False)
     ids = tokenizer.convert_tokens_to_ids(list(pieces))
-    average_rows(model, {token: replaced.ids for token, replaced in zip(ids, encodings, strict=True)})
+    new_tokens = {token: replaced.ids for token, replaced in zip(ids, encodings, strict=True)}
+    fit_vocabulary(model, tokenizer, new_tokens, seed=0, noise=0.0)
     output_dir.mkdir(parents=True, exist_ok=True)
     save_model(model, tokenizer, output_dir)
 

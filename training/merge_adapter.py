@@ -11,7 +11,7 @@ from training.common.command_line import PathOrName, UserPath
 from training.common.console import quiet_libraries
 from training.common.errors import UserError, run_command
 from training.common.files import check_empty
-from training.common.hub import check_model_path, is_adapter
+from training.common.hub import check_base_model, check_model_path, is_adapter
 from training.model.lora import base_of, load_any
 from training.model.save import save_model
 from training.text.tokenizer import load_tokenizer
@@ -20,26 +20,31 @@ from training.text.tokenizer import load_tokenizer
 @click.command()
 @click.option("--adapter", type=PathOrName(), required=True, help="Directory of a run with --lora-rank.")
 @click.option(
+    "--base",
+    type=PathOrName(),
+    help="Base model, if it is no longer where it was.",
+    show_default="the one trained on",
+)
+@click.option(
     "--output-dir", required=True, type=UserPath(file_okay=False, path_type=Path), help="New directory."
 )
-def main(adapter: str, output_dir: Path) -> None:
+def main(adapter: str, base: str | None, output_dir: Path) -> None:
     """Merge an adapter into its base model's weights, in the precision that those were saved in."""
     quiet_libraries()
     check_model_path(adapter)
     if not is_adapter(adapter):
         raise UserError(f"{adapter}: a whole model already, no adapter")
+    base = base or base_of(adapter)
+    check_base_model(base)
     check_empty(output_dir, "give another --output-dir")
     tokenizer = load_tokenizer(adapter)
-    model = load_any(adapter, tokenizer)
+    model = load_any(adapter, tokenizer, base=base)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         save_model(model, tokenizer, output_dir)
     except OSError as error:
         raise UserError(f"{output_dir}: {error.strerror}") from None
-    print(
-        f"{output_dir}: {base_of(adapter)} with {adapter}; talk to it: "
-        f"python -m inference.chat --model {output_dir}"
-    )
+    print(f"{output_dir}: {base} with {adapter}; talk to it: python -m inference.chat --model {output_dir}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from training.run.resume import Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import STOPPED_STATUS, note_stop
 from training.run.typed_command import command_to_continue
-from training.text.tokenizer import load_tokenizer_and_new_tokens
+from training.text.tokenizer import NewTokens, load_tokenizer_and_new_tokens
 
 if TYPE_CHECKING:
     from training.model.adapted import AdaptedModel
@@ -83,7 +83,7 @@ class Data(NamedTuple):
     """What the run learns from, and what it is evaluated on."""
 
     tokenizer: PreTrainedTokenizerFast
-    new_tokens: list[int]  # ids of control tokens that the input model did not have
+    new_tokens: NewTokens  # control tokens that the input model did not have
     training: Examples
     held_out: Examples
 

@@ -1,6 +1,10 @@
+import io
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from training.common.errors import UserError
 from training.common.hub import ADAPTER_CONFIG, check_base_model, check_model_path, is_adapter
@@ -27,3 +31,65 @@ def test_an_adapter_is_a_model_but_no_base(tmp_path: Path) -> None:
     check_model_path(str(tmp_path))
     with pytest.raises(UserError, match=r"an adapter; merge it .*training\.merge_adapter"):
         check_base_model(str(tmp_path))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 538090408\n"
+
+
+def model_directory(directory: Path, files: dict[str, bytes]) -> str:
+    for name, content in (
+        {"config.json": b"{}", "model.safetensors": save({"a": np.ones(9)})} | files
+    ).items():
+        (directory / name).write_bytes(content)
+    return str(directory)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "model.safetensors",
+        "model-00002-of-00003.safetensors",
+        "adapter_model.safetensors",
+    ],
+)
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    path = model_directory(tmp_path, {name: POINTER})
+    with pytest.raises(UserError, match=r"a git-lfs pointer.*run `git lfs pull` in") as error:
+        check_model_path(path)
+    assert str(error.value).startswith(f"{tmp_path / name}: ")
+
+
+def test_files_that_nothing_reads_may_be_pointers(tmp_path: Path) -> None:
+    others = ("consolidated.safetensors", "flax_model.msgpack", "pytorch_model.bin")
+    check_model_path(model_directory(tmp_path, dict.fromkeys(others, POINTER)))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 60, -1])
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors"])
+def test_weights_that_end_too_early_are_named(tmp_path: Path, name: str, kept: int) -> None:
+    path = model_directory(tmp_path, {name: save({"a": np.ones(9)})[:kept]})
+    with pytest.raises(UserError, match=r"broken or incomplete weights .*; fetch the file again") as error:
+        check_model_path(path)
+    assert str(error.value).startswith(f"{tmp_path / name}: ")
+
+
+@pytest.mark.parametrize(
+    ("kept", "problem"), [(None, ""), (100, "incomplete weights"), (5, "incomplete weights")]
+)
+def test_weights_in_pytorchs_format_count_where_there_are_no_others(
+    tmp_path: Path, kept: int | None, problem: str
+) -> None:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("data.pkl", b"weights" * 40)
+    path = model_directory(tmp_path, {"pytorch_model.bin": whole.getvalue()[:kept]})
+    check_model_path(path)
+    (tmp_path / "model.safetensors").unlink()
+    if not problem:
+        check_model_path(path)
+        return
+    with pytest.raises(UserError, match=problem):
+        check_model_path(path)

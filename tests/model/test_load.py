@@ -17,13 +17,24 @@ def control_ids(tokenizer) -> list[int]:
     return tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS))
 
 
-def assert_new_rows(before: torch.Tensor, after: torch.Tensor, known: list[int], new: list[int]) -> None:
-    """Known embedding rows are as before; each new one is near the mean of the known ones, no two alike."""
+def starts_of_control_tokens(base: str, tokenizer) -> dict[int, list[int]]:
+    """For the id of each control token, the ids of the base's tokens that its embedding rows start from."""
+    eos = AutoTokenizer.from_pretrained(base).convert_tokens_to_ids("</s>")
+    return dict(zip(control_ids(tokenizer), ([], [], [], [eos]), strict=True))
+
+
+def assert_new_rows(
+    before: torch.Tensor, after: torch.Tensor, known: list[int], starts: dict[int, list[int]]
+) -> None:
+    """Known embedding rows are as before; each new one is near the mean of those it starts from, none alike.
+
+    starts: for each new row those that it starts from; an empty list stands for all known ones.
+    """
     assert torch.equal(after[known], before[known])
     spread = before[known].std()
-    for row in after[new]:
-        assert (row - before[known].mean(dim=0)).abs().max() < 0.1 * spread
-    assert len({tuple(row.tolist()) for row in after[new]}) == len(new)
+    for row, start in starts.items():
+        assert (after[row] - before[start or known].mean(dim=0)).abs().max() < 0.1 * spread, row
+    assert len({tuple(after[row].tolist()) for row in starts}) == len(starts)
 
 
 def test_with_spare_rows_the_embedding_keeps_its_size(base: str, tokenizer, tmp_path: Path) -> None:
@@ -36,7 +47,7 @@ def test_with_spare_rows_the_embedding_keeps_its_size(base: str, tokenizer, tmp_
     after = model.get_input_embeddings().weight
     known = sorted(base_tokenizer.get_vocab().values())
     assert after.shape == before.shape == (len(known) + SPARE_ROWS, model.config.hidden_size)
-    assert_new_rows(before, after, known, control_ids(tokenizer))
+    assert_new_rows(before, after, known, starts_of_control_tokens(base, tokenizer))
     spare = list(range(len(tokenizer), after.shape[0]))
     assert torch.equal(after[spare], before[spare])
     assert model.get_output_embeddings().weight is after
@@ -51,7 +62,8 @@ def test_missing_rows_are_added_up_to_a_multiple(base: str, tokenizer, tmp_path:
     after = model.get_input_embeddings().weight
     assert len(known) < after.shape[0] == model.config.vocab_size < len(tokenizer) + ROW_MULTIPLE
     assert after.shape[0] % ROW_MULTIPLE == 0
-    assert_new_rows(before, after, known, list(range(len(known), after.shape[0])))
+    added = {row: [] for row in range(len(known), after.shape[0])}
+    assert_new_rows(before, after, known, added | starts_of_control_tokens(base, tokenizer))
 
 
 def test_a_head_of_its_own_gets_its_new_rows_too(base: str, tokenizer) -> None:
@@ -67,10 +79,31 @@ def test_a_head_of_its_own_gets_its_new_rows_too(base: str, tokenizer) -> None:
         )
     )
     before = [matrix.weight.clone() for matrix in (model.model.embed_tokens, model.lm_head)]
-    fit_vocabulary(model, tokenizer, control_ids(tokenizer), seed=0)
+    starts = starts_of_control_tokens(base, tokenizer)
+    fit_vocabulary(model, tokenizer, starts, seed=0)
     after = [matrix.weight for matrix in (model.model.embed_tokens, model.lm_head)]
     for old, new in zip(before, after, strict=True):
-        assert_new_rows(old, new, sorted(known), list(range(len(known), new.shape[0])))
+        added = {row: [] for row in range(len(known), new.shape[0])}
+        assert_new_rows(old, new, sorted(known), added | starts)
+
+
+@pytest.mark.parametrize(
+    ("named", "start"),
+    [(None, []), ([7, 3, 2], [3]), (2, [2]), (7, [])],  # 0 to 3 are special tokens, 7 is a letter
+)
+def test_where_the_tokenizer_names_no_eos_the_configuration_may(
+    base: str, tokenizer, tmp_path: Path, named: int | list[int] | None, start: list[int]
+) -> None:
+    """Configurations list several tokens, and say 2 by default: only a special token counts."""
+    base_tokenizer = load_base_tokenizer(base)
+    base_tokenizer.eos_token = None
+    model = random_bloom(len(base_tokenizer) + SPARE_ROWS)
+    model.config.eos_token_id = model.generation_config.eos_token_id = named
+    save_model(model, base_tokenizer, tmp_path)
+    ours, new_tokens = load_tokenizer_and_new_tokens(str(tmp_path))
+    before, known = model.get_input_embeddings().weight, sorted(base_tokenizer.get_vocab().values())
+    after = load_model(str(tmp_path), ours, new_tokens=new_tokens).get_input_embeddings().weight
+    assert_new_rows(before, after, known, {ours.convert_tokens_to_ids(END): start})
 
 
 def test_a_model_that_knows_the_control_tokens_loads_unchanged(tokenizer, tmp_path: Path) -> None:
@@ -90,7 +123,7 @@ def test_a_tokenizer_is_read_once_where_its_new_tokens_are_given(
         AutoTokenizer, "from_pretrained", lambda path: read.append(path) or from_pretrained(path)
     )
     ours, new_tokens = load_tokenizer_and_new_tokens(base)
-    assert new_tokens == control_ids(ours) == control_ids(tokenizer)
+    assert list(new_tokens) == control_ids(ours) == control_ids(tokenizer)
     model = load_model(base, ours, new_tokens=new_tokens)
     assert read == [base]
 
@@ -119,13 +152,13 @@ def test_generation_ends_at_the_end_token(base: str, tokenizer) -> None:
     assert (config.do_sample, config.temperature, config.repetition_penalty) == (True, 0.3, 1.1)
 
 
-@pytest.mark.parametrize("weights", [None, b"not weights"])
+@pytest.mark.parametrize("weights", [None, b"", b"not weights"])
 def test_a_directory_without_usable_weights_is_an_error(
     base: str, tokenizer, tmp_path: Path, weights: bytes | None
 ) -> None:
     load_base_tokenizer(base).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
-    if weights:
-        (tmp_path / "model.safetensors").write_bytes(weights)
+    if weights is not None:
+        (tmp_path / "pytorch_model.bin").write_bytes(weights)
     with pytest.raises(UserError, match="no causal language model that can be loaded"):
         load_model(str(tmp_path), tokenizer)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, Ge
 
 from inference.generation import load, reply
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
-from training import merge_adapter, trainer
+from tests.tiny_models import make_qwen
+from training import merge_adapter, plan, trainer
 from training.consts import END
 from training.data.collate import collate, collate_padded
 from training.model.load import load_model
 from training.model.lora import add_adapter
+from training.model.save import save_model
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode, encode_prompt
 from training.text.tokenizer import load_base_tokenizer, load_tokenizer
@@ -179,7 +182,7 @@ def test_frozen_weights_in_4_bits(base: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--lora-rank 4 --lora-target nope", "--lora-target nope: Target modules"),
+        ("--lora-rank 4 --lora-target nope", "'nope'; there are query_key_value, dense, dense_h_"),
         ("--lora-rank 4 --lora-target dense,lm_head", "lm_head of a Bloom takes no adapter; leave it out"),
         ("--load-in-4bit", "--load-in-4bit: weights in 4 bits cannot be trained; give a --lora-rank as well"),
         ("--lora-rank 0", "lora-rank"),
@@ -191,6 +194,71 @@ def test_impossible_options_are_refused(outcome, base: str, tmp_path: Path, more
     status, _, err = outcome(trainer.main, arguments)
     assert status == 2
     assert message in err
+
+
+def test_blanks_beside_the_names_of_layers_are_no_part_of_them(base: str, tokenizer) -> None:
+    arguments = ["--data-path", "x", "--input-model", base, "--local-output-dir", "y", "--lora-rank", "2"]
+    given = trainer.main.make_context("trainer", [*arguments, "--lora-target", " query_key_value, dense "])
+    target = given.params["lora_target"]
+    model = add_adapter(load_model(base, tokenizer), [], rank=2, alpha=4, dropout=0.0, target=target)
+    layers = model.get_base_model().transformer.h
+    adapted = [name for name, _ in layers.named_modules() if name.endswith("lora_A")]
+    assert adapted == [
+        f"{i}.self_attention.{name}.lora_A"
+        for i in range(len(layers))
+        for name in ("query_key_value", "dense")
+    ]
+
+
+@pytest.mark.parametrize("name", ["denser", "input_layernorm", "mlp", "word_embeddings"])
+def test_each_name_has_to_be_a_linear_layers(outcome, base: str, tmp_path: Path, name: str) -> None:
+    arguments = f"--input-model {base} --num-gpus 1 --gpu-memory 24 --lora-rank 2 --lora-target dense,{name}"
+    status, _, err = outcome(plan.main, arguments)
+    there = "query_key_value, dense, dense_h_to_4h, dense_4h_to_h"
+    problem = f"--lora-target dense,{name}: no linear layer is named '{name}'; there are {there}"
+    assert (status, err) == (2, f"error: {problem}\n")
+
+
+def test_an_adapter_is_merged_into_a_base_that_moved(
+    outcome, trained: Path, base: str, tmp_path: Path
+) -> None:
+    adapter, moved = tmp_path / "adapter", tmp_path / "moved"
+    shutil.copytree(trained, adapter, ignore=shutil.ignore_patterns("checkpoint-*"))
+    shutil.copytree(base, moved)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "gone")
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    merge = f"--adapter {adapter} --output-dir"
+    status, _, err = outcome(merge_adapter.main, f"{merge} {tmp_path / 'out'}")
+    assert status == 2
+    assert f"{adapter}: an adapter for {tmp_path / 'gone'}, which is not there" in err
+    assert "--base" in err
+
+    status, out, _ = outcome(merge_adapter.main, f"{merge} {tmp_path / 'out'} --base {moved}")
+    assert status == 0
+    assert f"{moved} with {adapter}" in out
+    assert outcome(merge_adapter.main, f"--adapter {trained} --output-dir {tmp_path / 'usual'}")[0] == 0
+    found, usual = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "usual"))
+    assert all(torch.equal(found[name], weight) for name, weight in usual.items())
+
+
+@pytest.mark.parametrize("other", ["qwen", "wider", "adapter", "nothing"])
+def test_an_adapter_is_not_merged_into_another_model(
+    outcome, trained: Path, base: str, tmp_path: Path, other: str
+) -> None:
+    if other == "qwen":
+        make_qwen(tmp_path / other)
+    elif other == "wider":
+        config = BloomConfig(vocab_size=2100, hidden_size=32, n_layer=2, n_head=2)
+        save_model(BloomForCausalLM(config), load_base_tokenizer(base), tmp_path / other)
+    elif other == "adapter":
+        shutil.copytree(trained, tmp_path / other)
+    arguments = f"--adapter {trained} --output-dir {tmp_path / 'out'} --base {tmp_path / other}"
+    status, _, err = outcome(merge_adapter.main, arguments)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert str(tmp_path / other) in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_that_is_an_adapter_and_an_adapter_that_is_a_base_are_refused(

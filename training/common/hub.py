@@ -1,16 +1,28 @@
 """Check, before any slow work, that a model or data set exists here or on the hub."""
 
 import os
+import zipfile
+from pathlib import Path
 from typing import Literal
 
 import huggingface_hub
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
 from huggingface_hub.file_download import repo_folder_name
+from safetensors import SafetensorError, safe_open
 
 from training.common.errors import UserError, first_line
 
 # A directory with this file holds an adapter.
 ADAPTER_CONFIG = "adapter_config.json"
+
+# The files that loading a model, an adapter or a tokenizer reads. transformers reads weights in PyTorch's own
+# format only where there are none in safetensors.
+FILES_READ = ("*.json", "tokenizer.model", "model*.safetensors", "adapter_model.safetensors")
+FILES_READ_INSTEAD = "pytorch_model*.bin"
+
+# How a file begins that stands for a large one which git has not fetched
+# (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md).
+POINTER_START = b"version https://git-lfs.github.com/spec/"
 
 
 def check_on_hub(name: str, kind: Literal["model", "dataset"]) -> None:
@@ -43,10 +55,39 @@ def check_model_path(path: str) -> None:
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, "config.json")) and not is_adapter(path):
             raise UserError(f"{path}: a directory without config.json: there is no model in it")
+        check_files(Path(path))
     elif os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{path}: no such model directory")
     else:
         check_on_hub(path, "model")
+
+
+def check_files(directory: Path) -> None:
+    """Raise UserError for a file of a model directory that is a git-lfs pointer, or incomplete weights.
+
+    Of the weights only the beginning and the size are looked at, so that this takes no time.
+    """
+    files = [file for pattern in FILES_READ for file in directory.glob(pattern)]
+    if not any(file.suffix == ".safetensors" for file in files):
+        files += directory.glob(FILES_READ_INSTEAD)
+    for file in sorted(files):
+        with file.open("rb") as opened:
+            start = opened.read(len(POINTER_START))
+        if start == POINTER_START:
+            raise UserError(
+                f"{file}: a git-lfs pointer, and not the file that it stands for; run `git lfs pull` in "
+                f"{directory}"
+            )
+        if file.suffix == ".bin" and start.startswith(b"PK") and not zipfile.is_zipfile(file):
+            raise UserError(f"{file}: incomplete weights; fetch the file again")
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="np"):
+                    pass
+            except SafetensorError as error:
+                raise UserError(
+                    f"{file}: broken or incomplete weights ({first_line(error)}); fetch the file again"
+                ) from None
 
 
 def check_base_model(path: str) -> None:

@@ -76,6 +76,14 @@ def parse_count_or_share(value: str) -> int | float:
     return size
 
 
+def parse_layer_names(value: str) -> str:
+    """Names separated by commas, without the blanks beside them. Raises ValueError where one is empty."""
+    names = [name.strip() for name in value.split(",")]
+    if not all(names):
+        raise ValueError(f"{value!r} has an empty name; give names of layers, separated by commas")
+    return ",".join(names)
+
+
 def default_cache_dir() -> Path:
     """`yayi` in the user's cache directory (XDG_CACHE_HOME, or ~/.cache)."""
     return user_cache_dir() / "yayi"
@@ -174,6 +182,8 @@ class Options:
         ADAPTER,
         "Names of the layers that get an adapter, separated by commas; auto means every linear layer "
         "but the head.",
+        parse=parse_layer_names,
+        metavar="NAME,...",
         planned=True,
     )
     load_in_4bit: bool = option(

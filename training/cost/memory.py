@@ -1,7 +1,7 @@
 """What a run takes of memory, computed from the configuration of a model: no weight is loaded."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -105,7 +105,7 @@ def empty_model(
     config: PretrainedConfig,
     dtype: torch.dtype,
     adapter: Adapter | None = None,
-    new_tokens: Sequence[int] = (),
+    new_tokens: Collection[int] = (),
 ) -> "PreTrainedModel | AdaptedModel":
     """The model of a configuration, on the meta device: shapes without values."""
     with torch.device("meta"):
@@ -138,7 +138,7 @@ def shapes_of(
     batch: MicroBatch,
     dtype: torch.dtype,
     adapter: Adapter | None = None,
-    new_tokens: Sequence[int] = (),
+    new_tokens: Collection[int] = (),
 ) -> Shapes:
     """The weights of a model, and what it keeps for a micro-batch; `config` has the fitted vocabulary."""
     model = empty_model(config, dtype, adapter, new_tokens)
@@ -167,7 +167,7 @@ def _kept_bytes(
     batch: MicroBatch,
     dtype: torch.dtype,
     adapter: Adapter | None,
-    new_tokens: Sequence[int],
+    new_tokens: Collection[int],
     layers: int,
 ) -> int:
     """Bytes that a model with `layers` blocks keeps for the backward pass, without weights and head."""

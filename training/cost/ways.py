@@ -1,7 +1,7 @@
 """The ways to make a run: what each takes of a card, the host, the disk and time, and which of them fit."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import psutil
@@ -88,7 +88,7 @@ class Way(NamedTuple):
 def plan(
     options: Options,
     tokenizer: PreTrainedTokenizerFast,
-    new_tokens: list[int],
+    new_tokens: Collection[int],
     examples: Examples | None,
     machine: Machine,
 ) -> Iterator[str]:
@@ -181,7 +181,7 @@ def work_of(options: Options, examples: Examples | None, cards: int, packed: boo
 
 
 def ways_of(
-    options: Options, config: PretrainedConfig, new: list[int], work: Work, cards: int
+    options: Options, config: PretrainedConfig, new: Collection[int], work: Work, cards: int
 ) -> Iterator[Way]:
     """The ways: all weights, unless the options ask for an adapter, then an adapter; the quickest first."""
     dtype = torch.bfloat16 if options.bf16 else torch.float32

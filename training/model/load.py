@@ -1,7 +1,8 @@
 """Load a model's weights, and fit its vocabulary to the tokenizer."""
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
+from pickle import UnpicklingError
 from typing import Any, TypeGuard
 
 import torch
@@ -21,6 +22,7 @@ from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
 from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
 from training.model.bloom import BloomForCausalLM
+from training.text.tokenizer import NewTokens
 from training.text.tokenizer import new_tokens as find_new_tokens
 
 # Embedding rows are added up to the next multiple of this, because matrix products are faster on such widths.
@@ -35,14 +37,14 @@ def load_model(
     tokenizer: PreTrainedTokenizerFast,
     *,
     dtype: torch.dtype | str = "auto",
-    new_tokens: Collection[int] | None = None,
+    new_tokens: NewTokens | None = None,
     seed: int = 0,
     **loading: Any,
 ) -> PreTrainedModel:
     """The causal language model at `path`, with embedding rows, in and out, for every token of `tokenizer`.
 
     A Bloom is an instance of `training.model.bloom.BloomForCausalLM`, any other model of transformers' own.
-    dtype: the type of the weights in memory; "auto" is that of the saved ones. new_tokens: the ids of
+    dtype: the type of the weights in memory; "auto" is that of the saved ones. new_tokens: the tokens of
     `tokenizer` that the tokenizer at `path` does not have; where None, that tokenizer is read to find them.
     seed: of the noise in new embedding rows. loading: more arguments for transformers' `from_pretrained`.
     Raises UserError where there is no model.
@@ -50,8 +52,11 @@ def load_model(
     model = load_base_model(path, dtype=dtype, **loading)
     if new_tokens is None:
         new_tokens = find_new_tokens(path, tokenizer)
+    end = tokenizer.get_vocab()[END]
+    if new_tokens.get(end) == []:
+        new_tokens = new_tokens | {end: _eos_tokens(model, tokenizer)}
     fit_vocabulary(model, tokenizer, new_tokens, seed)
-    model.config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
+    model.config.eos_token_id = end
     model.generation_config = default_generation_config(tokenizer)
     return model
 
@@ -61,7 +66,7 @@ def load_base_model(path: str, *, dtype: torch.dtype | str = "auto", **loading: 
     model_class = BloomForCausalLM if is_packed(read_config(path)) else AutoModelForCausalLM
     try:
         return model_class.from_pretrained(path, dtype=dtype, **loading)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, EOFError, UnpicklingError) as error:
         raise _no_model(path, error) from None
 
 
@@ -86,14 +91,31 @@ def _no_model(path: str, error: Exception) -> UserError:
     return UserError(f"{path}: no causal language model that can be loaded ({first_line(error)})")
 
 
+def _eos_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The first eos token that the model's configuration names, where the base's tokenizer names none.
+
+    Only a special token counts: 2 is also what a configuration has that says nothing about eos.
+    """
+    named = model.generation_config.eos_token_id if model.generation_config else None
+    special = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special]
+    return [token for token in (named if isinstance(named, list) else [named]) if token in special][:1]
+
+
 def fit_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, new_tokens: Collection[int], seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    new_tokens: Mapping[int, Sequence[int]],
+    seed: int,
+    noise: float = NEW_ROW_NOISE,
 ) -> None:
     """Give every token of `tokenizer` an embedding row, in and out; never take a row away.
 
-    new_tokens: the ids that the model's own tokenizer did not have. Where embedding rows are missing, the
-    embedding and the head grow to the next multiple of ROW_MULTIPLE. The embedding rows of new tokens, and
-    those added, become the mean of the other tokens' plus a little noise; the other tokens' are not touched.
+    new_tokens: for the id of each token that the model's own tokenizer did not have, the ids of the tokens
+    that its embedding rows start from. Where embedding rows are missing, the embedding and the head grow to
+    the next multiple of ROW_MULTIPLE. The embedding rows of new tokens become the mean of the rows that they
+    start from, plus a little noise; where there are none, and in the other rows that are added, it is the
+    mean of all rows of known tokens. The rows of known tokens are not touched. noise: in standard deviations
+    of those.
     """
     known = set(tokenizer.get_vocab().values()).difference(new_tokens)
     rows = model.config.vocab_size
@@ -102,26 +124,16 @@ def fit_vocabulary(
         model.resize_token_embeddings(fitted, mean_resizing=False)
     new_rows = sorted({*new_tokens, *range(rows, model.config.vocab_size)})
     if new_rows:
-        known_rows = torch.tensor(sorted(token_id for token_id in known if token_id < rows))
+        known_rows = {token for token in known if token < rows}
+        starts = [[token for token in new_tokens.get(row, ()) if token in known_rows] for row in new_rows]
         for matrix in token_matrices(model):
-            _initialise_rows(matrix, torch.tensor(new_rows), known_rows, seed)
+            _initialise_rows(matrix, new_rows, starts, sorted(known_rows), noise, seed)
 
 
 def fitted_rows(rows: int, tokenizer: PreTrainedTokenizerFast) -> int:
     """How many embedding rows a model with `rows` of them has once there is one for every token."""
     tokens = max(tokenizer.get_vocab().values()) + 1
     return rows if tokens <= rows else -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
-
-
-def average_rows(model: PreTrainedModel, replacements: dict[int, list[int]]) -> None:
-    """Set the embedding rows, in and out, of each new token to the mean of those of the tokens it replaces.
-
-    replacements: for the id of each new token, the ids of the tokens that it replaces.
-    """
-    with torch.no_grad():
-        for matrix in token_matrices(model):
-            for token, tokens in replacements.items():
-                matrix[token] = matrix[tokens].mean(dim=0, dtype=torch.float32)
 
 
 def token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
@@ -137,18 +149,24 @@ def token_matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
 
 
 def _initialise_rows(
-    matrix: torch.nn.Parameter, new_rows: torch.Tensor, known_rows: torch.Tensor, seed: int
+    matrix: torch.nn.Parameter,
+    new_rows: list[int],
+    starts: list[list[int]],
+    known_rows: list[int],
+    noise: float,
+    seed: int,
 ) -> None:
-    """Set embedding rows, given by index, to the mean of the known ones plus noise.
+    """Set each of `new_rows` to the mean of the rows in its `starts`, or of all known ones, plus noise.
 
-    matrix: (vocabulary, hidden), or a bias (vocabulary,).
+    matrix: (vocabulary, hidden), or a bias (vocabulary,). Rows are given by index.
     """
     with torch.no_grad(), gather_weights(matrix):
-        values = matrix[known_rows.to(matrix.device)]
-        noise = torch.randn((len(new_rows), *matrix.shape[1:]), generator=torch.Generator().manual_seed(seed))
+        values = matrix[torch.tensor(known_rows, device=matrix.device)]
         mean = values.mean(dim=0, dtype=torch.float32)
-        rows = mean + NEW_ROW_NOISE * values.std() * noise.to(matrix.device)
-        matrix[new_rows.to(matrix.device)] = rows.to(matrix.dtype)
+        rows = [matrix[start].mean(dim=0, dtype=torch.float32) if start else mean for start in starts]
+        random = torch.randn((len(rows), *matrix.shape[1:]), generator=torch.Generator().manual_seed(seed))
+        noisy = torch.stack(rows) + noise * values.std() * random.to(matrix.device)
+        matrix[torch.tensor(new_rows, device=matrix.device)] = noisy.to(matrix.dtype)
 
 
 def gather_weights(

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -17,11 +17,13 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.integrations import deepspeed as deepspeed_integration
+from transformers.pytorch_utils import Conv1D
 
 from training.common.errors import UserError, first_line
 from training.common.files import place_files
 from training.common.hub import ADAPTER_CONFIG, is_adapter
 from training.model.load import gather_weights, is_packed, load_model, token_matrices
+from training.text.tokenizer import NewTokens
 
 if TYPE_CHECKING:
     from training.model.adapted import AdaptedModel
@@ -63,17 +65,15 @@ def quantized_loading(device: torch.device) -> dict[str, Any]:
 
 
 def add_adapter(
-    model: PreTrainedModel, new_tokens: Sequence[int], *, rank: int, alpha: int, dropout: float, target: str
+    model: PreTrainedModel, new_tokens: Collection[int], *, rank: int, alpha: int, dropout: float, target: str
 ) -> "AdaptedModel":
     """`model` with its weights frozen and an adapter, whose weights are trainable.
 
     new_tokens: ids whose embedding rows, in and out, are trainable too; no others are, so that the adapter
     stays small. target: "auto" for every linear layer but the head, or names of layers, separated by commas.
-    Raises UserError for a name that no layer has, and for the head of a model that takes packed batches.
+    Raises UserError for a name that no linear layer has, and for the head of a model that takes packed
+    batches.
     """
-    head = name_of(model, model.get_output_embeddings())
-    if is_packed(model.config) and {head, head.rpartition(".")[2]} & set(target.split(",")):
-        raise UserError(f"--lora-target {target}: {head} of a Bloom takes no adapter; leave it out")
     path = model.name_or_path
     if path and os.path.isdir(path):  # saved with the adapter, which may be used from anywhere
         model.name_or_path = os.path.abspath(path)
@@ -82,7 +82,7 @@ def add_adapter(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules="all-linear" if target == "auto" else target.split(","),
+        target_modules=_target_modules(model, target),
         task_type="CAUSAL_LM",
         trainable_token_indices={name: list(new_tokens) for name in token_layers(model)}
         if new_tokens
@@ -96,6 +96,24 @@ def add_adapter(
             return AdaptedModel(model, config)
     except ValueError as error:
         raise UserError(f"--lora-target {target}: {first_line(error)}") from None
+
+
+def _target_modules(model: PreTrainedModel, target: str) -> str | list[str]:
+    """What peft calls `target_modules`, for --lora-target. Raises UserError as `add_adapter` says."""
+    if target == "auto":
+        return "all-linear"
+    wanted = target.split(",")
+    head = name_of(model, model.get_output_embeddings())
+    if is_packed(model.config) and {head, head.rpartition(".")[2]} & set(wanted):
+        raise UserError(f"--lora-target {target}: {head} of a Bloom takes no adapter; leave it out")
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
+    for name in wanted:
+        if not any(f".{layer}".endswith(f".{name}") for layer in linear):
+            known = dict.fromkeys(layer.rpartition(".")[2] for layer in linear if layer != head)
+            raise UserError(
+                f"--lora-target {target}: no linear layer is named {name!r}; there are {', '.join(known)}"
+            )
+    return wanted
 
 
 @contextmanager
@@ -135,12 +153,17 @@ def name_of(model: PreTrainedModel, layer: nn.Module | None) -> str:
 def base_of(path: str) -> str:
     """The model that an adapter is for: a directory, or a name on the hub.
 
-    Raises UserError for a directory that is not there.
+    Raises UserError for a directory that is not there, and where the adapter's configuration names none.
     """
-    config = json.loads(Path(path, ADAPTER_CONFIG).read_text("utf-8"))
-    base = config["base_model_name_or_path"]
+    try:
+        base = json.loads(Path(path, ADAPTER_CONFIG).read_text("utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}/{ADAPTER_CONFIG}: it names no base model ({first_line(error)})") from None
     if os.path.isabs(base) and not os.path.isdir(base):
-        raise UserError(f"{path}: an adapter for {base}, which is not there; name it in {ADAPTER_CONFIG}")
+        raise UserError(
+            f"{path}: an adapter for {base}, which is not there; name its new place in {ADAPTER_CONFIG}, or "
+            "in --base of python -m training.merge_adapter"
+        )
     return base
 
 
@@ -148,21 +171,29 @@ def load_any(
     path: str,
     tokenizer: PreTrainedTokenizerFast,
     *,
-    new_tokens: Sequence[int] | None = None,
+    base: str | None = None,
+    new_tokens: NewTokens | None = None,
     **loading: Any,
 ) -> PreTrainedModel:
     """The model at `path`; for an adapter, its base model with the adapter merged into the weights.
 
     It cannot be merged into weights in 8 or 4 bits without loss, and stays beside them.
-    new_tokens: as for `load_model`; not used for an adapter, whose base model has a tokenizer of its own.
-    Raises UserError for an adapter without its weights, and as `load_model` does.
+    base: where an adapter's base is; where None, its configuration says that. new_tokens: as for
+    `load_model`; not used for an adapter, whose base model has a tokenizer of its own.
+    Raises UserError for an adapter without its weights or for another base, and as `load_model` does.
     """
     if not is_adapter(path):
         return load_model(path, tokenizer, new_tokens=new_tokens, **loading)
     if not Path(path, ADAPTER_WEIGHTS).is_file():
         raise UserError(f"{path}: an adapter without {ADAPTER_WEIGHTS}; save it in that format")
-    model = load_model(base_of(path), tokenizer, **loading)
-    adapted = _peft().PeftModel.from_pretrained(model, path)
+    base = base or base_of(path)
+    model = load_model(base, tokenizer, **loading)
+    try:
+        adapted = _peft().PeftModel.from_pretrained(model, path)
+    except (RuntimeError, ValueError):  # weights of other shapes, layers of other names
+        raise UserError(
+            f"{path}: an adapter that does not fit {base}; it is for another base model"
+        ) from None
     is_quantized = getattr(model, "is_quantized", False)
     return adapted.get_base_model() if is_quantized else adapted.merge_and_unload()
 
