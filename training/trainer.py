@@ -94,7 +94,9 @@ def prepare_data(run: Run) -> Data:
     Raises UserError where those of a continued run are not the ones that it began with.
     """
     options = run.options
-    options.max_length = longest_row(options.input_model, options.max_length)
+    options.max_length = longest_row(
+        options.input_model, options.max_length, is_given="max_length" not in options.default_names
+    )
     tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
     training, held_out = build_datasets(options, tokenizer)
     longest = int(training.lengths.max(initial=0))

@@ -19,7 +19,7 @@ from tests.conftest import write_rows
 from tests.tiny_models import make_gpt2
 from training import check, plan, trainer
 from training.common.errors import UserError
-from training.model.context import context_limit
+from training.model.context import context_limit, longest_row
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode_prompt
 
@@ -99,6 +99,10 @@ def test_a_run_with_a_longer_max_length_is_refused(outcome, gpt2: str, rows: str
     assert status == 2
     assert err.startswith(f"error: --max-length 2048: {gpt2} can read 150 tokens")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_longer_one_that_an_earlier_version_recorded_becomes_the_limit(gpt2: str) -> None:
+    assert longest_row(gpt2, 2048, is_given=False) == POSITIONS
 
 
 def long_prompts(tokenizer) -> list[list[int]]:

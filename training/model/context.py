@@ -22,16 +22,19 @@ def context_limit(config: PretrainedConfig) -> int | None:
     return next((size for name in LIMITS if (size := getattr(text_config, name, None))), None)
 
 
-def longest_row(input_model: str, wanted: int | None, *, on_stderr: bool = False) -> int:
+def longest_row(
+    input_model: str, wanted: int | None, *, is_given: bool = True, on_stderr: bool = False
+) -> int:
     """The tokens of the longest row in training: those that are wanted, or by default CONTEXT of them.
 
     Where the model at `input_model` can read fewer, the default is that, which a line says, on stderr if
-    `on_stderr`; more that are wanted raise UserError. An adapter has no configuration that could be asked.
+    `on_stderr`; more that are wanted raise UserError, unless they were not given but kept from the record of
+    an earlier version's run. An adapter has no configuration that could be asked.
     """
     limit = None if is_adapter(input_model) else context_limit(read_config(input_model))
     if limit is None or limit >= (wanted or CONTEXT):
         return wanted or CONTEXT
-    if wanted:
+    if wanted and is_given:
         raise UserError(
             f"--max-length {wanted}: {input_model} can read {limit:,} tokens, as its configuration says; "
             "give no more, or leave the option out"
