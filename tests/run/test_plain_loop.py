@@ -1,5 +1,6 @@
 """The trainer's losses and gradient norms equal the plain loop's on transformers' model with padding."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -93,19 +94,33 @@ def test_losses_with_a_log_warm_up_are_those_that_deepspeeds_own_schedule_gives(
     assert losses == pytest.approx([step.loss for step in expected], rel=1e-6)
 
 
+# What the rate of each step is multiplied by in a run that goes on after step 3 with another schedule.
+CHANGED_RATES = [0.5, 1, 1, 0.5 * math.log(3) / math.log(4), 0.5, 0.25]
+
+
+def changed_schedule(optimizer: torch.optim.Optimizer) -> LambdaLR:
+    return LambdaLR(optimizer, lambda step: [*CHANGED_RATES, 0][step])
+
+
 @pytest.mark.slow
-def test_losses_and_norms_of_two_ranks_with_accumulation_under_zero_2(
+def test_losses_and_norms_of_two_ranks_with_accumulation_and_a_changed_schedule_under_zero_2(
     base: str, tokenizer, tmp_path: Path, file
 ) -> None:
-    launched = launch(
-        2, "--deepspeed", ZERO2, "--no-bf16", "--data-path", str(SINGLE_TURN), "--input-model", base,
+    arguments = [
+        "--deepspeed", ZERO2, "--no-bf16", "--data-path", str(SINGLE_TURN), "--input-model", base,
         "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--run-name", "run",
-        "--test-size", "0", "--max-steps", str(STEPS), "--lr", str(RATE), "--warmup-steps", str(WARMUP),
-        "--lr-scheduler", "linear", "--per-device-train-batch-size", "2", "--seed", str(SEED),
+        "--test-size", "0", "--per-device-train-batch-size", "2", "--seed", str(SEED), "--save-steps", "3",
         "--gradient-accumulation-steps", "2", "--logging-steps", "1", "--no-gradient-checkpointing",
-    )  # fmt: skip
-    assert launched.returncode == 0, launched.stderr
-    expected = plain_steps(base, tokenizer, file, 2, 2, SEED)
+    ]  # fmt: skip
+    first = ["--max-steps", "3", "--lr", str(RATE), "--warmup-steps", "2"]
+    second = ["--max-steps", str(STEPS), "--lr", str(RATE / 2), "--warmup-steps", "4"]
+    second += ["--warmup-shape", "log", "--lr-scheduler", "linear", "--resume"]
+    for schedule in (first, second):
+        launched = launch(2, *arguments, *schedule)
+        assert launched.returncode == 0, launched.stderr
+    expected = plain_steps(base, tokenizer, file, 2, 2, SEED, changed_schedule)
+    rates = [RATE * factor for factor in CHANGED_RATES]
+    assert values(tmp_path / "run", "learning_rate") == pytest.approx(rates)
     assert values(tmp_path / "run", "loss") == pytest.approx([step.loss for step in expected], rel=1e-4)
     norms = [step.grad_norm for step in expected]
     assert values(tmp_path / "run", "grad_norm") == pytest.approx(norms, rel=1e-3)
