@@ -255,7 +255,10 @@ def _checked_value(value: Any, field: "FieldInfo", name: str) -> Any:
 def _check_what_is_the_trainers(config: Mapping[str, Any]) -> None:
     """Raise ValueError for what the trainer does itself, or cannot do."""
     if "scheduler" in config:
-        raise ValueError('remove "scheduler"; the schedule is --lr-scheduler and --warmup-steps')
+        raise ValueError(
+            'remove "scheduler"; the schedule is --lr-scheduler and --warmup-steps, and --warmup-shape log '
+            "rises as WarmupLR does"
+        )
     if config.get("tensor_parallel", {}).get("autotp_size", 0) not in (0, 1):
         raise ValueError(
             'remove "tensor_parallel"; the ranks divide data and weights (ZeRO) between them, not tensors'
