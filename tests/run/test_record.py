@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from training.common.command_line import parse_value
+from training.common.command_line import parse_value, text_of_value
 from training.common.errors import UserError
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
 from training.run.record import check_checkpoint, check_same_run, keep_recorded
@@ -62,9 +62,9 @@ def test_another_optimizer_is_told_which_options_to_give(tmp_path: Path, now: st
 def test_options_that_are_not_given_stay_what_the_run_had() -> None:
     began = Options(
         lr=3e-4, lora_rank=4, bf16=False, max_steps=9, test_size=0.25, warmup_steps=0.5, deepspeed="c.json",
-        lr_scheduler="cosine", tokens_per_batch=700, seed=3, run_name="run",
+        lr_scheduler="cosine", tokens_per_batch=700, seed=3, run_name="run", report_to=("wandb", "mlflow"),
     )  # fmt: skip
-    record = {"options": {name: str(getattr(began, name)) for name in OPTION_NAMES}}
+    record = {"options": {name: text_of_value(getattr(began, name)) for name in OPTION_NAMES}}
     required = ("data_path", "input_model", "local_output_dir")
     not_given = tuple(name for name in OPTION_NAMES if name not in (*required, "lr", "resume"))
     kept = keep_recorded(Options(lr=1e-5, resume=True, run_name="run", default_names=not_given), record)

@@ -174,11 +174,19 @@ def names_not_given() -> tuple[str, ...]:
     )
 
 
+def text_of_value(value: Any) -> str:
+    """An option's value as text; several texts are joined by commas."""
+    is_list = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+    return ",".join(value) if is_list else str(value)
+
+
 def parse_value(options_class: type, name: str, text: str) -> Any:
-    """The value of an option that may be given once, from the text that `str` makes of it."""
+    """The value of an option from what `text_of_value` makes of it."""
     (field,) = (field for field in dataclasses.fields(options_class) if field.name == name)
     settings = _settings(field, typing.get_type_hints(options_class)[name], required=False)
     kind = settings.get("type", click.BOOL if settings.get("is_flag") else click.STRING)
+    if settings.get("multiple"):
+        return tuple(kind.convert(part, None, None) for part in text.split(","))
     return kind.convert(text, None, None)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.common.command_line import parse_value
+from training.common.command_line import parse_value, text_of_value
 from training.common.console import say
 from training.common.errors import UserError, first_line
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
@@ -47,7 +47,7 @@ def describe(
         f"{'bf16' if options.bf16 else 'float32'}{_adapter(options)}",
         "optimizer state": describe_optimizer(deepspeed_config) if deepspeed_config else None,
         "ranks": world_size,
-        "options": {name: str(getattr(options, name)) for name in OPTION_NAMES},
+        "options": {name: text_of_value(getattr(options, name)) for name in OPTION_NAMES},
     }
 
 
