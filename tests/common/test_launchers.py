@@ -30,7 +30,7 @@ def test_a_launcher_is_known_by_its_script_or_module(command: str, typed: str | 
 
 def test_what_starts_processes_on_a_cluster() -> None:
     for command, is_one in (
-        ("/usr/sbin/slurmstepd x", True),
+        ("/usr/bin/mpiexec x", True),
         ("sh /bin/mpirun", True),
         ("bash srun.sh", False),
     ):

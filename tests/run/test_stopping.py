@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from training.common.launchers import launchers
+from training.common.options import Options
 from training.run import stopping
+from training.run.resume import Run, check_new
 from training.run.stopping import STOPPED_STATUS, StopRequest, note_stop
 
 
@@ -71,6 +73,22 @@ def test_before_the_first_step_a_signal_ends_the_process_and_no_other_signal_dis
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_run_that_is_stopped_before_its_first_step_says_so_and_may_begin_again(tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    run = Run(Options(local_output_dir=tmp_path, run_name="run"), tmp_path / "run", None)
+    try:
+        with pytest.raises(SystemExit), run:
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert json.loads((tmp_path / "run" / "stopped").read_text()) == {"step": 0, "reason": "SIGTERM"}
+    check_new(tmp_path / "run")
+    with Run(run.options, run.directory, None) as again:
+        again.hold()
+        assert not (tmp_path / "run" / "stopped").exists()
 
 
 def test_the_file_says_where_and_why(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ MODULES = {
     "accelerate.commands.accelerate_cli",
 }
 
-# What starts processes on the nodes of a cluster. It outlives a launcher, or passes a signal on to the ranks.
+# What starts processes on the nodes of a cluster; these may set variables of ranks by a script of the user's.
 OF_A_CLUSTER = {
-    *("srun", "slurmstepd", "mpirun", "mpiexec", "mpiexec.hydra", "orterun", "orted", "prterun", "prted"),
+    *("srun", "mpirun", "mpiexec", "mpiexec.hydra", "orterun", "orted", "prterun", "prted"),
     *("hydra_pmi_proxy", "mpispawn"),
 }
 

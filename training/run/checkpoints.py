@@ -167,7 +167,7 @@ def check_is_seen(directory: Path) -> None:
 def warn_of_slow_save(seconds: float) -> None:
     if seconds > LAUNCHER_PATIENCE_S and launchers():
         say(
-            f"WARNING: a checkpoint took {seconds:.0f} s, and DeepSpeed's launcher kills a rank "
+            f"WARNING: a checkpoint took {seconds:.0f} s, and the launcher kills a rank "
             f"{LAUNCHER_PATIENCE_S} s after a signal: the last one before --resume may then be an older one"
         )
 
