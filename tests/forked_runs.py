@@ -10,8 +10,8 @@ import json
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from training import trainer
 from training.common.errors import run_command
@@ -20,23 +20,19 @@ from training.common.errors import run_command
 def fork(run: dict, log: Path) -> int:
     """Run the trainer in a process of its own, with its output in a file. Returns the exit status."""
     child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    status = 1
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.environ["MASTER_PORT"] = str(run["port"])
-        sys.argv = ["trainer", *run["arguments"]]
-        run_command(trainer.main)
-    except SystemExit as end:
-        status = int(end.code or 0)
-    except BaseException:  # the process must end here, whatever it was
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
+    if not child:
+        become(run, log)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def become(run: dict, log: Path) -> NoReturn:
+    """Go on as the trainer, to the end of this process."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ["MASTER_PORT"] = str(run["port"])
+    sys.argv = ["trainer", *run["arguments"]]
+    run_command(trainer.main)
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 STEPS, SAVED = 6, 3
 
-# bf16 has 8 bits, and another number of ranks sums gradients in another order: losses of a run on one rank
-# and on two differ by up to half a percent. A model whose weights are damaged is off by several percent.
+# Another number of ranks sums gradients in another order, and bf16 has 8 bits: differences of 1e-4 were seen,
+# and more are possible. A model whose weights are damaged is off by several percent.
 TOLERANCE = 5e-3
 
 
@@ -67,7 +67,7 @@ CHOSEN = [
     for each in ALL
     if os.environ.get("YAYI_TEST_RESUME") == "all"
     or (each.case, each.before, each.after)
-    in [("ZeRO 2", 2, 1), ("ZeRO 2", 2, 2), ("ZeRO 3, adapter", 1, 2), ("scrambled", 2, 1)]
+    in [("ZeRO 2", 2, 1), ("ZeRO 2", 1, 2), ("ZeRO 2", 2, 2), ("ZeRO 3, adapter", 1, 2), ("scrambled", 2, 1)]
 ]
 
 
@@ -150,6 +150,7 @@ def test_a_run_goes_on_in_another_way(finished: Path, way: Continued) -> None:
         return
     assert status == "0", log
     assert ("keeps the global batch" in log) == (way.before != way.after)
+    assert not list((finished / way.name).glob(".universal-*"))
     expected = values(finished / f"{way.case}-{way.before}", "loss")
     assert len(expected) == STEPS
     assert expected[0] - expected[-1] > 0.05  # steps that do nothing would show

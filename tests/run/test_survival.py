@@ -172,27 +172,6 @@ def test_a_run_keeps_others_out_of_its_directory_and_ends_within_a_minute_of_a_r
     assert not (run_dir_of(shared, "rank-killed") / "stopped").exists()
 
 
-def test_a_run_of_two_ranks_goes_on_with_one_and_then_with_two(shared: list[str], uninterrupted) -> None:
-    constant = [*shared, "--lr-scheduler", "constant"]  # which does not depend on the number of steps
-
-    def part(ranks: int, steps: int) -> str:
-        finished = launch(ranks, *constant, "--run-name", "ranks", "--max-steps", str(steps), "--resume")
-        assert finished.returncode == 0, finished.stderr
-        return finished.stdout
-
-    part(2, 8)
-    for steps in (12, 16):  # the second time from a checkpoint of one rank, in a run that began with two
-        said = part(1, steps)
-        assert "1 process(es) instead of 2: --gradient-accumulation-steps 2 keeps the global batch" in said
-    assert "checkpoint-16" in part(2, STEPS)
-    whole = launch(2, *constant, "--run-name", "ranks-whole")
-    assert whole.returncode == 0, whole.stderr
-    losses, expected = (values(run_dir_of(shared, name), "loss") for name in ("ranks", "ranks-whole"))
-    print("largest difference:", max(abs(a / b - 1) for a, b in zip(losses, expected, strict=True)))
-    assert losses == pytest.approx(expected, rel=5e-3)
-    assert not list(run_dir_of(shared, "ranks").glob(".universal-*"))
-
-
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk takes root"
 )

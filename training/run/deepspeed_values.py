@@ -57,10 +57,10 @@ def take_values_of_file(options: Options, config: Mapping[str, Any]) -> Options:
     return replace(options, **taken)
 
 
-def adam_settings(config: Mapping[str, Any]) -> dict[str, float]:
+def adam_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Adam's settings that only the file may give, as arguments of transformers' TrainingArguments."""
     params = config.get("optimizer", {}).get("params", {})
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     if params.get("betas", AUTO) != AUTO:
         found["adam_beta1"], found["adam_beta2"] = params["betas"]
     if params.get("eps", AUTO) != AUTO:
