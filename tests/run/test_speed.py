@@ -65,7 +65,7 @@ def test_disturbed_products_do_not_count(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_nothing_is_said_where_no_two_products_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert products_that_take(monkeypatch, (0.8**i for i in range(5000))) is None
+    assert products_that_take(monkeypatch, (0.7**i for i in range(2000))) is None
 
 
 def test_time_that_is_no_training_does_not_count() -> None:
