@@ -50,6 +50,7 @@ def test_the_original_command_parses() -> None:
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 8,
         "logging_steps": 1,
+        "report_to": ("tensorboard",),
         "save_steps": 100,
         "save_total_limit": 10,
         "eval_steps": 100,

@@ -10,7 +10,7 @@ from tests.conftest import SINGLE_TURN
 from tests.run.test_sft_trainer import make_trainer
 from training import trainer as command
 from training.data.encoded import EncodedFile, load_encoded
-from training.run.reporters import keep_in, newest_id
+from training.run.reporters import keep_in, newest_id, waits_for_login
 
 # A swanlab of our own: it notes what it is told, and its network fails at the second log entry.
 SWANLAB = """
@@ -55,6 +55,19 @@ def test_a_package_that_is_missing_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_swanlab_is_refused_where_it_would_wait_for_a_key(monkeypatch, tmp_path: Path) -> None:
+    for name in ("SWANLAB_MODE", "SWANLAB_API_KEY", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SWANLAB_SAVE_DIR", str(tmp_path))
+    assert waits_for_login()
+    for name, value in (("SWANLAB_MODE", "offline"), ("SWANLAB_API_KEY", "key"), ("RANK", "1")):
+        with monkeypatch.context() as set_:
+            set_.setenv(name, value)
+            assert not waits_for_login(), name
+    (tmp_path / ".netrc").touch()
+    assert not waits_for_login()
+
+
 def test_a_service_that_fails_ends_no_run(
     base,
     tokenizer,
@@ -63,8 +76,7 @@ def test_a_service_that_fails_ends_no_run(
     monkeypatch,
     capsys,
 ) -> None:
-    monkeypatch.delenv("SWANLAB_LOG_DIR", raising=False)
-    monkeypatch.setenv("SWANLAB_INTERACTIVE", "x")  # put back at the end, as is what the run sets
+    monkeypatch.setenv("SWANLAB_LOG_DIR", "x")  # so that the run sets nothing in this process
     (tmp_path / "swanlab.py").write_text(SWANLAB)
     monkeypatch.syspath_prepend(tmp_path)
     trainer = make_trainer(base, tokenizer, tmp_path / "a-run", rows, 8, max_steps=4, report_to=["swanlab"])

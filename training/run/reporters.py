@@ -41,7 +41,9 @@ UNFIT_SWANLAB = Version("0.8")
 
 
 def check_reporters(names: Sequence[str]) -> None:
-    """Raise UserError where the package of a service is not installed, or does not fit."""
+    """Raise UserError where the package of a service is not installed or does not fit, and for SwanLab where
+    nobody is logged in: it would ask on a terminal, and wait for ever.
+    """
     for name in names:
         if name == "none":
             continue
@@ -56,6 +58,18 @@ def check_reporters(names: Sequence[str]) -> None:
                 f"--report-to swanlab: version {found} does not fit transformers' integration; pip install "
                 f"{package}, or leave it out"
             )
+        if name == "swanlab" and waits_for_login():
+            raise UserError(
+                "--report-to swanlab: nobody is logged in; run `swanlab login`, or set SWANLAB_MODE=offline"
+            )
+
+
+def waits_for_login() -> bool:
+    """Whether SwanLab, in rank 0, would send the run to an account and has no key of one."""
+    if os.environ.get("RANK", "0") != "0" or os.environ.get("SWANLAB_MODE", "cloud") != "cloud":
+        return False
+    keys = Path(os.environ.get("SWANLAB_SAVE_DIR", "~/.swanlab")).expanduser() / ".netrc"
+    return "SWANLAB_API_KEY" not in os.environ and not keys.exists()
 
 
 def add_reporters(trainer: Trainer) -> None:
@@ -82,8 +96,8 @@ def keep_in(run_dir: Path, names: Sequence[str]) -> None:
         "WANDB_DIR": str(directory),
         "WANDB_LOGIN_TIMEOUT": "30",  # seconds for which it waits on a terminal for an account's key
         "SWANLAB_LOG_DIR": os.environ.get("SWANLAB_LOGDIR", str(directory / "swanlog")),
-        "SWANLAB_INTERACTIVE": "false",  # or it would wait for ever
         "MLFLOW_TRACKING_URI": f"sqlite:///{directory / 'mlflow.db'}",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # of mlflow's own 7, the last waits for two minutes
     }
     for service, place in (("WANDB", directory / "wandb"), ("SWANLAB", directory / "swanlog")):
         newest = newest_id(place)

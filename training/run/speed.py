@@ -25,7 +25,7 @@ TELLING_PRODUCT = 1024
 
 # The fastest product is taken for what the machine can do where the second fastest reaches this share of it;
 # until then the measuring goes on, at most so many times as long as it should.
-AGREEMENT, PATIENCE = 0.9, 4
+AGREEMENT, PATIENCE = 0.8, 6
 
 
 def count_tokens(batch: Mapping[str, torch.Tensor]) -> Tokens:
