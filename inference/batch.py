@@ -104,7 +104,7 @@ def read_prompts(path: str) -> list[PromptRow]:
 
 def prompt_of(row: Any) -> Conversation:
     """The conversation of a row, without its last answer. Raises ValueError naming the field at fault."""
-    conversation = from_row(row, prompts=True)
+    conversation = from_row(row)
     *before, last = conversation.turns
     return Conversation((*before, Turn(last.human)), conversation.system)
 

@@ -19,6 +19,6 @@ if [ $# -gt 0 ]; then
 fi
 echo "== the quick tests, in two processes"
 python -m pytest -n 2 --dist worksteal -m "not slow"
-# They start launchers and send signals, and would disturb each other.
-echo "== the slow tests, one at a time"
-python -m pytest -m slow
+# Those that start launchers and send signals would disturb each other, and run one at a time, beside the rest.
+echo "== the slow tests, in two processes"
+python -m pytest -n 2 --dist loadgroup -m slow --durations=25

@@ -4,14 +4,17 @@ python -m training.check --data-path data/yayi_train_example.json --input-model 
 """
 
 import json
+import typing
 
 import click
 
-from training.common.command_line import PathOrName
+from training.common.columns import RowColumns, parse_columns
+from training.common.command_line import ParsedText, PathOrName
 from training.common.errors import run_command
+from training.common.options import Learn
 from training.consts import CONTEXT
 from training.data.audit import ON_BAD_ROW, full_form, refuse_unusable
-from training.data.encoded import encode_chunks, new_findings
+from training.data.encoded import RowOptions, encode_chunks, new_findings
 from training.data.reader import read_raw_rows
 from training.model.context import longest_row
 from training.text.encoding import mask_labels, show
@@ -46,9 +49,26 @@ EXAMPLES_SHOWN = 2
     default="error",
     help="Whether a row that cannot be used is an error, or dropped and counted.",
 )
+@click.option(
+    "--columns",
+    type=ParsedText("PART=COLUMN,...", parse_columns),
+    help="Which column holds what, for rows of no known format, as in training.",
+)
+@click.option(
+    "--learn",
+    type=click.Choice(typing.get_args(Learn)),
+    default="all",
+    help="Learn all answers of a dialogue, or only its last one, as in training.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file instead of text.")
 def main(
-    data_path: tuple[str, ...], input_model: str, max_length: int | None, on_bad_row: str, as_json: bool
+    data_path: tuple[str, ...],
+    input_model: str,
+    max_length: int | None,
+    on_bad_row: str,
+    columns: RowColumns | None,
+    learn: Learn,
+    as_json: bool,
 ) -> None:
     """Say what is in --data-path: how many tokens would be supervised, which rows would be cut or dropped,
     and which rows cannot be used.
@@ -61,7 +81,7 @@ def main(
     for path in data_path:
         findings = new_findings(tokenizer, longest)
         examples: list[str] = []
-        for chunk in encode_chunks(read_raw_rows(path), tokenizer, longest):
+        for chunk in encode_chunks(read_raw_rows(path), tokenizer, longest, RowOptions(learn, columns)):
             findings += chunk.findings
             ends = chunk.rows["end"].tolist()
             for start, end in zip([0, *ends], ends[: EXAMPLES_SHOWN - len(examples)], strict=False):

@@ -14,12 +14,13 @@ from typing import Any, TextIO
 
 import click
 
-from training.common.command_line import PathOrName, UserPath
+from training.common.columns import RowColumns, parse_columns
+from training.common.command_line import ParsedText, PathOrName, UserPath
 from training.common.errors import UserError, run_command
 from training.common.files import write_atomic
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
-from training.text.conversation import Conversation, from_row, other_keys
+from training.text.conversation import Conversation, read_row
 from training.text.formats import written_formats
 
 
@@ -33,6 +34,11 @@ from training.text.formats import written_formats
     help="File or data set; may be given several times.",
 )
 @click.option(
+    "--columns",
+    type=ParsedText("PART=COLUMN,...", parse_columns),
+    help="Which column holds what, for rows of no known format, as in training.",
+)
+@click.option(
     "--to", "to_format", required=True, type=click.Choice(list(written_formats())), help="Format to write."
 )
 @click.option(
@@ -42,7 +48,9 @@ from training.text.formats import written_formats
     help="JSON Lines file to write.",
 )
 @click.option("--force", is_flag=True, help="Overwrite --output if it exists.")
-def main(paths: tuple[str, ...], to_format: str, output: Path, force: bool) -> None:
+def main(
+    paths: tuple[str, ...], columns: RowColumns | None, to_format: str, output: Path, force: bool
+) -> None:
     """Write the rows of all files, in order, into one JSON Lines file.
 
     Rows that the format cannot hold are left out, counted and named. A row may lack its last answer.
@@ -54,12 +62,12 @@ def main(paths: tuple[str, ...], to_format: str, output: Path, force: bool) -> N
     def write(path: Path) -> None:
         nonlocal tally
         with open(path, "w", encoding="utf-8") as file:
-            tally = convert(paths, written_formats()[to_format], file)
+            tally = convert(paths, written_formats()[to_format], file, columns)
         for reason, count in tally.left_out.items():
             more = ", ..." if count > LINES_KEPT else ""
             click.echo(f"left out, {reason}: {count:,} ({', '.join(tally.places[reason])}{more})")
         for key, count in sorted(tally.other_keys.items()):
-            click.echo(f"not carried over, {key}: of {count:,} rows")
+            click.echo(f'not carried over, "{key}": of {count:,} rows')
         if not tally.written:
             raise UserError(
                 f"{output}: not written; none of the {tally.read:,} rows can be a row of {to_format}"
@@ -84,7 +92,10 @@ class Tally:
 
 
 def convert(
-    paths: Sequence[str], to_format: Callable[[Conversation], dict[str, Any]], output: TextIO
+    paths: Sequence[str],
+    to_format: Callable[[Conversation], dict[str, Any]],
+    output: TextIO,
+    columns: RowColumns | None = None,
 ) -> Tally:
     """Write the rows of `paths` to `output`, one at a time.
 
@@ -99,8 +110,10 @@ def convert(
                 raise UserError(f"{place}: {raw.content.problem}")
             tally.read += 1
             try:
-                row = parse(raw)
-                converted = to_format(from_row(row))
+                read = read_row(parse(raw), columns)
+                if read.refusal:
+                    raise ValueError(read.refusal)
+                converted = to_format(read.as_it_stands())
             except ValueError as error:
                 reason = reason_of(str(error))
                 tally.left_out[reason] += 1
@@ -110,7 +123,7 @@ def convert(
                 continue
             output.write(json.dumps(converted, ensure_ascii=False) + "\n")
             tally.written += 1
-            tally.other_keys.update(other_keys(row))
+            tally.other_keys.update(read.not_learnt + read.harmless + ("system",) * read.other_system)
     return tally
 
 

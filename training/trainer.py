@@ -31,7 +31,7 @@ from training.run.arguments import check_options, training_arguments
 from training.run.checkpoints import check_disk_space, export_model
 from training.run.continued import LoadedCheckpoint, universal_checkpoint
 from training.run.launch import check_card, port_in_use_refused, share_cores, start_deepspeed
-from training.run.record import check_same_run, describe
+from training.run.record import check_same_run, describe, rows_together
 from training.run.report import opening_lines, remove_report, write_report
 from training.run.resume import Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
@@ -98,14 +98,15 @@ def prepare_data(run: Run) -> Data:
         options.input_model, options.max_length, is_given="max_length" not in options.default_names
     )
     tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
-    training, held_out = build_datasets(options, tokenizer)
+    together = rows_together(run.record)
+    training, held_out = build_datasets(options, tokenizer, together)
     longest = int(training.lengths.max(initial=0))
     if options.tokens_per_batch and longest > options.tokens_per_batch:
         raise UserError(
             f"--tokens-per-batch {options.tokens_per_batch}: a row has {longest} tokens; allow as many, or "
             "cut rows by --max-length"
         )
-    run.description = describe(options, run.deepspeed_config, training, held_out, world_size())
+    run.description = describe(options, run.deepspeed_config, training, held_out, world_size(), together)
     if run.record:
         check_same_run(run.directory, run.description, run.record, options.resume_anyway)
     return Data(tokenizer, new_tokens, training, held_out)

@@ -13,8 +13,8 @@ from training import check
 from training.data.audit import full_form, short_form
 from training.data.duplicates import row_hashes
 from training.data.findings import ERRORS_KEPT, Findings
-from training.text.conversation import Conversation, Turn
-from training.text.encoding import encode
+from training.text.conversation import Conversation, ReadRow, Turn
+from training.text.encoding import Encoded, encode
 
 GOOD = [line.encode() for path in (SINGLE_TURN, MULTI_TURN) for line in path.read_text("utf-8").splitlines()]
 REPEATED = json.loads(GOOD[0])
@@ -33,8 +33,8 @@ UNUSABLE = {
     "a raw NUL": (b'{"instruction": "a\0b", "output": "c"}', "not JSON (Invalid control character"),
     "two rows on one line": (GOOD[3] + GOOD[4], "not JSON (Extra data"),
     "no object": (["q", "a"], "a row is a list"),
-    "no known format": ({"prompt": "q", "response": "a"}, "this one has none"),
-    "two formats": ({**REPEATED, "messages": []}, '"instruction" and "messages"'),
+    "no known format": ({"text": "q"}, 'this one has "text"'),
+    "two formats": ({**REPEATED, **dialogue(("human", "q"))}, '"instruction" and "conversations"'),
     "an instruction that is no text": ({"instruction": 7, "output": "a"}, '"instruction" is a number'),
     "an instruction of white space": ({"instruction": "\u3000\n", "output": "a"}, '"instruction" is empty'),
     "no output": ({"instruction": "q"}, '"output" is missing'),
@@ -42,15 +42,15 @@ UNUSABLE = {
     "an output of white space": ({"instruction": "q", "output": " \n"}, '"output" is empty'),
     "a dialogue that YaYi starts": (dialogue(("yayi", "a"), ("human", "q")), "starts with the human"),
     "two humans in a row": (dialogue(("human", "q"), ("human", "q")), "alternates"),
-    "no last answer": (dialogue(("human", "q"), ("yayi", "a"), ("human", "q")), "ends with the human"),
-    "an unknown speaker": (dialogue(("human", "q"), ("bot", "a")), "is 'bot'"),
+    "no answer": (dialogue(("human", "q")), "ends with the human"),
+    "an unknown speaker": (dialogue(("human", "q"), ("observer", "a")), 'is "observer"'),
     "an empty answer inside": (dialogue(("human", "q"), ("yayi", "")), '"conversations"[1]."value" is empty'),
     "a text that is null": (
         dialogue(("human", None), ("yayi", "a")),
         '"conversations"[0]."value" is missing',
     ),
-    "no messages": (dialogue(), "no message from the human"),
-    "two system texts": (dialogue(("system", "s"), ("human", "q"), system="t"), "a second system text"),
+    "no messages": (dialogue(), '"conversations" is empty'),
+    "two system texts": (dialogue(("system", "s"), ("system", "t"), ("human", "q")), "a second system text"),
     "half a character": (b'{"instruction": "\\ud83d", "output": "a"}', "surrogate"),
 }
 
@@ -66,6 +66,13 @@ NOTED = {
     "a byte order mark in a text": ({"instruction": "\ufeffq5", "output": "a"}, "bom"),
     "the character that goes": ({"instruction": "q6\ue000", "output": "a"}, "breaker"),
     "a first turn too long": ({"instruction": "长" * 600, "output": "a"}, "dropped"),
+    "no last answer": (dialogue(("human", "q7"), ("yayi", "a"), ("human", "q")), "open"),
+    "a second system text": (
+        dialogue(("system", "s"), ("human", "q8"), ("yayi", "a"), system="t"),
+        "system",
+    ),
+    "the beginning of another row": (dialogue(("human", "q9"), ("yayi", "a")), "prefix"),
+    "the rest of it": (dialogue(("human", "q9"), ("yayi", "a"), ("human", "q"), ("yayi", "a")), None),
     "a second turn too long": ({"conversations": LONG_TURN * 2}, "cut"),
 }
 
@@ -106,6 +113,8 @@ def test_all_planted_faults_are_found_with_their_lines(planted, base: str, outco
 
     expected: dict[str, list[list[int]]] = {"bom": [[1]]}
     for what, (_, kind) in NOTED.items():
+        if kind is None:
+            continue
         original = [1] if kind in ("duplicate", "conflict") else []
         expected.setdefault(kind, []).append([*original, lines[what]])
     assert {kind: noted["lines"][:1] for kind, noted in found["notes"].items()} == {
@@ -217,9 +226,18 @@ def test_findings_of_stretches_add_up_to_those_of_the_file() -> None:
         for i in rows:
             conversation = Conversation((Turn(f"q{i % 7}", f"a{i % 5}"), Turn("<|x|>" * (i % 3) + "y", "\0")))
             if i % 4:
-                answers = [(10, 20), (30, 60 + 7 * i)]
-                kept = 60 + 7 * i if 60 + 7 * i <= 100 else 20
-                findings.add_usable(i, f"f{i % 2}", conversation, row_hashes(conversation), answers, kept)
+                end = 60 + 7 * i
+                encoded = Encoded([0] * end, [20, end], [(10, 20), (30, end)])
+                read = ReadRow(
+                    conversation,
+                    f"f{i % 2}",
+                    "",
+                    is_dialogue=True,
+                    not_learnt=(f"k{i % 3}",),
+                    harmless=("id",),
+                )
+                kept = end if end <= 100 else 20
+                findings.add_usable(i, read, conversation, row_hashes(conversation), encoded, kept)
             else:
                 findings.add_unusable(i, f"reason {i % 8}")
         return findings
@@ -235,7 +253,9 @@ def test_findings_of_stretches_add_up_to_those_of_the_file() -> None:
 def test_the_two_forms_say_what_is_kept() -> None:
     findings = Findings(100, [])
     conversation = Conversation((Turn("q", "a"),))
-    findings.add_usable(1, "instruction", conversation, row_hashes(conversation), [(10, 25)], 25)
+    encoded = Encoded([0] * 25, [25], [(10, 25)])
+    read = ReadRow(conversation, "instruction", "", is_dialogue=False)
+    findings.add_usable(1, read, conversation, row_hashes(conversation), encoded, 25)
     assert short_form("f", findings.summary()) == ["f: 1 rows of 25 tokens, 15 of them supervised"]
     assert full_form("f", findings.summary())[-1].endswith("sees 1 rows of 25 tokens, 15 of them supervised")
 

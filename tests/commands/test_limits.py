@@ -78,7 +78,7 @@ def test_rows_are_counted_by_that_limit_before_a_run(outcome, gpt2, rows, tmp_pa
     assert status == 0
     assert f"--max-length is {POSITIONS}: more {gpt2} cannot read\n" in out
     assert f"cut after the last turn within --max-length: 1 row ({rows}:3)" in out
-    assert f"DROPPED, first turn beyond --max-length: 2 rows ({rows}:4, {rows}:5)" in out
+    assert f"DROPPED, no answer to learn within --max-length: 2 rows ({rows}:4, {rows}:5)" in out
     status, _, err = outcome(command, f"{arguments} --max-length {POSITIONS + 1}")
     assert status == 2
     assert err == (

@@ -149,7 +149,7 @@ def bare_and_rows(base: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def test_every_option_that_the_plan_offers_has_such_a_change() -> None:
-    where_model_and_rows_come_from = {"input_model", "cache_dir", "on_bad_row"}
+    where_model_and_rows_come_from = {"input_model", "cache_dir", "on_bad_row", "columns", "learn"}
     assert CHANGES.keys() | where_model_and_rows_come_from == set(PLANNED)
 
 

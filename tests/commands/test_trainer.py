@@ -58,6 +58,7 @@ def test_the_original_command_parses() -> None:
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "test_size": 400,
+        "learn": "all",
         "lr": 5e-7,
         "seed": 515,
         "lr_scheduler": "constant",
@@ -171,7 +172,7 @@ def test_cut_and_dropped_rows_are_counted_and_named(tokenizer, tmp_path, capsys)
     assert len(train_rows) == 2
     out = capsys.readouterr().out
     assert f"cut after the last turn within --max-length: 1 row ({path}:2)" in out
-    assert f"DROPPED, first turn beyond --max-length: 1 row ({path}:3)" in out
+    assert f"DROPPED, no answer to learn within --max-length: 1 row ({path}:3)" in out
 
 
 def test_rows_that_cannot_be_used_are_all_listed_or_dropped_and_counted(tokenizer, tmp_path, capsys) -> None:
@@ -183,7 +184,9 @@ def test_rows_that_cannot_be_used_are_all_listed_or_dropped_and_counted(tokenize
     assert error.value.details == [
         f'{path}:6: "output" is empty',
         f'{path}:7: "output" is missing',
-        f'{path}:8: a row needs one of "instruction", "conversations" and "messages"; this one has none',
+        f'{path}:8: a row needs one of "instruction", "conversations", "messages", "prompt", "question", '
+        '"query", "input", "content"; this one has nothing; --columns question=...,answer=... names the '
+        "columns",
     ]
     assert capsys.readouterr().out == ""
     train_rows, _ = build_datasets(data_options(tmp_path, path, on_bad_row="drop"), tokenizer)
@@ -219,7 +222,8 @@ def test_rows_with_one_prompt_stay_on_one_side_and_are_counted(tokenizer, tmp_pa
     assert (len(train_rows), len(test_rows)) == (30, 10)
     assert not prompts[0] & prompts[1]
     assert (
-        "rows changed sides, so that all rows with one prompt are on the same side" in capsys.readouterr().out
+        "rows changed sides, so that rows with one prompt, and dialogues that go on from one another, are on "
+        "the same side\n" in capsys.readouterr().out
     )
 
 

@@ -14,7 +14,8 @@ from training.data.encoded import encode_chunks, new_findings, read_conversation
 from training.data.reader import read_raw_rows, read_rows
 from training.text.conversation import Conversation, from_row
 from training.text.encoding import encode_turns
-from training.text.formats import SPEAKERS, answered_keys
+from training.text.formats import FORMATS
+from training.text.messages import SPEAKERS
 
 # Any text that Python has, halves of surrogate pairs included, and texts that mean something to us.
 TEXTS = st.one_of(
@@ -34,7 +35,7 @@ MESSAGES = st.lists(
 ROWS = st.one_of(
     VALUES,
     st.dictionaries(
-        st.sampled_from([*answered_keys(), "input", "output", "system"]),
+        st.sampled_from([*[entry.key for entry in FORMATS], "input", "output", "system"]),
         st.one_of(TEXTS, MESSAGES, VALUES),
         max_size=4,
     ),
@@ -67,9 +68,9 @@ def test_any_row_becomes_a_conversation_that_can_be_encoded_or_a_value_error(tok
         return
     assert isinstance(conversation, Conversation)
     (encoded,) = encode_turns([conversation], tokenizer)
-    assert len(encoded.answers) == len(conversation.turns) - conversation.is_prompt
+    assert len(encoded.turn_ends) == len(conversation.turns) - conversation.is_prompt
     if not conversation.is_prompt:
-        assert encoded.answers[-1][1] == len(encoded.input_ids)
+        assert encoded.turn_ends[-1] == len(encoded.input_ids)
 
 
 @given(rows=st.lists(ROWS, max_size=4), indent=st.sampled_from([None, 1]), array=st.booleans())

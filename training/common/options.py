@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from training.common.columns import PARTS, RowColumns, parse_columns
 from training.common.command_line import option
 from training.common.errors import UserError
 from training.common.files import user_cache_dir
@@ -23,6 +24,9 @@ BATCH_SIZE = 8
 
 # What is done about a row that cannot be used.
 OnBadRow = Literal["error", "drop"]
+
+# Which answers of a row are learnt: all, or the last one, the others being context.
+Learn = Literal["all", "last"]
 
 Schedule = Literal["constant", "linear", "cosine"]
 WarmupShape = Literal["linear", "log"]
@@ -121,6 +125,16 @@ class Options:
         "Whether a row that cannot be used is an error, or is dropped and counted.",
         planned=True,
     )
+    columns: RowColumns | None = option(
+        None,
+        DATA,
+        "Which column holds what, for rows of no known format, as in question=问题,answer=答案; the parts: "
+        f"{', '.join(PARTS)}.",
+        parse=parse_columns,
+        metavar="PART=COLUMN,...",
+        planned=True,
+    )
+    learn: Learn = option("all", DATA, "Learn all answers of a dialogue, or only its last one.", planned=True)
     cache_dir: Path = option(
         default_cache_dir,
         DATA,

@@ -91,8 +91,12 @@ def full_form(path: str, summary: dict[str, Any]) -> list[str]:
 
 
 def _notes(path: str, summary: dict[str, Any]) -> list[str]:
-    notes = summary["notes"]
-    return [f"{text}: {_rows(path, notes[kind])}" for kind, text in NOTES.items() if kind in notes]
+    notes, bookkeeping = summary["notes"], summary["bookkeeping"]
+    lines = [f"{text}: {_rows(path, notes[kind])}" for kind, text in NOTES.items() if kind in notes]
+    lines += [f'not learnt: "{key}" in {_rows(path, noted)}' for key, noted in summary["not_learnt"].items()]
+    if bookkeeping:
+        lines.append(f"bookkeeping, not learnt: {_counts(bookkeeping)}")
+    return lines
 
 
 def _rows(path: str, noted: dict[str, Any]) -> str:

@@ -15,11 +15,16 @@ from training.text.conversation import Conversation
 
 
 class RowHashes(NamedTuple):
-    """Hashes of a conversation, of each turn's prompt (all text before its answer), and of each answer."""
+    """Hashes of a conversation and of its parts.
+
+    row: of the whole. prompts: of all text before each answer. answers: of each answer alone. beginnings: of
+    all text up to each answer but the last, that answer included; it is the `row` of a row that ends there.
+    """
 
     row: int
     prompts: list[int]
     answers: list[int]
+    beginnings: list[int]
 
 
 def row_hashes(conversation: Conversation) -> RowHashes:
@@ -28,7 +33,7 @@ def row_hashes(conversation: Conversation) -> RowHashes:
     The hash of each text is seeded with the hash of all text before it.
     """
     so_far = xxh3_64_intdigest((conversation.system or INTRO).encode())
-    prompts, answers = [], []
+    prompts, answers, ends = [], [], []
     for turn in conversation.turns:
         assert turn.yayi is not None
         answer = turn.yayi.encode()
@@ -36,7 +41,8 @@ def row_hashes(conversation: Conversation) -> RowHashes:
         so_far = xxh3_64_intdigest(answer, prompt)
         prompts.append(prompt)
         answers.append(xxh3_64_intdigest(answer))
-    return RowHashes(so_far, prompts, answers)
+        ends.append(so_far)
+    return RowHashes(so_far, prompts, answers, ends[:-1])
 
 
 def duplicates(rows: np.ndarray, lines: np.ndarray) -> Iterator[np.ndarray]:

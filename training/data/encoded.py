@@ -15,13 +15,16 @@ import tokenizers
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from training.common.columns import RowColumns
 from training.common.console import Progress
 from training.common.errors import UserError
+from training.common.options import Learn
 from training.data.cache import make_once
 from training.data.duplicates import row_hashes
 from training.data.findings import Findings
+from training.data.groups import Prompts
 from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
-from training.text.conversation import Conversation, format_of, from_row
+from training.text.conversation import Conversation, ReadRow, from_row, read_row
 from training.text.encoding import encode_turns, mask_labels, supervised_mask
 from training.text.tokenizer import special_tokens, tokenizer_fingerprint
 
@@ -35,24 +38,37 @@ MOST_THREADS = 16
 # The packages that decide what a row becomes. A change of any file in them makes the cache anew.
 ENCODING_PACKAGES = ("text", "data")
 
-# What is stored of each example: where its tokens end among those of all examples, the line of its row, and
-# the hash of its first prompt.
-ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("prompt", "<u8")])
+# What is stored of each example: where its tokens end among those of all examples, the line of its row, the
+# hashes of its first prompt and of its whole prompt, and where its states end, which are a file of their own
+# (see `groups.Prompts`).
+ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("first", "<u8"), ("whole", "<u8"), ("states_end", "<i8")])
 
 # "input_ids" and "labels": two int32 arrays of one length.
 Example = dict[str, np.ndarray]
+
+
+class RowOptions(NamedTuple):
+    """What the options say about reading rows: which answers are learnt, and which column holds what."""
+
+    learn: Learn = "all"
+    columns: RowColumns | None = None
+
+
+AS_THEY_ARE = RowOptions()
 
 
 class Chunk(NamedTuple):
     """The examples made of some rows of a file, and what was found in these rows.
 
     input_ids: the ids of all examples end to end, (tokens,). supervised: their mask, (tokens,). rows: a ROW
-    for each example, whose tokens are counted from the start of the chunk. findings: those of all the rows.
+    for each example, whose tokens and states are counted from the start of the chunk. states: those of all
+    examples, (turns,). findings: those of all the rows.
     """
 
     input_ids: np.ndarray
     supervised: np.ndarray
     rows: np.ndarray
+    states: np.ndarray
     findings: Findings
 
 
@@ -70,6 +86,9 @@ class EncodedFile(Dataset):
             self._input_ids = _map_file(directory / "input_ids.bin", np.dtype("<i4"), kept["tokens"])
             self._supervised = _map_file(directory / "learnt.bin", np.dtype("?"), kept["tokens"])
             self.rows = _map_file(directory / "rows.bin", ROW, kept["rows"])
+            turns = int(self.rows["states_end"][-1]) if len(self.rows) else 0
+            states = _map_file(directory / "states.bin", np.dtype("<u8"), turns)
+            self.prompts = Prompts(self.rows["whole"], states, self.rows["states_end"])
         except (OSError, ValueError) as error:
             raise UserError(f"{directory}: damaged ({error}); remove it, and it is made again") from None
 
@@ -102,13 +121,17 @@ def encoding_code() -> list[Path]:
 
 
 def load_encoded(
-    data_path: str, tokenizer: PreTrainedTokenizerFast, max_length: int, cache_dir: Path
+    data_path: str,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    cache_dir: Path,
+    row_options: RowOptions = AS_THEY_ARE,
 ) -> EncodedFile:
     """The examples of `data_path`, each at most `max_length` tokens long, and the summary of its findings.
 
-    A longer row is cut after its last turn that fits, never inside an answer; it is dropped if its first turn
-    does not fit. A row that cannot be used is only in the summary. Raises UserError for a file that cannot be
-    read.
+    A longer row is cut after its last turn that fits, never inside an answer; it is dropped if no turn that
+    fits has an answer to learn. A row that cannot be used is only in the summary. Raises UserError for a file
+    that cannot be read.
     """
     data = fingerprint(data_path)
     depends_on = [
@@ -116,6 +139,7 @@ def load_encoded(
         tokenizer_fingerprint(tokenizer),
         tokenizer.chat_template,
         str(max_length),
+        *map(str, row_options),
         tokenizers.__version__,
         *(path.read_text(encoding="utf-8") for path in encoding_code()),
     ]
@@ -123,29 +147,38 @@ def load_encoded(
 
     def make(directory: Path) -> None:
         raw_rows = read_raw_rows(data_path)
-        _write_encoded(raw_rows, tokenizer, max_length, directory)
+        _write_encoded(raw_rows, tokenizer, max_length, row_options, directory)
         if raw_rows.fingerprint != data:
             raise UserError(f"{data_path}: changed while it was read; start again")
 
-    return EncodedFile(make_once(cache_dir / key, make), data_path, data)
+    content = data if row_options == AS_THEY_ARE else " ".join([data, *map(str, row_options)])
+    return EncodedFile(make_once(cache_dir / key, make), data_path, content)
 
 
 def _write_encoded(
-    raw_rows: RawRows, tokenizer: PreTrainedTokenizerFast, max_length: int, directory: Path
+    raw_rows: RawRows,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    row_options: RowOptions,
+    directory: Path,
 ) -> None:
     findings = new_findings(tokenizer, max_length)
-    tokens = 0
+    tokens = turns = 0
     with (
         open(directory / "input_ids.bin", "wb") as ids_file,
         open(directory / "learnt.bin", "wb") as supervised_file,
         open(directory / "rows.bin", "wb") as rows_file,
+        open(directory / "states.bin", "wb") as states_file,
     ):
-        for chunk in encode_chunks(raw_rows, tokenizer, max_length):
+        for chunk in encode_chunks(raw_rows, tokenizer, max_length, row_options):
             chunk.rows["end"] += tokens
             tokens += len(chunk.input_ids)
             ids_file.write(chunk.input_ids.astype("<i4").tobytes())
             supervised_file.write(chunk.supervised.tobytes())
+            chunk.rows["states_end"] += turns
+            turns += len(chunk.states)
             rows_file.write(chunk.rows.tobytes())
+            states_file.write(chunk.states.astype("<u8").tobytes())
             findings += chunk.findings
     summary = json.dumps(findings.summary(), ensure_ascii=False)
     (directory / "summary.json").write_text(summary, encoding="utf-8")
@@ -156,7 +189,12 @@ def new_findings(tokenizer: PreTrainedTokenizerFast, max_length: int) -> Finding
     return Findings(max_length, special_tokens(tokenizer))
 
 
-def encode_chunks(raw_rows: RawRows, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Iterator[Chunk]:
+def encode_chunks(
+    raw_rows: RawRows,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    row_options: RowOptions = AS_THEY_ARE,
+) -> Iterator[Chunk]:
     """Encode all rows in the file's order, on all cores, in memory that does not grow with the file.
 
     A file without rows gives one empty chunk. Raises UserError for a file that cannot be read; a row
@@ -170,7 +208,7 @@ def encode_chunks(raw_rows: RawRows, tokenizer: PreTrainedTokenizerFast, max_len
         is_first = True
         while (rows := list(islice(raw_rows, ROWS_PER_CHUNK))) or is_first:
             has_bom = is_first and raw_rows.has_bom
-            at_work.append(pool.submit(_encode_chunk, rows, tokenizer, max_length, has_bom))
+            at_work.append(pool.submit(_encode_chunk, rows, tokenizer, max_length, row_options, has_bom))
             is_first = False
             if len(at_work) > threads:
                 yield at_work.popleft().result()
@@ -180,41 +218,47 @@ def encode_chunks(raw_rows: RawRows, tokenizer: PreTrainedTokenizerFast, max_len
 
 
 def _encode_chunk(
-    raw_rows: list[RawRow], tokenizer: PreTrainedTokenizerFast, max_length: int, has_bom: bool
+    raw_rows: list[RawRow],
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    row_options: RowOptions,
+    has_bom: bool,
 ) -> Chunk:
     findings = new_findings(tokenizer, max_length)
     if has_bom:
         findings.add_bom()
-    usable: list[tuple[int, str, Conversation]] = []
+    usable: list[tuple[int, ReadRow, Conversation]] = []
     for raw in raw_rows:
         try:
-            row = parse(raw)
-            conversation = from_row(row, answered=True)
+            read = read_row(parse(raw), row_options.columns)
+            usable.append((raw.number, read, read.to_learn(row_options.learn)))
         except ValueError as error:
             findings.add_unusable(raw.number, str(error), ends_file=isinstance(raw.content, NotRead))
-        else:
-            usable.append((raw.number, format_of(row), conversation))
 
     kept_ids: list[int] = []
     kept_answers: list[tuple[int, int]] = []
-    rows: list[tuple[int, int, int]] = []
+    kept_states: list[int] = []
+    rows: list[tuple[int, int, int, int, int]] = []
     all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer)
-    for (line, row_format, conversation), encoded in zip(usable, all_encoded, strict=True):
-        length = max((end for _, end in encoded.answers if end <= max_length), default=0)
+    for (line, read, conversation), encoded in zip(usable, all_encoded, strict=True):
+        kept = [(start, end) for start, end in encoded.answers if end <= max_length]
+        length = max(end for end in encoded.turn_ends if end <= max_length) if kept else 0
         hashes = row_hashes(conversation)
-        findings.add_usable(line, row_format, conversation, hashes, encoded.answers, length)
+        findings.add_usable(line, read, conversation, hashes, encoded, length)
         if length:
             start_of_row = len(kept_ids)
             kept_ids += encoded.input_ids[:length]
-            kept_answers += [
-                (start_of_row + start, start_of_row + end) for start, end in encoded.answers if end <= length
-            ]
-            rows.append((len(kept_ids), line, hashes.prompts[0]))
+            kept_answers += [(start_of_row + start, start_of_row + end) for start, end in kept]
+            turns = sum(end <= length for end in encoded.turn_ends)
+            kept_states += [*hashes.beginnings, hashes.row][:turns]
+            prompts = hashes.prompts
+            rows.append((len(kept_ids), line, prompts[0], prompts[turns - 1], len(kept_states)))
 
     return Chunk(
         input_ids=np.fromiter(kept_ids, np.int32, len(kept_ids)),
         supervised=supervised_mask(len(kept_ids), kept_answers),
         rows=np.array(rows, dtype=ROW),
+        states=np.array(kept_states, dtype=np.uint64),
         findings=findings,
     )
 

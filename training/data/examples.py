@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
@@ -11,8 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from training.common.console import say
 from training.common.options import Options
 from training.data.audit import refuse_unusable, short_form
-from training.data.encoded import EncodedFile, load_encoded
+from training.data.encoded import EncodedFile, RowOptions, load_encoded
+from training.data.groups import Prompts, groups
 from training.data.split import split
+
+# Which rows are on one side of the split.
+Together = Literal["first prompts", "whole prompts"]
 
 
 class Examples(Subset):
@@ -48,14 +52,20 @@ class Examples(Subset):
         return f"{encoded.data_path}:{encoded.rows['line'][self.indices[index] - start]}"
 
 
-def build_datasets(options: Options, tokenizer: PreTrainedTokenizerFast) -> tuple[Examples, Examples]:
+def build_datasets(
+    options: Options, tokenizer: PreTrainedTokenizerFast, together: Together = "whole prompts"
+) -> tuple[Examples, Examples]:
     """The training and the held-out examples; says what is supervised, cut, dropped, and held out.
 
+    together: which rows are on one side of the split. Those with the same first prompt were so in runs of
+    earlier versions; now it is what `training.data.groups` draws.
     Raises UserError for rows that cannot be used, as --on-bad-row says.
     """
     sources = options.data_path
+    row_options = RowOptions(options.learn, options.columns)
     files = [
-        load_encoded(source.path, tokenizer, options.max_length, options.cache_dir) for source in sources
+        load_encoded(source.path, tokenizer, options.max_length, options.cache_dir, row_options)
+        for source in sources
     ]
     paths = [source.path for source in sources]
     refuse_unusable(paths, [file.summary for file in files], options.on_bad_row)
@@ -64,7 +74,12 @@ def build_datasets(options: Options, tokenizer: PreTrainedTokenizerFast) -> tupl
             say(line)
 
     weights = [source.weight for source in sources]
-    chosen = split([file.rows["prompt"] for file in files], weights, options.test_size, options.seed)
+    if together == "first prompts":
+        group_of = [file.rows["first"] for file in files]
+    else:
+        ends = np.cumsum([len(file) for file in files])[:-1]
+        group_of = np.split(groups(Prompts.together([file.prompts for file in files])), ends)
+    chosen = split(group_of, weights, options.test_size, options.seed)
     for source, file, count in zip(sources, files, chosen.rows_per_epoch, strict=True):
         if source.weight != 1:
             say(f"{source.path}: weight {source.weight:g}: {count:,} rows, of {len(file):,}")
@@ -76,12 +91,12 @@ def build_datasets(options: Options, tokenizer: PreTrainedTokenizerFast) -> tupl
         )
     if chosen.moved_count:
         say(
-            f"{chosen.moved_count:,} rows changed sides, so that all rows with one prompt are on the same "
-            "side"
+            f"{chosen.moved_count:,} rows changed sides, so that rows with one prompt, and dialogues that go "
+            "on from one another, are on the same side"
         )
     if len(chosen.held_out) < chosen.wanted_count:
         say(
-            f"WARNING: not {chosen.wanted_count:,}: the rest share a prompt with more rows than "
-            "there was room for"
+            f"WARNING: not {chosen.wanted_count:,}: the rest go together with more rows than there was room "
+            "for, or begin several dialogues"
         )
     return Examples(files, chosen.train), Examples(files, chosen.held_out)

@@ -3,7 +3,7 @@
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +11,15 @@ import numpy as np
 
 from training.consts import BREAKER
 from training.data.duplicates import RowHashes, conflicts, duplicates
-from training.text.conversation import Conversation, domain_of
+from training.text.conversation import Conversation, ReadRow, domain_of
+from training.text.encoding import Encoded
 
 # Number of errors that are kept with their text; the rest are only counted.
 ERRORS_KEPT = 100
+
+# Number of keys that are counted one by one.
+KEYS_KEPT = 100
+MORE_KEYS = "others"
 
 # Number of lines that are kept of everything else that is found.
 LINES_KEPT = 3
@@ -26,8 +31,12 @@ LOOKALIKE = r"<[|｜][^<>|｜\n]{1,30}[|｜]>"
 
 # What may be wrong with a row that can be used.
 NOTES = {
-    "dropped": "DROPPED, first turn beyond --max-length",
+    "dropped": "DROPPED, no answer to learn within --max-length",
     "cut": "cut after the last turn within --max-length",
+    "open": "ends with the human, whose last message is left off",
+    "context": "with answers that are read and not learnt",
+    "system": "with a second system text, which is not used",
+    "prefix": "the beginning of another row, whose answers are learnt from both",
     "duplicate": "the same as an earlier row",
     "conflict": "the same prompt as another row, but another answer",
     "lookalike": "a text that looks like a control token (it stays text)",
@@ -67,6 +76,8 @@ class Findings:
         self._errors: list[tuple[int, str]] = []
         self._unusable: dict[str, NotedRows] = {}
         self._notes = {kind: NotedRows() for kind in NOTES}
+        self._not_learnt: dict[str, NotedRows] = {}
+        self._bookkeeping: Counter[str] = Counter()
         self._formats: Counter[str] = Counter()
         self._domains: Counter[str] = Counter()
         self._turns: Counter[int] = Counter()
@@ -76,6 +87,7 @@ class Findings:
         self._lines = array("q")
         self._lengths = array("q")
         self._row_hashes = array("Q")
+        self._beginnings = array("Q")  # those of all usable rows
         # One entry for each turn of a usable row.
         self._turn_lines = array("q")
         self._prompts = array("Q")
@@ -93,22 +105,22 @@ class Findings:
     def add_usable(
         self,
         line: int,
-        row_format: str,
+        read: ReadRow,
         conversation: Conversation,
         hashes: RowHashes,
-        answers: Sequence[tuple[int, int]],
+        encoded: Encoded,
         kept_length: int,
     ) -> None:
         """Note a row that can be used.
 
-        answers: where the supervised tokens of each answer start and end. kept_length: how many tokens of the
-        row training sees; 0 for a row that is dropped.
+        read: the row as its format reads it. conversation: what training sees of it, before it is cut.
+        kept_length: how many tokens of the row training sees; 0 for a row that is dropped.
         """
-        length = answers[-1][1]
+        length, answers = len(encoded.input_ids), encoded.answers
         self._rows += 1
-        self._formats[row_format] += 1
+        self._formats[read.row_format] += 1
         self._domains[domain_of(conversation)] += 1
-        self._turns[len(answers)] += 1
+        self._turns[len(conversation.turns)] += 1
         self._lengths.append(length)
         self._lines.append(line)
         self._supervised += sum(end - start for start, end in answers)
@@ -117,7 +129,8 @@ class Findings:
             self._kept["tokens"] += kept_length
             self._kept["learnt"] += sum(end - start for start, end in answers if end <= kept_length)
         self._row_hashes.append(hashes.row)
-        self._turn_lines.extend([line] * len(answers))
+        self._beginnings.extend(hashes.beginnings)
+        self._turn_lines.extend([line] * len(conversation.turns))
         self._prompts.extend(hashes.prompts)
         self._answers.extend(hashes.answers)
 
@@ -125,6 +138,9 @@ class Findings:
             self._notes["cut" if kept_length else "dropped"].add(1, [[line]])
         texts = "\n".join(_texts(conversation))
         for kind, found in (
+            ("open", read.ends_with_human),
+            ("context", len(answers) < len(conversation.turns)),
+            ("system", read.other_system),
             ("lookalike", self._lookalike.search(texts)),
             ("breaker", BREAKER in texts),
             ("nul", "\0" in texts),
@@ -132,6 +148,11 @@ class Findings:
         ):
             if found:
                 self._notes[kind].add(1, [[line]])
+
+        for key in read.not_learnt:
+            known = key if key in self._not_learnt or len(self._not_learnt) < KEYS_KEPT else MORE_KEYS
+            self._not_learnt.setdefault(known, NotedRows()).add(1, [[line]])
+        self._bookkeeping.update(read.harmless)
 
     def add_bom(self) -> None:
         """Note a byte order mark at the start of the file."""
@@ -141,13 +162,25 @@ class Findings:
         self._rows += later._rows
         self._ends_at = self._ends_at or later._ends_at
         self._errors += later._errors[: ERRORS_KEPT - len(self._errors)]
-        for mine, theirs in ((self._unusable, later._unusable), (self._notes, later._notes)):
+        for mine, theirs in (
+            (self._unusable, later._unusable),
+            (self._notes, later._notes),
+            (self._not_learnt, later._not_learnt),
+        ):
             for kind, noted in theirs.items():
                 mine.setdefault(kind, NotedRows()).add(noted.count, noted.lines)
-        for name in ("_formats", "_domains", "_turns", "_kept"):
+        for name in ("_formats", "_domains", "_turns", "_kept", "_bookkeeping"):
             getattr(self, name).update(getattr(later, name))
         self._supervised += later._supervised
-        for name in ("_lines", "_lengths", "_row_hashes", "_turn_lines", "_prompts", "_answers"):
+        for name in (
+            "_lines",
+            "_lengths",
+            "_row_hashes",
+            "_beginnings",
+            "_turn_lines",
+            "_prompts",
+            "_answers",
+        ):
             getattr(self, name).extend(getattr(later, name))
         return self
 
@@ -159,6 +192,8 @@ class Findings:
         unusable                         {reason: {"count", "lines"}}
         errors                           [[line, problem]] of the first ERRORS_KEPT unusable rows
         notes                            {kind of NOTES: {"count", "lines"}}
+        not_learnt                       {key that has content and is not read: {"count", "lines"}}
+        bookkeeping                      {key that is not read and says nothing to learn: rows}
         formats, domains, turns          {name, prefix or number: usable rows}
         max_length                       longest row in training, in tokens
         tokens, learnt                   tokens of the usable rows, and how many of them are supervised
@@ -171,8 +206,12 @@ class Findings:
         rows, prompts, answers = map(np.asarray, (self._row_hashes, self._prompts, self._answers))
         equal_groups = [group.tolist() for group in duplicates(rows, lines)]
         conflict_groups = [group.tolist() for group in conflicts(prompts, answers, turn_lines)]
+        is_beginning = np.isin(rows, np.asarray(self._beginnings))
         notes = {
             **self._notes,
+            "prefix": NotedRows(
+                int(is_beginning.sum()), [[line] for line in lines[is_beginning][:LINES_KEPT].tolist()]
+            ),
             "duplicate": _noted_groups(equal_groups, sum(len(group) - 1 for group in equal_groups)),
             "conflict": _noted_groups(
                 conflict_groups, len({line for group in conflict_groups for line in group})
@@ -185,6 +224,8 @@ class Findings:
             "unusable": {reason: vars(noted) for reason, noted in self._unusable.items()},
             "errors": [list(error) for error in self._errors],
             "notes": {kind: vars(noted) for kind, noted in notes.items() if noted.count},
+            "not_learnt": {key: vars(noted) for key, noted in self._not_learnt.items()},
+            "bookkeeping": dict(self._bookkeeping.most_common()),
             "formats": dict(self._formats.most_common()),
             "domains": dict(self._domains.most_common()),
             "turns": {str(turns): rows for turns, rows in sorted(self._turns.items())},

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from training.data.groups import TRAINED
+
 
 class Split(NamedTuple):
     """The rows that are trained on and those that are held out, as numbers that count on over all files."""
@@ -14,7 +16,7 @@ class Split(NamedTuple):
     held_out: list[int]
     rows_per_epoch: list[int]  # for each file, how many rows are seen in an epoch, repetitions included
     wanted_count: int  # how many rows were to be held out
-    moved_count: int  # how many rows changed sides, so that all rows with one prompt are on the same side
+    moved_count: int  # how many rows changed sides, so that the rows of each group are on the same side
 
 
 def held_out_count(rows: int, test_size: int | float) -> int:
@@ -26,21 +28,19 @@ def held_out_count(rows: int, test_size: int | float) -> int:
     return count if count < rows else rows // 10
 
 
-def split(
-    prompts: Sequence[np.ndarray], weights: Sequence[float], test_size: int | float, seed: int
-) -> Split:
+def split(groups: Sequence[np.ndarray], weights: Sequence[float], test_size: int | float, seed: int) -> Split:
     """Take from each file as many rows as its weight says, and hold some of them out, at random by `seed`.
 
-    prompts: for each file, the hashes of its rows' prompts. Rows with the same prompt are either all held out
-    or all trained on; they are trained on if there are more of them than are still to be held out. A row that
-    is seen several times is held out once.
+    groups: for each file, the group of each of its rows, or TRAINED. The rows of a group are either all held
+    out or all trained on; they are trained on if there are more of them than are still to be held out. A row
+    that is seen several times is held out once.
     """
-    times = repetitions([len(file) for file in prompts], weights, seed)
+    times = repetitions([len(file) for file in groups], weights, seed)
     numbers = np.flatnonzero(np.concatenate(times))
     wanted = held_out_count(len(numbers), test_size)
     shuffled = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed)).numpy()
     numbers = numbers[shuffled]
-    is_held_out = _choose(np.concatenate(prompts)[numbers], wanted)
+    is_held_out = _choose(np.concatenate(groups)[numbers], wanted)
     train = np.sort(numbers[~is_held_out])
     return Split(
         train=np.repeat(train, np.concatenate(times)[train]).tolist(),
@@ -70,14 +70,16 @@ def repetitions(sizes: Sequence[int], weights: Sequence[float], seed: int) -> li
 def _choose(groups: np.ndarray, room: int) -> np.ndarray:
     """Choose `room` elements, or fewer, so that all elements of a group are chosen, or none.
 
-    groups: the group of each element. Groups are taken in the order of their first elements; one that has
-    more elements than there is room left is passed over. Returns a boolean for each element.
+    groups: the group of each element, or TRAINED for one that is not to be chosen. Groups are taken in the
+    order of their first elements; one that has more elements than there is room left is passed over. Returns
+    a boolean for each element.
     """
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     ends = np.cumsum(sizes)
     members = np.argsort(group_of, kind="stable")
     chosen = np.zeros(len(groups), dtype=bool)
     looked_at = np.zeros(len(sizes), dtype=bool)
+    looked_at[group_of[groups == TRAINED]] = True
     for group in group_of:
         if room == 0:
             break

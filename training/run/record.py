@@ -12,7 +12,7 @@ from training.common.command_line import parse_value, text_of_value
 from training.common.console import say
 from training.common.errors import UserError, first_line
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
-from training.data.examples import Examples
+from training.data.examples import Examples, Together
 from training.run.deepspeed_values import describe_optimizer
 
 # What the run goes by: written when it begins, and again at each later start.
@@ -25,6 +25,7 @@ def describe(
     training: Examples,
     held_out: Examples,
     world_size: int,
+    together: Together = "whole prompts",
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options", for people, every option as text.
@@ -47,8 +48,17 @@ def describe(
         f"{'bf16' if options.bf16 else 'float32'}{_adapter(options)}",
         "optimizer state": describe_optimizer(deepspeed_config) if deepspeed_config else None,
         "ranks": world_size,
+        "together": together,
         "options": {name: text_of_value(getattr(options, name)) for name in OPTION_NAMES},
     }
+
+
+def rows_together(record: Mapping[str, Any] | None) -> Together:
+    """Which rows are on one side of the split: those that were when the run began.
+
+    Earlier versions went by the first prompts, and did not record it.
+    """
+    return "whole prompts" if record is None else record.get("together", "first prompts")
 
 
 def _options_of(one: str, other: str) -> str:

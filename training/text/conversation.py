@@ -1,51 +1,109 @@
 """Where a row of any known format becomes a Conversation; the table of the formats is in `formats.py`."""
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from training.text.formats import answered_keys, kind_of, recognise
+from training.common.options import Learn
+from training.text.formats import read_columns, recognise
+from training.text.keys import Keys, kind_of
 from training.text.turns import Conversation, Turn
 
-__all__ = ["Conversation", "Turn", "domain_of", "format_of", "from_row", "other_keys"]
+__all__ = ["Conversation", "ReadRow", "Turn", "domain_of", "from_row", "read_row"]
 
 # The prefix by which the original's data name the domain of an instruction.
 DOMAIN_PREFIX = re.compile(r"\s*【([^【】\n]{1,30})】")
 
 
-def from_row(row: dict[str, Any], *, answered: bool = False, prompts: bool = False) -> Conversation:
-    """The conversation of a row in any of the formats. A key whose value is null counts as absent.
+class ReadRow(NamedTuple):
+    """A row as its format reads it.
 
-    The last turn may lack its answer, which makes the row a prompt, unless `answered` asks for it. `prompts`
-    also admits the formats that have no place for an answer.
+    row_format: the format's name. no_answer: the error where the last answer is wanted and missing.
+    is_dialogue: whether the row is a list of messages. not_learnt, harmless: the names of keys
+    that have content and are not read. refusal: why the answer must not be learnt, or "". other_system:
+    whether the row has a second system text, which a system message has replaced.
+    """
+
+    conversation: Conversation
+    row_format: str
+    no_answer: str
+    is_dialogue: bool
+    not_learnt: tuple[str, ...] = ()
+    harmless: tuple[str, ...] = ()
+    refusal: str = ""
+    other_system: bool = False
+    broken_end: str = ""
+
+    @property
+    def ends_with_human(self) -> bool:
+        """Whether a dialogue has answers, and the human has the last word."""
+        return self.is_dialogue and self.conversation.is_prompt and len(self.conversation.turns) > 1
+
+    def as_it_stands(self) -> Conversation:
+        """The whole conversation. Raises ValueError where the human has the last word twice."""
+        if self.broken_end:
+            raise ValueError(self.broken_end)
+        return self.conversation
+
+    def to_learn(self, learn: Learn = "all") -> Conversation:
+        """What training sees of the row, each turn with its answer: the human's last messages are left off.
+
+        learn: "last" makes context of the earlier answers. Raises ValueError where no answer is to be learnt.
+        """
+        if self.refusal:
+            raise ValueError(self.refusal)
+        conversation = self.conversation
+        if self.ends_with_human:
+            conversation = replace(conversation, turns=conversation.turns[:-1])
+        if conversation.is_prompt:
+            raise ValueError(self.no_answer)
+        if learn == "last":
+            *earlier, last = conversation.turns
+            earlier = [replace(turn, is_context=True) for turn in earlier]
+            conversation = replace(conversation, turns=(*earlier, last))
+        if all(turn.is_context for turn in conversation.turns):
+            raise ValueError("no answer of the row is to be learnt")
+        return conversation
+
+
+def from_row(row: dict[str, Any], *, answered: bool = False) -> Conversation:
+    """The conversation of a row in any of the formats. A key that is null or blank counts as absent.
+
+    The last turn may lack its answer, which makes the row a prompt. With `answered`, the conversation is what
+    training sees: a last message of the human is left off, and there is an answer to learn.
     Raises ValueError naming the field at fault.
+    """
+    read = read_row(row)
+    return read.to_learn() if answered else read.as_it_stands()
+
+
+def read_row(row: Any, columns: Mapping[str, str] | None = None) -> ReadRow:
+    """The conversation of a row in any of the formats, and what was not read of the row.
+
+    columns: which column holds which part, for a row of no known format. Raises ValueError naming the field
+    at fault.
     """
     if not isinstance(row, dict):
         raise ValueError(f"a row is {kind_of(row)}, not an object")
-    row_format = recognise(row, prompts=prompts)
-    conversation = row_format.read(row)
-    if answered and conversation.is_prompt:
-        raise ValueError(row_format.no_answer)
-    return conversation
-
-
-def format_of(row: dict[str, Any]) -> str:
-    """The name of the format of a row that `from_row` takes."""
-    return recognise(row).name
-
-
-def other_keys(row: dict[str, Any]) -> set[str]:
-    """The keys that a Conversation has no place for, of a row that `from_row` takes and of its messages."""
-    row_format = recognise(row)
-    known = {*answered_keys(), *row_format.fields}
-    found = {f'"{key}"' for key, value in row.items() if key not in known and value is not None}
-    if row_format.message_fields:
-        for message in row[row_format.key]:
-            found |= {
-                f'"{row_format.key}"[…]."{key}"'
-                for key, value in message.items()
-                if key not in row_format.message_fields and value is not None
-            }
-    return found
+    keys = Keys(row)
+    if columns:
+        name, reading = ", ".join(columns.values()), read_columns(keys, columns)
+    else:
+        row_format = recognise(keys)
+        name, reading = row_format.name, row_format.read(keys)
+    rests = [keys.rest(), *(message.rest() for message in reading.messages)]
+    return ReadRow(
+        reading.conversation,
+        name,
+        reading.no_answer,
+        bool(reading.messages),
+        tuple(dict.fromkeys(name for rest in rests for name in rest.not_learnt)),
+        tuple(dict.fromkeys(name for rest in rests for name in rest.harmless)),
+        next((rest.refusal for rest in rests if rest.refusal), ""),
+        reading.other_system,
+        reading.broken_end,
+    )
 
 
 def domain_of(conversation: Conversation) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from training.consts import CONTROL_TOKENS, NOT_SUPERVISED
+from training.consts import CONTROL_TOKENS, END, NOT_SUPERVISED
 from training.text.template import COLON, OPENING, pieces
 from training.text.turns import Conversation
 
@@ -21,9 +21,14 @@ GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 
 
 class Encoded(NamedTuple):
-    """The input_ids of a conversation, and where the supervised tokens of each answer start and end."""
+    """The input_ids of a conversation, where each of its turns ends, and which tokens are supervised.
+
+    turn_ends: how many tokens stand before the end of each turn that has its answer, that answer included.
+    answers: where the supervised tokens of each answer start and end; an answer that is context has none.
+    """
 
     input_ids: list[int]
+    turn_ends: list[int]
     answers: list[tuple[int, int]]
 
 
@@ -55,7 +60,7 @@ def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> di
     """
     if conversation.is_prompt:
         raise ValueError("the last turn has no answer to learn from")
-    input_ids, answers = encode_turns([conversation], tokenizer)[0]
+    input_ids, _, answers = encode_turns([conversation], tokenizer)[0]
     labels = mask_labels(np.array(input_ids), supervised_mask(len(input_ids), answers))
     return {"input_ids": input_ids, "labels": labels.tolist()}
 
@@ -85,6 +90,7 @@ def encode_turns(conversations: Sequence[Conversation], tokenizer: PreTrainedTok
     encoded = []
     for of_one in all_pieces:
         input_ids: list[int] = []
+        turn_ends: list[int] = []
         answers: list[tuple[int, int]] = []
         is_supervised = False  # whether the previous piece was
         for piece in of_one:
@@ -92,9 +98,11 @@ def encode_turns(conversations: Sequence[Conversation], tokenizer: PreTrainedTok
                 start = len(input_ids)
             is_supervised = piece.is_supervised
             input_ids += ids_of[piece.text]
-            if is_supervised and piece.is_control:
-                answers.append((start, len(input_ids)))
-        encoded.append(Encoded(input_ids, answers))
+            if piece.is_control and piece.text == END:
+                turn_ends.append(len(input_ids))
+                if is_supervised:
+                    answers.append((start, len(input_ids)))
+        encoded.append(Encoded(input_ids, turn_ends, answers))
     return encoded
 
 

@@ -1,77 +1,88 @@
 """The table of row formats: how a row of each is recognised, read and written.
 
-{"instruction", "input", "output", "system"}                        one turn
+{"instruction", "input", "output", "system", "history"}             one turn, or the last of several
+{"question", "answer"}, {"prompt", "completion"}, ...               the same by other names
 {"system", "conversations": [{"from": "human"|"yayi", "value"}]}    YaYi multi-round
 {"conversations": [{"from": "system"|"human"|"gpt", "value"}]}      ShareGPT
 {"messages": [{"role": "system"|"user"|"assistant", "content"}]}    chat messages
-{"prompt", "system"}                                                a question, where no answer is wanted
+{"prompt": [messages], "completion": [messages]}                    chat messages, the answer apart
 
 A new format is a function that reads a row of it, one that writes it if `training.convert` is to have it in
 `--to`, and one entry in FORMATS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from training.text.keys import Keys, Row, as_text, is_absent, kind_of, nonblank_text
+from training.text.messages import Messages
 from training.text.turns import Conversation, Turn
 
-Row = dict[str, Any]
+# The columns that hold an answer, and those that hold what a question is about.
+ANSWERS = ("output", "response", "completion", "answer", "target")
+EXTRAS = ("input", "context")
 
-# Who speaks, by the names that the formats use.
-SPEAKERS = {
-    "system": "system",
-    "human": "human",
-    "user": "human",
-    "yayi": "yayi",
-    "gpt": "yayi",
-    "assistant": "yayi",
-}
+# What --columns may name of a question, in the order in which it is asked.
+ASKED = ("instruction", "question", "input")
+
+
+class Reading(NamedTuple):
+    """What the function of a format gives.
+
+    no_answer: the error where the last answer is wanted and missing. messages: the keys of each message of a
+    dialogue. other_system: whether the row has a second system text, which a system message has replaced.
+    broken_end: what is wrong after the last answer, or "".
+    """
+
+    conversation: Conversation
+    no_answer: str
+    messages: tuple[Keys, ...] = ()
+    other_system: bool = False
+    broken_end: str = ""
 
 
 @dataclass(frozen=True)
 class RowFormat:
     """One entry of the table.
 
-    name: what `training.check` calls the format. key: every row of the format has this key, and not null.
+    name: what `training.check` calls the format. key: every row of the format has this key, with content.
     read: makes a row's conversation, whose last answer may be missing; raises ValueError naming the field at
-    fault. fields: the other keys that `read` looks at. message_fields: those of each message, if `key` holds
-    a list. write: makes the row of a conversation; raises ValueError for one that the format cannot hold.
-    option: the name of the format for `--to` of `training.convert`. no_answer: the error for a row that lacks
-    its last answer. speaker: where several formats share a key, a row is of this one only if it has a message
-    from this speaker. is_prompt: whether the format has no place for an answer; training cannot use it.
+    fault. write: makes the row of a conversation; raises ValueError for one that the format cannot hold.
+    option: the name of the format for `--to` of `training.convert`. is_for: whether a row that has the key is
+    of this format. yields_to: keys beside which the format's own is a key like any other.
     """
 
     name: str
     key: str
-    read: Callable[[Row], Conversation]
-    fields: tuple[str, ...] = ()
-    message_fields: tuple[str, ...] = ()
+    read: Callable[[Keys], Reading]
     write: Callable[[Conversation], Row] | None = None
     option: str = ""
-    no_answer: str = "the answer is missing"
-    speaker: str | None = None
-    is_prompt: bool = False
+    is_for: Callable[[Keys], bool] = lambda keys: True
+    yields_to: tuple[str, ...] = ()
 
 
-def recognise(row: Row, *, prompts: bool = False) -> RowFormat:
-    """The format of a row; with `prompts`, it may be one that has no place for an answer.
+def recognise(keys: Keys) -> RowFormat:
+    """The format of a row. Raises ValueError unless the row has the keys of exactly one format."""
+    found = [entry for entry in FORMATS if entry.key in keys and entry.is_for(keys)]
+    found = [entry for entry in found if not any(key in keys for key in entry.yields_to)]
+    names = list(dict.fromkeys(entry.key for entry in found))
+    if len(names) > 1:
+        shown = " and ".join(f'"{name}"' for name in names)
+        raise ValueError(f"a row is of one format, and this one has {shown}; --columns says which to read")
+    if not names:
+        keys.rest()  # tells what the row is, where it is nothing to learn an answer from
+        empty = [entry.key for entry in FORMATS if keys.has(entry.key)]
+        raise ValueError(f'"{empty[0]}" is empty' if empty else _no_format(keys))
+    return found[0]
 
-    A key whose value is null counts as absent. Raises ValueError unless the row has exactly one format's key.
-    """
-    found = [entry for entry in FORMATS if not entry.is_prompt and row.get(entry.key) is not None]
-    if prompts and not found:
-        found = [entry for entry in FORMATS if entry.is_prompt and entry.key in row]
-    if len({entry.key for entry in found}) != 1:
-        *others, last = (f'"{key}"' for key in answered_keys())
-        has = " and ".join(f'"{key}"' for key in dict.fromkeys(entry.key for entry in found)) or "none"
-        raise ValueError(f"a row needs one of {', '.join(others)} and {last}; this one has {has}")
-    return next(entry for entry in found if entry.speaker is None or _speaks(row[entry.key], entry))
 
-
-def answered_keys() -> list[str]:
-    """The keys of the formats that training reads, each once."""
-    return list(dict.fromkeys(entry.key for entry in FORMATS if not entry.is_prompt))
+def _no_format(keys: Keys) -> str:
+    has = ", ".join(f'"{name}"' for name in keys.filled()) or "nothing"
+    known = ", ".join(f'"{name}"' for name in dict.fromkeys(entry.key for entry in FORMATS))
+    return (
+        f"a row needs one of {known}; this one has {has}; --columns question=...,answer=... names the columns"
+    )
 
 
 def written_formats() -> dict[str, Callable[[Conversation], Row]]:
@@ -79,34 +90,126 @@ def written_formats() -> dict[str, Callable[[Conversation], Row]]:
     return {entry.option: entry.write for entry in FORMATS if entry.write}
 
 
-def kind_of(value: Any) -> str:
-    """What JSON calls the type of `value`."""
-    kinds = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
-    return kinds.get(type(value), "a list" if isinstance(value, list) else "an object")
+def _pair(question: str, *answers: str) -> Callable[[Keys], Reading]:
+    """The function that reads a row whose question is in the column `question`.
+
+    answers: the columns that may hold its answer, each once; the first is named where there is none.
+    """
+    answers = tuple(dict.fromkeys(answers))
+
+    def read(keys: Keys) -> Reading:
+        human = nonblank_text(keys.take(question), f'"{question}"')
+        extras = [name for name in EXTRAS if name != question and name in keys]
+        if len(extras) > 1:
+            raise ValueError(f'the question is followed by both "{extras[0]}" and "{extras[1]}"')
+        for name in extras:
+            human += "\n" + as_text(keys.take(name), f'"{name}"')
+        return _turns(keys, human, _answer_column(keys, answers))
+
+    return read
 
 
-def _read_instruction(row: Row) -> Conversation:
-    human = _nonblank_text(row["instruction"], '"instruction"')
-    extra = _text(row.get("input"), '"input"')
-    if extra:
-        human = f"{human}\n{extra}"
-    output = row.get("output")
-    yayi = None if output is None else _nonblank_text(output, '"output"')
-    return Conversation((Turn(human, yayi),), _text(row.get("system"), '"system"'))
+def _answer_column(keys: Keys, answers: tuple[str, ...]) -> str:
+    found = [name for name in answers if name in keys]
+    if len(found) > 1:
+        shown = " and ".join(f'"{name}"' for name in found)
+        raise ValueError(f"the row has several answers, {shown}; --columns says which to read")
+    return found[0] if found else next((name for name in answers if keys.has(name)), answers[0])
+
+
+def _turns(keys: Keys, human: str, answer: str) -> Reading:
+    """One turn, after those of the row's history."""
+    value = keys.take(answer)
+    if isinstance(value, list) and not is_absent(value):
+        raise ValueError(f'"{answer}" is a list: a preference row, which has no one answer to learn')
+    yayi = None if is_absent(value) else nonblank_text(value, f'"{answer}"')
+    turns = (*_history(keys, "history"), Turn(human, yayi))
+    system = as_text(keys.take("system"), '"system"')
+    return Reading(Conversation(turns, system), _no_answer(answer, value))
+
+
+def _no_answer(column: str, value: Any) -> str:
+    if not column:
+        return "--columns names no answer"
+    return f'"{column}" is missing' if value is None else f'"{column}" is empty'
+
+
+def _history(keys: Keys, name: str) -> list[Turn]:
+    """The turns before a row's own: pairs of a question and its answer."""
+    value = keys.take(name)
+    if is_absent(value):
+        return []
+    if not isinstance(value, list):
+        raise ValueError(f'"{name}" is {kind_of(value)}, not a list of pairs')
+    turns = []
+    for index, pair in enumerate(value):
+        field = f'"{name}"[{index}]'
+        if is_absent(pair):
+            continue
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"{field} is not a pair of a question and its answer")
+        turns.append(Turn(nonblank_text(pair[0], f"{field}[0]"), nonblank_text(pair[1], f"{field}[1]")))
+    return turns
+
+
+def read_columns(keys: Keys, columns: Mapping[str, str]) -> Reading:
+    """The row by the names that --columns gives to its columns. Raises ValueError naming the column."""
+    parts = [as_text(keys.take(columns[role]), f'"{columns[role]}"') for role in ASKED if role in columns]
+    human = "\n".join(part for part in parts if part.strip())
+    if not human:
+        names = ", ".join(f'"{columns[role]}"' for role in ASKED if role in columns)
+        raise ValueError(f"{names}: empty")
+    answer = columns.get("answer", "")
+    value = keys.take(answer) if answer else None
+    yayi = None if is_absent(value) else nonblank_text(value, f'"{answer}"')
+    turns = (*(_history(keys, columns["history"]) if "history" in columns else ()), Turn(human, yayi))
+    system = columns.get("system", "")
+    return Reading(Conversation(turns, as_text(keys.take(system), f'"{system}"')), _no_answer(answer, value))
 
 
 def _write_instruction(conversation: Conversation) -> Row:
-    turn, *later = conversation.turns
-    if later:
+    *earlier, turn = conversation.turns
+    if earlier:
         raise ValueError("a dialogue of several turns has no instruction row")
+    if turn.is_context:
+        raise ValueError("an answer that is not learnt has no instruction row")
     row = {"instruction": turn.human, "input": ""}
     if turn.yayi is not None:
         row["output"] = turn.yayi
     return {**row, "system": conversation.system} if conversation.system else row
 
 
-def _read_conversations(row: Row) -> Conversation:
-    return _read_messages(row, "conversations", "from", "value")
+def _dialogue(key: str, who: str, what: str) -> Callable[[Keys], Reading]:
+    """The function that reads a row whose messages are the list in the column `key`."""
+
+    def read(keys: Keys) -> Reading:
+        return _read_dialogue(keys, Messages(keys.take(key), f'"{key}"', who, what), key)
+
+    return read
+
+
+def _read_dialogue(keys: Keys, messages: Messages, key: str) -> Reading:
+    conversation = messages.conversation
+    has_column = "system" in keys
+    system = as_text(keys.take("system"), '"system"')
+    if not messages.has_system:
+        conversation = Conversation(conversation.turns, system or conversation.system)
+    return Reading(
+        conversation,
+        f'"{key}" ends with the human: the last answer is missing',
+        tuple(messages.keys),
+        other_system=has_column and messages.has_system,
+        broken_end=messages.broken_end,
+    )
+
+
+def _read_prompt_and_completion(keys: Keys) -> Reading:
+    prompt, completion = keys.take("prompt"), keys.take("completion")
+    if not isinstance(completion, list | None):
+        raise ValueError(f'"completion" is {kind_of(completion)}, not a list as "prompt" is')
+    return _read_dialogue(
+        keys, Messages([*prompt, *(completion or [])], '"prompt"', "role", "content"), "prompt"
+    )
 
 
 def _write_conversations(conversation: Conversation) -> Row:
@@ -114,138 +217,70 @@ def _write_conversations(conversation: Conversation) -> Row:
     return {"system": conversation.system, "conversations": messages}
 
 
-def _read_chat_messages(row: Row) -> Conversation:
-    return _read_messages(row, "messages", "role", "content")
-
-
 def _write_chat_messages(conversation: Conversation) -> Row:
     system = [{"role": "system", "content": conversation.system}] if conversation.system else []
     return {"messages": system + _messages(conversation, "role", "user", "assistant", "content")}
 
 
-def _read_prompt(row: Row) -> Conversation:
-    prompt, system = row["prompt"], row.get("system")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError('"prompt" is empty, or not text')
-    if not isinstance(system, str | None):
-        raise ValueError('"system" is not text')
-    return Conversation((Turn(prompt),), system or "")
-
-
-def _read_messages(row: Row, key: str, who: str, what: str) -> Conversation:
-    messages = row[key]
-    if not isinstance(messages, list):
-        raise ValueError(f'"{key}" is {kind_of(messages)}, not a list')
-    system = _text(row.get("system"), '"system"')
-    turns: list[Turn] = []
-    expected = "human"
-    for index, message in enumerate(messages):
-        field = f'"{key}"[{index}]'
-        if not isinstance(message, dict):
-            raise ValueError(f"{field} is {kind_of(message)}, not an object")
-        name = message.get(who)
-        speaker = SPEAKERS.get(name) if isinstance(name, str) else None
-        if speaker is None:
-            shown = repr(name) if len(repr(name)) < 30 else kind_of(name)
-            raise ValueError(f'{field}."{who}" is {shown}; known are {", ".join(SPEAKERS)}')
-        field = f'{field}."{what}"'
-        if speaker == "system":
-            if index > 0 or system:
-                raise ValueError(f"{field}: a second system text; there is one, and it comes first")
-            system = _text(message.get(what), field)
-            continue
-        if speaker != expected:
-            raise ValueError(f"{field} is from {name!r}: a dialogue starts with the human and alternates")
-        text = _nonblank_text(message.get(what), field)
-        if speaker == "human":
-            turns.append(Turn(text))
-        else:
-            turns[-1] = Turn(turns[-1].human, text)
-        expected = "yayi" if speaker == "human" else "human"
-    if not turns:
-        raise ValueError(f'"{key}" has no message from the human')
-    return Conversation(tuple(turns), system)
-
-
-def _messages(conversation: Conversation, who: str, human: str, yayi: str, what: str) -> list[dict[str, str]]:
-    messages = []
+def _messages(conversation: Conversation, who: str, human: str, yayi: str, what: str) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
     for turn in conversation.turns:
         messages.append({who: human, what: turn.human})
         if turn.yayi is not None:
-            messages.append({who: yayi, what: turn.yayi})
+            messages.append({who: yayi, what: turn.yayi} | ({"weight": 0} if turn.is_context else {}))
     return messages
 
 
-def _speaks(messages: Any, entry: RowFormat) -> bool:
-    """Whether one of a row's messages, which may be anything, is from the speaker of a format."""
-    who = entry.message_fields[0]
+def _speaks_yayi(keys: Keys) -> bool:
+    """Whether one of a row's messages, which may be anything, is from YaYi by this name."""
+    messages = keys.peek("conversations")
     return isinstance(messages, list) and any(
-        isinstance(message, dict) and message.get(who) == entry.speaker for message in messages
+        isinstance(message, dict) and message.get("from") == "yayi" for message in messages
     )
 
 
-def _text(value: Any, field: str) -> str:
-    """`value` as text that can be written in UTF-8; "" for None."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError(f"{field} is {kind_of(value)}, not text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"{field} has half of a surrogate pair, which is no character") from None
-    return value
-
-
-def _nonblank_text(value: Any, field: str) -> str:
-    """Text that has something in it besides white space."""
-    if value is None:
-        raise ValueError(f"{field} is missing")
-    text = _text(value, field)
-    if not text.strip():
-        raise ValueError(f"{field} is empty")
-    return text
-
+DIALOGUES = ("messages", "conversations")
 
 # Where several formats have the same key, a row is of the first one that fits.
 FORMATS = [
     RowFormat(
-        name="instruction",
-        key="instruction",
-        read=_read_instruction,
-        fields=("input", "output", "system"),
-        write=_write_instruction,
-        option="instruction",
-        no_answer='"output" is missing',
+        "instruction", "instruction", _pair("instruction", *ANSWERS), _write_instruction, "instruction"
     ),
     RowFormat(
-        name="YaYi multi-round",
-        key="conversations",
-        read=_read_conversations,
-        fields=("system",),
-        message_fields=("from", "value"),
-        write=_write_conversations,
-        option="multi-round",
-        no_answer='"conversations" ends with the human: the last answer is missing',
-        speaker="yayi",
+        "YaYi multi-round",
+        "conversations",
+        _dialogue("conversations", "from", "value"),
+        _write_conversations,
+        "multi-round",
+        is_for=_speaks_yayi,
+    ),
+    RowFormat("ShareGPT", "conversations", _dialogue("conversations", "from", "value")),
+    RowFormat(
+        "messages", "messages", _dialogue("messages", "role", "content"), _write_chat_messages, "messages"
     ),
     RowFormat(
-        name="ShareGPT",
-        key="conversations",
-        read=_read_conversations,
-        fields=("system",),
-        message_fields=("from", "value"),
-        no_answer='"conversations" ends with the human: the last answer is missing',
+        "prompt and completion messages",
+        "prompt",
+        _read_prompt_and_completion,
+        is_for=lambda keys: isinstance(keys.peek("prompt"), list),
+        yields_to=DIALOGUES,
     ),
     RowFormat(
-        name="messages",
-        key="messages",
-        read=_read_chat_messages,
-        fields=("system",),
-        message_fields=("role", "content"),
-        write=_write_chat_messages,
-        option="messages",
-        no_answer='"messages" ends with the human: the last answer is missing',
+        "prompt", "prompt", _pair("prompt", "completion", *ANSWERS), yields_to=("instruction", *DIALOGUES)
     ),
-    RowFormat(name="prompt", key="prompt", read=_read_prompt, fields=("system",), is_prompt=True),
+    RowFormat("question", "question", _pair("question", "answer", *ANSWERS), yields_to=DIALOGUES),
+    RowFormat("query", "query", _pair("query", "response", *ANSWERS), yields_to=DIALOGUES),
+    RowFormat(
+        "input",
+        "input",
+        _pair("input", *ANSWERS),
+        yields_to=("instruction", "prompt", "question", "query", *DIALOGUES),
+    ),
+    RowFormat(
+        "content and summary",
+        "content",
+        _pair("content", "summary"),
+        is_for=lambda keys: "summary" in keys,
+        yields_to=("instruction", "prompt", "question", "query", "input", *DIALOGUES),
+    ),
 ]

@@ -28,7 +28,6 @@ class Piece(NamedTuple):
 
 
 _SYSTEM, _HUMAN, _YAYI = (Piece(token, is_control=True) for token in (SYSTEM, HUMAN, YAYI))
-_END = Piece(END, is_control=True, is_supervised=True)
 
 
 def pieces(conversation: Conversation, header: str = COLON) -> Iterator[Piece]:
@@ -46,10 +45,11 @@ def pieces(conversation: Conversation, header: str = COLON) -> Iterator[Piece]:
         if turn.yayi is None:
             yield Piece(header)
         else:
-            yield Piece(header, is_supervised=True)
+            is_supervised = not turn.is_context
+            yield Piece(header, is_supervised=is_supervised)
             answer = f"{COLON}{OPENING}{turn.yayi}{CLOSING}"
-            yield Piece(answer.removeprefix(header), is_supervised=True)
-            yield _END
+            yield Piece(answer.removeprefix(header), is_supervised=is_supervised)
+            yield Piece(END, is_control=True, is_supervised=is_supervised)
 
 
 def render(conversation: Conversation) -> str:

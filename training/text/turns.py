@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Turn:
-    """What the human says, and what YaYi answers; None where the answer is still to come."""
+    """What the human says, and what YaYi answers; None where the answer is still to come.
+
+    is_context: the answer is only read; none of its tokens are supervised.
+    """
 
     human: str
     yayi: str | None = None
+    is_context: bool = False
 
 
 @dataclass(frozen=True)

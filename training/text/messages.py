@@ -1,0 +1,127 @@
+"""A list of messages -> a conversation: who speaks, by the names in use, and what each message says."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from training.text.keys import Keys, as_text, is_absent, kind_of, nonblank_text
+from training.text.turns import Conversation, Turn
+
+# Who speaks, by the names that data sets use, in small letters.
+SPEAKERS = {
+    "system": "system",
+    "developer": "system",
+    "human": "human",
+    "user": "human",
+    "yayi": "yayi",
+    "gpt": "yayi",
+    "assistant": "yayi",
+    "chatgpt": "yayi",
+    "bot": "yayi",
+    "model": "yayi",
+}
+
+# Speakers that take part in tool calls.
+TOOL_SPEAKERS = ("tool", "function", "function_call", "tool_call", "observation", "tool_response")
+
+# The keys of a message: who speaks, what is said, and whether an answer is learnt.
+WHO, WHAT, LEARN = ("from", "role"), ("value", "content"), ("weight", "loss", "train")
+
+
+class Messages:
+    """The messages of a row, read in order.
+
+    conversation: what they say. keys: those of each message, for what was not read of them. has_system:
+    whether one of them is a system message with content. broken_end: what is wrong where the human speaks
+    twice after the last answer, or ""; the conversation then lacks what follows the first of these messages.
+    """
+
+    def __init__(self, messages: Any, field: str, who: str, what: str) -> None:
+        """who, what: the names of a message's keys in this format; those of the other are read as well."""
+        if not isinstance(messages, list):
+            raise ValueError(f"{field} is {kind_of(messages)}, not a list")
+        self.keys: list[Keys] = []
+        self.has_system = False
+        self.broken_end = ""
+        self._names = who, what
+        self._system = ""
+        self._turns: list[Turn] = []
+        for index, message in enumerate(messages):
+            self._read(message, index, f"{field}[{index}]")
+        if not self._turns:
+            raise ValueError(f"{field} has no message from the human")
+        self.conversation = Conversation(tuple(self._turns), self._system)
+
+    def _read(self, message: Any, index: int, field: str) -> None:
+        if not isinstance(message, dict):
+            raise ValueError(f"{field} is {kind_of(message)}, not an object")
+        keys = Keys(message)
+        self.keys.append(keys)
+        speaker, name = _speaker(keys, _one_of(keys, WHO, self._names[0], field), field)
+        what = _one_of(keys, WHAT, self._names[1], field)
+        text_field = f'{field}."{what}"'
+        value = keys.take(what)
+        if "tool_calls" in keys or "function_call" in keys:
+            raise ValueError(f"{field}: a row with tool calls, which the recipe does not know")
+        if speaker == "system":
+            if index > 0:
+                raise ValueError(f"{text_field}: a second system text; there is one, and it comes first")
+            self._system = as_text(value, text_field)
+            self.has_system = bool(self._system)
+        elif speaker == "human":
+            text = nonblank_text(value, text_field)
+            if self._turns and self._turns[-1].yayi is None:
+                self.broken_end = self.broken_end or _out_of_turn(text_field, name)
+                if len(self._turns) == 1:
+                    raise ValueError(self.broken_end)
+            else:
+                self._turns.append(Turn(text))
+        elif self.broken_end:
+            raise ValueError(self.broken_end)
+        else:
+            if not self._turns or self._turns[-1].yayi is not None:
+                raise ValueError(_out_of_turn(text_field, name))
+            answer = nonblank_text(value, text_field)
+            self._turns[-1] = Turn(self._turns[-1].human, answer, is_context=_is_context(keys, field))
+
+
+def _out_of_turn(field: str, name: str) -> str:
+    return f"{field} is from {name!r}: a dialogue starts with the human and alternates"
+
+
+def _speaker(keys: Keys, who: str, field: str) -> tuple[str, str]:
+    """Who speaks in a message, as in SPEAKERS, and by which name."""
+    name = keys.take(who)
+    known = name.strip().lower() if isinstance(name, str) else ""
+    if known in TOOL_SPEAKERS:
+        raise ValueError(f'{field} is from "{known}": a row with tool calls, which the recipe does not know')
+    if known not in SPEAKERS:
+        shown = f'"{name}"' if isinstance(name, str) and len(name) < 30 else kind_of(name)
+        raise ValueError(f'{field}."{who}" is {shown}; known are {", ".join(SPEAKERS)}')
+    return SPEAKERS[known], name
+
+
+def _one_of(keys: Keys, names: Sequence[str], own: str, field: str) -> str:
+    """Which of these keys has content; the format's own, if none has."""
+    found = [name for name in names if name in keys]
+    if len(found) > 1 and keys.peek(found[0]) != keys.peek(found[1]):
+        raise ValueError(f'{field} has both "{found[0]}" and "{found[1]}", which differ')
+    for name in found:
+        keys.take(name)
+    return found[0] if found else own
+
+
+def _is_context(keys: Keys, field: str) -> bool:
+    """Whether a message says that its answer is not to be learnt, by a weight of 0 or a loss of false."""
+    flags = set()
+    for name in LEARN:
+        value = keys.take(name)
+        if is_absent(value):
+            continue
+        if value not in (0, 1):
+            raise ValueError(
+                f'{field}."{name}" is {value!r}; an answer is learnt (1, true) or not (0, false)'
+            )
+        flags.add(bool(value))
+    if len(flags) > 1:
+        raise ValueError(f"{field}: {', '.join(LEARN)} contradict each other")
+    return flags == {False}
