@@ -97,7 +97,7 @@ def read_row(row: Any, columns: Mapping[str, str] | None = None) -> ReadRow:
         reading.conversation,
         name,
         reading.no_answer,
-        bool(reading.messages),
+        reading.is_dialogue,
         tuple(dict.fromkeys(name for rest in rests for name in rest.not_learnt)),
         tuple(dict.fromkeys(name for rest in rests for name in rest.harmless)),
         next((rest.refusal for rest in rests if rest.refusal), ""),

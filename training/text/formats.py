@@ -30,13 +30,15 @@ ASKED = ("instruction", "question", "input")
 class Reading(NamedTuple):
     """What the function of a format gives.
 
-    no_answer: the error where the last answer is wanted and missing. messages: the keys of each message of a
-    dialogue. other_system: whether the row has a second system text, which a system message has replaced.
-    broken_end: what is wrong after the last answer, or "".
+    no_answer: the error where the last answer is wanted and missing. is_dialogue: whether the row is a list
+    of messages. messages: the keys of those that have more than text and speaker. other_system: whether the
+    row has a second system text, which a system message has replaced. broken_end: what is wrong after the
+    last answer, or "".
     """
 
     conversation: Conversation
     no_answer: str
+    is_dialogue: bool = False
     messages: tuple[Keys, ...] = ()
     other_system: bool = False
     broken_end: str = ""
@@ -197,7 +199,8 @@ def _read_dialogue(keys: Keys, messages: Messages, key: str) -> Reading:
     return Reading(
         conversation,
         f'"{key}" ends with the human: the last answer is missing',
-        tuple(messages.keys),
+        is_dialogue=True,
+        messages=tuple(messages.keys),
         other_system=has_column and messages.has_system,
         broken_end=messages.broken_end,
     )

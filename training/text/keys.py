@@ -48,9 +48,11 @@ def kind_of(value: Any) -> str:
 
 def is_absent(value: Any) -> bool:
     """Whether a key with this value counts as absent: null, blank text, {}, [], and lists of nothing else."""
+    if isinstance(value, str):
+        return not value or value.isspace()
     if isinstance(value, list):
         return all(map(is_absent, value))
-    return value is None or value == {} or (isinstance(value, str) and not value.strip())
+    return value is None or value == {}
 
 
 class Rest(NamedTuple):
@@ -66,11 +68,12 @@ class Keys:
 
     def __init__(self, by_name: Row) -> None:
         self._by_name = by_name
+        self._content = {name: value for name, value in by_name.items() if not is_absent(value)}
         self._taken: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         """Whether the key has content."""
-        return not is_absent(self._by_name.get(name))
+        return name in self._content
 
     def has(self, name: str) -> bool:
         """Whether the key is there, with content or without."""
@@ -87,26 +90,23 @@ class Keys:
 
     def filled(self) -> list[str]:
         """The names of all keys that have content, in the row's order."""
-        return [name for name in self._by_name if name in self]
+        return list(self._content)
 
-    def rest(self) -> "Rest":
+    def rest(self) -> Rest:
         """What becomes of the keys that have content and were not read.
 
         Raises ValueError for a key without whose content the row has another meaning.
         """
         rest = Rest([], [], "")
-        for name in self.filled():
+        for name, value in self._content.items():
             if name in self._taken:
                 continue
-            value = self._by_name[name]
             if name in REFUSED and value != "[]":  # the text "[]" is how some sets write that there is none
                 raise ValueError(f'"{name}": {REFUSED[name]}')
-            refusal = rest.refusal
-            if name in NO_ANSWER:
-                refusal = refusal or f'"{name}": {NO_ANSWER[name]}'
-            elif name in VERDICTS and value is False:
-                refusal = refusal or f'"{name}" is false: the row says that its answer is a bad one'
-            rest = rest._replace(refusal=refusal)
+            if name in NO_ANSWER and not rest.refusal:
+                rest = rest._replace(refusal=f'"{name}": {NO_ANSWER[name]}')
+            elif name in VERDICTS and value is False and not rest.refusal:
+                rest = rest._replace(refusal=f'"{name}" is false: the row says that its answer is a bad one')
             is_short = not isinstance(value, list | dict) and len(str(value)) <= LONGEST_HARMLESS
             (rest.harmless if name in HARMLESS and is_short else rest.not_learnt).append(name)
         return rest
@@ -143,6 +143,6 @@ def nonblank_text(value: Any, field: str) -> str:
     if value is None:
         raise ValueError(f"{field} is missing")
     text = as_text(value, field)
-    if not text.strip():
+    if not text or text.isspace():
         raise ValueError(f"{field} is empty")
     return text

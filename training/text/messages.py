@@ -30,7 +30,8 @@ WHO, WHAT, LEARN = ("from", "role"), ("value", "content"), ("weight", "loss", "t
 class Messages:
     """The messages of a row, read in order.
 
-    conversation: what they say. keys: those of each message, for what was not read of them. has_system:
+    conversation: what they say. keys: those of each message that has more than who speaks and what is said,
+    for what was not read of them. has_system:
     whether one of them is a system message with content. broken_end: what is wrong where the human speaks
     twice after the last answer, or ""; the conversation then lacks what follows the first of these messages.
     """
@@ -54,19 +55,26 @@ class Messages:
     def _read(self, message: Any, index: int, field: str) -> None:
         if not isinstance(message, dict):
             raise ValueError(f"{field} is {kind_of(message)}, not an object")
-        keys = Keys(message)
-        self.keys.append(keys)
-        speaker, name = _speaker(keys, _one_of(keys, WHO, self._names[0], field), field)
-        what = _one_of(keys, WHAT, self._names[1], field)
+        who, what = self._names
+        is_context = False
+        if message.keys() == {who, what}:  # as most are; the other way takes twice as long
+            name, value = message[who], message[what]
+            speaker = _speaker(name, who, field)
+        else:
+            keys = Keys(message)
+            self.keys.append(keys)
+            who, what = _one_of(keys, WHO, who, field), _one_of(keys, WHAT, what, field)
+            name, value = keys.take(who), keys.take(what)
+            speaker = _speaker(name, who, field)
+            if "tool_calls" in keys or "function_call" in keys:
+                raise ValueError(f"{field}: a row with tool calls, which the recipe does not know")
+            is_context = speaker == "yayi" and _is_context(keys, field)
         text_field = f'{field}."{what}"'
-        value = keys.take(what)
-        if "tool_calls" in keys or "function_call" in keys:
-            raise ValueError(f"{field}: a row with tool calls, which the recipe does not know")
         if speaker == "system":
             if index > 0:
                 raise ValueError(f"{text_field}: a second system text; there is one, and it comes first")
             self._system = as_text(value, text_field)
-            self.has_system = bool(self._system)
+            self.has_system = not is_absent(self._system)
         elif speaker == "human":
             text = nonblank_text(value, text_field)
             if self._turns and self._turns[-1].yayi is None:
@@ -81,23 +89,24 @@ class Messages:
             if not self._turns or self._turns[-1].yayi is not None:
                 raise ValueError(_out_of_turn(text_field, name))
             answer = nonblank_text(value, text_field)
-            self._turns[-1] = Turn(self._turns[-1].human, answer, is_context=_is_context(keys, field))
+            self._turns[-1] = Turn(self._turns[-1].human, answer, is_context)
 
 
 def _out_of_turn(field: str, name: str) -> str:
     return f"{field} is from {name!r}: a dialogue starts with the human and alternates"
 
 
-def _speaker(keys: Keys, who: str, field: str) -> tuple[str, str]:
-    """Who speaks in a message, as in SPEAKERS, and by which name."""
-    name = keys.take(who)
-    known = name.strip().lower() if isinstance(name, str) else ""
+def _speaker(name: Any, who: str, field: str) -> str:
+    """Who speaks in a message, as in SPEAKERS, by the name under its key `who`."""
+    known = name if isinstance(name, str) else ""
+    if known not in SPEAKERS:
+        known = known.strip().lower()
     if known in TOOL_SPEAKERS:
         raise ValueError(f'{field} is from "{known}": a row with tool calls, which the recipe does not know')
     if known not in SPEAKERS:
         shown = f'"{name}"' if isinstance(name, str) and len(name) < 30 else kind_of(name)
         raise ValueError(f'{field}."{who}" is {shown}; known are {", ".join(SPEAKERS)}')
-    return SPEAKERS[known], name
+    return SPEAKERS[known]
 
 
 def _one_of(keys: Keys, names: Sequence[str], own: str, field: str) -> str:
