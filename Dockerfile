@@ -29,7 +29,7 @@ WORKDIR /yayi
 ENV PATH=/opt/yayi/bin:$PATH CUDA_HOME=/usr/local/cuda PYTHONUNBUFFERED=1
 
 # Before the code, so that a change of the code installs nothing again.
-COPY requirements.txt requirements-web.txt ./
+COPY requirements.txt ./
 RUN python3 -m venv /opt/yayi && \
     pip install --no-cache-dir -r requirements.txt
 RUN built="$(python -c 'import torch; print(torch.version.cuda)')" && \

@@ -43,6 +43,8 @@ def run_batch(directory: Path, status: int) -> tuple[int, str | None]:
 def test_the_batch_file_requeues_a_run_that_was_stopped_and_no_other(tmp_path: Path) -> None:
     assert run_batch(tmp_path, 75) == (75, "requeue 77")
     (tmp_path / "requeued").unlink()
+    assert run_batch(tmp_path, 143) == (143, "requeue 77")  # SIGTERM, before the run could heed it
+    (tmp_path / "requeued").unlink()
     assert run_batch(tmp_path, 2) == (2, None)  # although the start before it was stopped
     assert run_batch(tmp_path, 0) == (0, None)
     arguments = (tmp_path / "arguments").read_text().split("\n")[:-1]

@@ -190,6 +190,7 @@ def fit(run: Run, trainer: SFTTrainer) -> bool:
     if trainer.is_world_process_zero():
         run.write_record()
         remove_report(run.directory)
+        run.note_signals()
     run.stop_request.ends_at_once = False
     if run.checkpoint:
         trainer.add_callback(LoadedCheckpoint(trainer, run.checkpoint))
@@ -212,6 +213,7 @@ def finish(run: Run, data: Data, trainer: SFTTrainer) -> None:
     if trainer.is_world_process_zero():
         summaries = {file.data_path: file.summary for file in data.training.files}
         write_report(trainer, run.directory, run.command, run.description, summaries)
+        run.stop_request.withdraw()
     say(f"saved {run.directory}; talk to it: python -m inference.chat --model {run.directory}")
 
 

@@ -137,6 +137,8 @@ GATHER = "stage3_gather_16bit_weights_on_model_save"
         (adam(weight_dacay=0.1), 'no "weight_dacay" in "optimizer.params"; did you mean "weight_decay"?'),
         (adam(lr="1e-5"), '"optimizer.params.lr" is "1e-5", and must be a number'),
         (adam(betas=[0.9]), '"optimizer.params.betas" is [0.9]'),
+        (adam(betas=[1.5, 2.0]), '"optimizer.params.betas" is [1.5, 2.0]'),
+        (Z2 | {"optimizer": {"type": "Muon", "params": {"muon_lr": 0.1}}}, "one learning rate, --lr"),
         # what the trainer does itself
         (Z2 | {"scheduler": {"type": "WarmupLR"}}, 'remove "scheduler"'),
         (Z2 | {"tensor_parallel": {"autotp_size": 2}}, 'remove "tensor_parallel"'),
@@ -196,6 +198,16 @@ def test_what_a_configuration_leaves_out_is_left_to_the_options(tmp_path: Path) 
         "gradient_clipping": "auto",
     }
     assert type(config["zero_optimization"]["reduce_bucket_size"]) is int
+
+
+def test_parameters_that_the_file_leaves_out_are_those_of_the_options(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"optimizer": {"type": "AdamW"}, "bf16": {}, "zero_optimization": {"stage": 2}}')
+    config = read_deepspeed_config(str(path))
+    assert config["optimizer"]["params"] == dict.fromkeys(("lr", "weight_decay", "betas", "eps"), "auto")
+    assert config["bf16"] == {"enabled": "auto"}
+    path.write_text('{"optimizer": {"type": "Lion"}, "zero_optimization": {"stage": 2}}')
+    assert set(read_deepspeed_config(str(path))["optimizer"]["params"]) == {"lr", "weight_decay"}
 
 
 def test_clipping_and_weight_decay_of_the_file_count_where_the_options_are_not_given() -> None:

@@ -4,8 +4,8 @@ import pytest
 
 from training.common.command_line import parse_value, text_of_value
 from training.common.errors import UserError
-from training.common.options import OF_ONE_START, OPTION_NAMES, Options
-from training.run.record import check_checkpoint, check_same_run, keep_recorded
+from training.common.options import OPTION_NAMES, Options
+from training.run.record import NOT_KEPT, check_checkpoint, check_same_run, keep_recorded
 
 WRITTEN = {"kind": "adamw", "offload": "none", "round_robin_gradients": False}
 
@@ -42,6 +42,12 @@ def test_a_checkpoint_that_deepspeed_would_load_wrongly(written: dict, now: dict
     assert "--input-model run/checkpoint-3" in str(error.value)
 
 
+def test_an_adapters_checkpoint_is_merged_before_a_new_run_begins_from_it(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"training\.merge_adapter"):
+        check_checkpoint(tmp_path, content(), file("Lion"), 2)
+
+
 @pytest.mark.parametrize(
     ("now", "remedy"),
     [
@@ -70,9 +76,11 @@ def test_options_that_are_not_given_stay_what_the_run_had() -> None:
     kept = keep_recorded(Options(lr=1e-5, resume=True, run_name="run", default_names=not_given), record)
     assert (kept.lr, kept.resume) == (1e-5, True)
     for name in not_given:
-        if name not in OF_ONE_START:
+        if name not in NOT_KEPT:
             assert getattr(kept, name) == getattr(began, name), name
     given = tuple(name for name in not_given if name != "per_device_train_batch_size")
+    longer = Options(epochs=9, default_names=tuple(name for name in not_given if name != "epochs"))
+    assert (keep_recorded(longer, record).epochs, keep_recorded(longer, record).max_steps) == (9, None)
     other = Options(per_device_train_batch_size=2, default_names=given)
     assert keep_recorded(other, record).micro_batch == {"batch_size": 2}
 

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from training.run.record import (
     keep_recorded,
     read_record,
 )
-from training.run.resume import LOCK, check_new, hold, is_begun, newest_checkpoint
+from training.run.resume import LOCK, Run, check_new, hold, is_begun, newest_checkpoint
 
 
 def test_a_run_directory_that_holds_anything_is_refused(tmp_path: Path) -> None:
@@ -127,6 +128,30 @@ def test_accumulation_keeps_the_global_batch(batch: dict, world_size: int, rows:
     micro_batch = {"tokens_per_batch": rows} if "tokens" in batch else {"per_device_train_batch_size": rows}
     options = keep_global_batch(Options(**micro_batch), RUN | {"global batch": batch}, world_size)
     assert options.gradient_accumulation_steps == expected
+
+
+def test_given_accumulation_steps_give_way_to_the_global_batch_on_other_ranks_only() -> None:
+    record = RUN | {"global batch": {"rows": 16}, "ranks": 2}
+    typed = Options(per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    assert keep_global_batch(typed, record, 1).gradient_accumulation_steps == 2
+    assert keep_global_batch(typed, record, 2).gradient_accumulation_steps == 1
+    other = replace(typed, gradient_accumulation_steps=3)
+    assert keep_global_batch(other, record, 2).gradient_accumulation_steps == 3  # which is refused later
+    anyway = replace(other, resume_anyway=True, resume=True, run_name="run")
+    assert keep_global_batch(anyway, record, 1).gradient_accumulation_steps == 3
+    # Those of a start on one process are not given to the next one on two.
+    kept = replace(typed, gradient_accumulation_steps=2, default_names=("gradient_accumulation_steps",))
+    assert keep_global_batch(kept, record, 2).gradient_accumulation_steps == 1
+
+
+def test_the_record_keeps_the_number_of_ranks_that_the_run_began_with(tmp_path: Path) -> None:
+    began = {"global batch": {"rows": 16}, "ranks": 2}
+    run = Run(Options(), tmp_path, None, began, description={"global batch": {"rows": 16}, "ranks": 1})
+    run.write_record()
+    assert json.loads((tmp_path / RECORD).read_text())["ranks"] == 2
+    run.description["global batch"] = {"rows": 8}  # by --resume-anyway
+    run.write_record()
+    assert json.loads((tmp_path / RECORD).read_text())["ranks"] == 1
 
 
 def test_a_directory_without_a_record_is_no_run(tmp_path: Path) -> None:

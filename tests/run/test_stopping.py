@@ -10,6 +10,7 @@ import pytest
 from training.common.launchers import launchers
 from training.common.options import Options
 from training.run import stopping
+from training.run.report import steps_of_report
 from training.run.resume import Run, check_new
 from training.run.stopping import STOPPED_STATUS, StopRequest, note_stop
 
@@ -73,6 +74,33 @@ def test_before_the_first_step_a_signal_ends_the_process_and_no_other_signal_dis
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_signal_is_noted_in_the_run_directory_at_once_and_taken_back_at_the_end(tmp_path: Path) -> None:
+    with StopRequest() as request:
+        request.noted_in, request.step = tmp_path, 7
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert json.loads((tmp_path / "stopped").read_text()) == {"step": 7, "reason": "SIGTERM"}
+        request.withdraw()
+        assert list(tmp_path.iterdir()) == []
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("finished", "plan"), [(True, False), (False, True)])
+def test_a_start_that_takes_no_step_is_no_run_that_was_stopped(tmp_path: Path, finished, plan) -> None:
+    if finished:
+        (tmp_path / "report.json").write_text('{"model": {"steps": 4}, "steps": 4}')
+        assert steps_of_report(tmp_path) == 4
+    run = Run(Options(local_output_dir=tmp_path, run_name="run", plan=plan), tmp_path, None)
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    try:
+        with pytest.raises(SystemExit), run:
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert not (tmp_path / "stopped").exists()
 
 
 def test_a_run_that_is_stopped_before_its_first_step_says_so_and_may_begin_again(tmp_path: Path) -> None:

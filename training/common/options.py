@@ -324,6 +324,7 @@ class Options:
 
     def __post_init__(self) -> None:
         self.resume |= self.resume_anyway
+        self.report_to = tuple(dict.fromkeys(self.report_to))  # each once
         self._check()
         if self.lora_rank and self.lora_alpha is None:
             self.lora_alpha = 2 * self.lora_rank

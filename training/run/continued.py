@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from training.common.console import say
 from training.common.errors import UserError
 from training.run.checkpoints import step_of
+from training.run.deepspeed_values import is_adam
 
 # Prefix of the directory of a checkpoint that is converted for another number of ranks.
 UNIVERSAL = ".universal-"
@@ -146,12 +147,12 @@ def keep_optimizer_settings(trainer: Trainer) -> None:
     """Have this start's weight decay, betas and clipping, where the checkpoint has brought others."""
     args = trainer.args
     groups = trainer.optimizer.param_groups
+    config = args.hf_deepspeed_config.config if trainer.is_deepspeed_enabled else {}
     for group in groups:
-        if "betas" in group:
+        if "betas" in group and is_adam(config):
             group["betas"], group["eps"] = (args.adam_beta1, args.adam_beta2), args.adam_epsilon
     # transformers' own optimizer has the weights that do not decay, biases and norms, in its last group.
-    is_own = trainer.is_deepspeed_enabled and "optimizer" in args.hf_deepspeed_config.config
-    for group in groups if is_own else groups[:-1] or groups:
+    for group in groups if "optimizer" in config else groups[:-1] or groups:
         group["weight_decay"] = args.weight_decay
     if trainer.is_deepspeed_enabled and hasattr(trainer.deepspeed.optimizer, "clip_grad"):
         trainer.deepspeed.optimizer.clip_grad = args.max_grad_norm

@@ -18,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from training.common.console import say
 from training.common.errors import UserError, first_line
-from training.run.deepspeed_values import AUTO, offload_device
+from training.run.deepspeed_values import AUTO, is_adam, offload_device
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -157,9 +157,13 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     for key, model in _section_models().items():
         if key in config:
             config[key] = _checked_section(config[key], model, key)
+    config["bf16"].setdefault("enabled", AUTO)
     _check_zero(config)
     if "optimizer" in config:
         _check_optimizer(config)
+        params = config["optimizer"].setdefault("params", {})
+        for name in ("lr", "weight_decay", *(("betas", "eps") if is_adam(config) else ())):
+            params.setdefault(name, AUTO)  # which transformers replaces by the option; left out, it would not
     _check_whole(config)
     return config
 
@@ -341,11 +345,18 @@ def _check_optimizer(config: Mapping[str, Any]) -> None:
     for key in ("lr", "eps", "weight_decay"):
         if params.get(key, AUTO) != AUTO:
             _of_kind(params[key], float, f"optimizer.params.{key}")
+    for key in ("muon_lr", "adam_lr"):
+        if key in params:
+            raise ValueError(f'remove "optimizer.params.{key}"; the trainer has one learning rate, --lr')
     betas = params.get("betas", AUTO)
     if betas != AUTO and not (
-        isinstance(betas, list) and len(betas) == 2 and all(isinstance(beta, float) for beta in betas)
+        isinstance(betas, list)
+        and len(betas) == 2
+        and all(type(beta) in (int, float) and 0 <= beta < 1 for beta in betas)
     ):
-        raise ValueError(f'"optimizer.params.betas" is {json.dumps(betas)}, and must be two numbers below 1')
+        raise ValueError(
+            f'"optimizer.params.betas" is {json.dumps(betas)}, and must be two numbers from 0 to below 1'
+        )
 
 
 def _adam_parameters(config: Mapping[str, Any]) -> set[str]:

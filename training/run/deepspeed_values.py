@@ -19,6 +19,11 @@ def offload_device(config: Mapping[str, Any]) -> str:
     return config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
 
 
+def is_adam(config: Mapping[str, Any]) -> bool:
+    """Whether the optimizer is Adam or AdamW: DeepSpeed's, or transformers' where the file names none."""
+    return config.get("optimizer", {}).get("type", "AdamW").lower() in ("adam", "adamw")
+
+
 def describe_optimizer(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides, beside the ZeRO stage, whether a checkpoint of the optimizer can be loaded.
 

@@ -11,9 +11,13 @@ from typing import Any
 from training.common.command_line import parse_value, text_of_value
 from training.common.console import say
 from training.common.errors import UserError, first_line
+from training.common.hub import is_adapter
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
 from training.data.examples import Examples, Together
 from training.run.deepspeed_values import describe_optimizer
+
+# Options that are this start's own. Where encoded rows are kept may be another place on another machine.
+NOT_KEPT = (*OF_ONE_START, "cache_dir")
 
 # What the run goes by: written when it begins, and again at each later start.
 RECORD = "run.json"
@@ -28,7 +32,8 @@ def describe(
     together: Together = "whole prompts",
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
-    "options", for people, every option as text.
+    "options" every option as text, from which a later start takes those that are not given. "ranks" are those
+    that the run began with.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)
@@ -81,6 +86,8 @@ def check_checkpoint(
     now = describe_optimizer(config)
     before = content.get("optimizer state") or now
     remedy = f"or begin a new run from its model (--input-model {checkpoint}, another --run-name)"
+    if is_adapter(str(checkpoint)):
+        remedy = "or merge it (training.merge_adapter) and begin a new run from that model"
     for name, what in (("kind", '"optimizer"'), ("round_robin_gradients", '"round_robin_gradients"')):
         if before[name] != now[name]:
             raise UserError(
@@ -112,7 +119,7 @@ def _model_fingerprint(path: str) -> str:
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """What a run began with. Raises UserError where the run directory has no record.
+    """What a run's last start went by. Raises UserError where the run directory has no record.
 
     Records of earlier versions have None where a default depends on another option; it is filled in here.
     """
@@ -134,7 +141,9 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 def keep_recorded(options: Options, record: Mapping[str, Any]) -> Options:
     """The options, of which those that were not given stay what the record has."""
     before = record["options"]
-    names = [name for name in options.default_names if name in before and name not in OF_ONE_START]
+    names = [name for name in options.default_names if name in before and name not in NOT_KEPT]
+    if "epochs" not in options.default_names and "max_steps" in names:
+        names.remove("max_steps")  # it would win over the epochs that were given
     for one, other in (
         ("tokens_per_batch", "per_device_train_batch_size"),
         ("per_device_train_batch_size", "tokens_per_batch"),
@@ -148,8 +157,12 @@ def keep_recorded(options: Options, record: Mapping[str, Any]) -> Options:
 
 
 def keep_global_batch(options: Options, record: Mapping[str, Any], world_size: int) -> Options:
-    """On another number of ranks, choose the accumulation steps that keep the run's global batch."""
-    if record["ranks"] == world_size:
+    """Choose the accumulation steps that keep the run's global batch on this number of ranks.
+
+    Those that are given stay on as many ranks as the run began with, and under --resume-anyway.
+    """
+    is_given = "gradient_accumulation_steps" not in options.default_names
+    if is_given and (options.resume_anyway or record["ranks"] == world_size):
         return options
     batch = record["global batch"]
     wanted = batch.get("micro-batches", batch.get("rows"))
@@ -157,8 +170,8 @@ def keep_global_batch(options: Options, record: Mapping[str, Any], world_size: i
     if wanted % one != 0 or options.gradient_accumulation_steps == wanted // one:
         return options
     say(
-        f"{world_size} process(es) instead of {record['ranks']}: --gradient-accumulation-steps "
-        f"{wanted // one} keeps the global batch"
+        f"{world_size} process(es), and the run began with {record['ranks']}: "
+        f"--gradient-accumulation-steps {wanted // one} keeps the global batch"
     )
     return replace(options, gradient_accumulation_steps=wanted // one)
 

@@ -77,7 +77,7 @@ def write_report(
 ) -> None:
     """Write report.json, report.md and loss.png into the run directory.
 
-    record: the run's `resume.describe`. data: the findings' summary of each file, by its path.
+    record: the run's `record.describe`. data: the findings' summary of each file, by its path.
     """
     history = trainer.state.log_history
     training = [entry for entry in history if "loss" in entry]

@@ -40,9 +40,9 @@ NOTHING_YET = (LOCK, STOPPED, f".{RECORD}.partial", f".{OPTIONS}.partial")
 class Run:
     """A run that begins or goes on. Used as a context, it releases the run directory at the end of its block.
 
-    record: what the run began with, or None if it begins now. checkpoint: the checkpoint that it goes on
-    from, or None to start at step 0. description: what this start would record; it must agree with `record`.
-    command: what was typed.
+    record: what the run's last start went by, or None if it begins now. checkpoint: the checkpoint that it
+    goes on from, or None to start at step 0. description: what this start would record; it must agree with
+    `record`. command: what was typed.
     """
 
     options: Options
@@ -70,7 +70,8 @@ class Run:
     def _note_early_stop(self, reason: str) -> None:
         # Nobody would look in a directory that was not made, and whose name nobody gave.
         is_known = self.directory.exists() or self.options.run_name
-        if is_known and os.environ.get("RANK", "0") == "0":
+        is_finished = steps_of_report(self.directory) > 0
+        if is_known and not is_finished and not self.options.plan and os.environ.get("RANK", "0") == "0":
             self.directory.mkdir(parents=True, exist_ok=True)
             note_stop(self.directory, step_of(self.checkpoint) if self.checkpoint else 0, reason)
 
@@ -90,6 +91,11 @@ class Run:
         if os.environ.get("RANK", "0") == "0":
             (self.directory / STOPPED).unlink(missing_ok=True)  # the run goes on
 
+    def note_signals(self) -> None:
+        """Have a signal noted in the run directory as soon as it comes. For rank 0."""
+        self.stop_request.step = step_of(self.checkpoint) if self.checkpoint else 0
+        self.stop_request.noted_in = self.directory
+
     @cached_property
     def must_convert(self) -> bool:
         """Whether ZeRO has divided the checkpoint's optimizer among another number of ranks."""
@@ -107,7 +113,10 @@ class Run:
 
     def write_record(self) -> None:
         """Write what the run goes by from now on, as run.json and options.yaml. For rank 0."""
-        write_atomic(self.directory / RECORD, json.dumps(self.description, ensure_ascii=False, indent=1))
+        description = self.description
+        if self.record and self.record["global batch"] == description["global batch"]:
+            description = description | {"ranks": self.record["ranks"]}
+        write_atomic(self.directory / RECORD, json.dumps(description, ensure_ascii=False, indent=1))
         write_atomic(self.directory / OPTIONS, as_yaml(values_of_run(self.options)))
 
 

@@ -168,13 +168,13 @@ class SFTTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any):
         """Train as transformers does, after measuring how fast the machine multiplies."""
-        self.speed.start()
-        if self.is_deepspeed_enabled:
-            build_optimizer_operation(self.args.hf_deepspeed_config.config)
         self.lr_scheduler = None  # made again, for the steps of this call
-        self._control_group = control_group(self.args.ddp_timeout)
         with bar() as self._bar:
             try:
+                self.speed.start()
+                if self.is_deepspeed_enabled:
+                    build_optimizer_operation(self.args.hf_deepspeed_config.config)
+                self._control_group = control_group(self.args.ddp_timeout)
                 with self.checkpoints:
                     return super().train(*args, **kwargs)
             except RuntimeError as error:
@@ -251,6 +251,7 @@ class SFTTrainer(Trainer):
         if self.args.should_save:
             self.tokenizer.save_pretrained(self.checkpoints.directory)
         self.checkpoints.complete()
+        self.stop_request.step = self.state.global_step
         self.speed.throughput.go_on()
 
     def check_step(self, control: TrainerControl) -> None:

@@ -29,10 +29,15 @@ class StopRequest:
     (nohup). While `ends_at_once` is true, because there is nothing to save, a signal ends the process with
     STOPPED_STATUS where it stands. A process that ends with that status ignores further signals: a launcher
     that sees one rank end sends one to the others.
+
+    noted_in: the run directory, in which rank 0 notes a signal as soon as it comes, since the process may be
+    killed before it has saved. step: what the run would then go on from.
     """
 
     def __init__(self) -> None:
         self.ends_at_once = False
+        self.noted_in: Path | None = None
+        self.step = 0
         self._signal: str | None = None
         self._launchers = launchers()
 
@@ -49,11 +54,19 @@ class StopRequest:
 
     def _take_note(self, number: int, frame: FrameType | None) -> None:
         is_first, self._signal = self._signal is None, signal.Signals(number).name
+        if is_first and self.noted_in:
+            note_stop(self.noted_in, self.step, self._signal)
         if not self.ends_at_once:
             say(f"{self._signal}: saving and stopping after the next step")
         elif is_first:
             say(f"{self._signal}: stopping, before the first step")
             sys.exit(STOPPED_STATUS)
+
+    def withdraw(self) -> None:
+        """Take back what was noted: the run is finished, and a signal stops it no more."""
+        if self.noted_in:
+            noted_in, self.noted_in = self.noted_in, None
+            (noted_in / STOPPED).unlink(missing_ok=True)
 
     @property
     def reason(self) -> str | None:
