@@ -19,6 +19,6 @@ if [ $# -gt 0 ]; then
 fi
 echo "== the quick tests, in two processes"
 python -m pytest -n 2 --dist worksteal -m "not slow"
-# Those that start launchers and send signals would disturb each other, and run one at a time, beside the rest.
+# Each starts launchers, servers and browsers of its own, which mostly load packages, each on one core.
 echo "== the slow tests, in two processes"
-python -m pytest -n 2 --dist loadgroup -m slow --durations=25
+python -m pytest -n 2 --dist worksteal -m slow --durations=25

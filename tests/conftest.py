@@ -37,17 +37,6 @@ LEARNT = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for `--dist loadgroup`, which runs a group's tests one after another in one process.
-
-    The tests in tests/run start launchers and send signals, and are one group; each other file is one, too.
-    """
-    for item in items:
-        is_of_a_run = item.path.parent == ROOT / "tests" / "run"
-        item.add_marker(pytest.mark.xdist_group("run" if is_of_a_run else str(item.path)))
-
-
 def write_rows(path: Path, rows: list) -> str:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)
