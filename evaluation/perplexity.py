@@ -63,7 +63,8 @@ def measure_perplexity(options: SimpleNamespace) -> None:
             by_domain[domain_of(conversation) or NO_DOMAIN].append(index)
         sums = {}
         for domain, indices in by_domain.items():
-            answers = [turn.yayi for index in indices for turn in rows[index][1].turns]
+            turns = [turn for index in indices for turn in rows[index][1].turns]
+            answers = [turn.yayi for turn in turns if not turn.is_context]
             examples_of_domain = [examples[index] for index in indices]
             loss = total_loss(model, examples_of_domain, options.batch_size)
             sums[domain] = Sums(

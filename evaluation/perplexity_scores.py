@@ -8,12 +8,15 @@ import torch
 from transformers import PreTrainedModel
 
 from evaluation.tables import markdown
+from training.common.console import say
 from training.common.errors import UserError
 from training.consts import NOT_SUPERVISED
+from training.data.audit import unread_lines
 from training.data.collate import collator
-from training.data.reader import read_rows
+from training.data.findings import Unread
+from training.data.reader import parse, read_raw_rows
 from training.model.load import is_packed
-from training.text.conversation import Conversation, from_row
+from training.text.conversation import Conversation, read_row
 
 # The names for all domains together, and for rows whose instruction has no prefix.
 ALL, NO_DOMAIN = "all", "none"
@@ -42,15 +45,23 @@ def loss_figures(sums: Sums) -> dict[str, float]:
 
 
 def read_held_out(path: str) -> list[tuple[str, Conversation]]:
-    """(place, conversation) of each row. Raises UserError for a row that training would not take."""
-    rows = []
-    for place, row in read_rows(path):
+    """(place, conversation) of each row; what is not read of the rows is counted on the terminal.
+
+    Raises UserError for a row that training would not take.
+    """
+    rows, unread = [], Unread()
+    for raw in read_raw_rows(path):
+        place = f"{path}:{raw.number}"
         try:
-            rows.append((place, from_row(row, answered=True)))
+            read = read_row(parse(raw))
+            rows.append((place, read.to_learn()))
         except ValueError as error:
             raise UserError(f"{place}: {error}") from None
+        unread.add(raw.number, read)
     if not rows:
         raise UserError(f"{path}: no rows")
+    for line in unread_lines(path, unread):
+        say(line, on_stderr=True)
     return rows
 
 

@@ -9,6 +9,8 @@ input: the row as it was, and added to it
     "answer"   what the model said
     "ended"    whether it said <|End|>; if not, --max-new-tokens cut it off
 
+A row whose own "answer" is not empty is an error; "output" is a name under which a reference answer may stay.
+
 Until all rows are answered, the answers are in OUTPUT.partial. Whatever ended a run, the same command
 continues it.
 """
@@ -29,8 +31,9 @@ from training.common.command_line import PathOrName, UserPath
 from training.common.console import say
 from training.common.errors import UserError, run_command
 from training.data.reader import fingerprint, read_rows
-from training.text.conversation import Conversation, Turn, from_row
+from training.text.conversation import Conversation, read_row
 from training.text.encoding import encode_prompt
+from training.text.keys import is_absent
 
 # The keys that are added to a row.
 ANSWER, ENDED = "answer", "ended"
@@ -104,16 +107,16 @@ def read_prompts(path: str) -> list[PromptRow]:
 
 def prompt_of(row: Any) -> Conversation:
     """The conversation of a row, without its last answer. Raises ValueError naming the field at fault."""
-    conversation = from_row(row)
-    *before, last = conversation.turns
-    return Conversation((*before, Turn(last.human)), conversation.system)
+    return read_row(row).as_prompt()
 
 
 def check_takes_answer(row: dict[str, Any]) -> None:
     """Raise ValueError for a row with a key that would be overwritten, or text that UTF-8 cannot write."""
-    for key in (ANSWER, ENDED):
-        if key in row:
-            raise ValueError(f'"{key}" is there already, and would be written over; give it another name')
+    for key, name in ((ANSWER, ', such as "output"'), (ENDED, "")):
+        if not is_absent(row.get(key)):
+            raise ValueError(
+                f'"{key}" is there already, and would be written over; give it another name{name}'
+            )
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:

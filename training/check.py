@@ -52,7 +52,7 @@ EXAMPLES_SHOWN = 2
 @click.option(
     "--columns",
     type=ParsedText("PART=COLUMN,...", parse_columns),
-    help="Which column holds what, for rows of no known format, as in training.",
+    help="Which column holds what, for all rows of the command, as in training.",
 )
 @click.option(
     "--learn",

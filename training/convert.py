@@ -36,7 +36,7 @@ from training.text.formats import written_formats
 @click.option(
     "--columns",
     type=ParsedText("PART=COLUMN,...", parse_columns),
-    help="Which column holds what, for rows of no known format, as in training.",
+    help="Which column holds what, for all rows of the command, as in training.",
 )
 @click.option(
     "--to", "to_format", required=True, type=click.Choice(list(written_formats())), help="Format to write."

@@ -88,7 +88,7 @@ def losses_before_training(base: str, rows: list[dict]) -> Losses:
 def ended_share(run_dir: Path, held_out: Path, max_new_tokens: int) -> float:
     """The share of greedy answers to the rows of a file that ended, rather than being cut off."""
     answers = run_dir / "answers.jsonl"
-    options = f"--temperature 0 --max-new-tokens {max_new_tokens}".split()
+    options = ["--temperature", "0", "--max-new-tokens", str(max_new_tokens)]
     files = ["--model", str(run_dir), "--input", str(held_out), "--output", str(answers)]
     batch.main.main([*files, *options], standalone_mode=False)
     return mean(row[batch.ENDED] for _, row in read_rows(str(answers)))
@@ -108,7 +108,7 @@ def ended_share(run_dir: Path, held_out: Path, max_new_tokens: int) -> float:
 @click.option("--lora-rank", type=click.IntRange(min=1), default=16, help="Rank of the adapter.")
 @click.option("--warmup-steps", default="0.1", help="As for the trainer.")
 @click.option(
-    "--lr", type=float, multiple=True, default=[1e-4], help="A learning rate; several are compared."
+    "--lr", type=float, multiple=True, default=[1e-4, 3e-4], help="A learning rate; several are compared."
 )
 @click.option("--start", type=click.Choice(STARTS), multiple=True, default=STARTS, help="What to compare.")
 def main(
@@ -137,13 +137,15 @@ def main(
         for each, rate in product(start, lr):
             before = losses_before_training(bases[each], taken[rows:])
             options = (
-                f"--data-path {training} --input-model {bases[each]} --test-size 0 --max-steps {steps} "
-                f"--lora-rank {lora_rank} --lr {rate} --warmup-steps {warmup_steps} "
-                f"--max-length {max_length} --per-device-train-batch-size {batch_size} "
-                f"--no-gradient-checkpointing --logging-steps {max(1, steps // 4)} --no-bf16 "
-                f"--local-output-dir {directory} --run-name run --cache-dir {directory / 'cache'}"
+                f"--test-size 0 --max-steps {steps} --lora-rank {lora_rank} --lr {rate} "
+                f"--warmup-steps {warmup_steps} --max-length {max_length} "
+                f"--per-device-train-batch-size {batch_size} --no-gradient-checkpointing "
+                f"--logging-steps {max(1, steps // 4)} --no-bf16 --run-name run"
             )
-            trainer.main.main(options.split(), standalone_mode=False)
+            paths = {"data-path": training, "input-model": bases[each], "local-output-dir": directory}
+            paths["cache-dir"] = directory / "cache"
+            named = [f"--{option}={path}" for option, path in paths.items()]
+            trainer.main.main([*named, *options.split()], standalone_mode=False)
             run_dir = directory / "run"
             after = answer_losses(*load(str(run_dir), device="cpu"), taken[rows:])
             ended = ended_share(run_dir, others, max_new_tokens)

@@ -12,7 +12,7 @@ from tests.conftest import MULTI_TURN, SINGLE_TURN, write_rows
 from training import check
 from training.data.audit import full_form, short_form
 from training.data.duplicates import row_hashes
-from training.data.findings import ERRORS_KEPT, Findings
+from training.data.findings import ERRORS_KEPT, Findings, reason_of
 from training.text.conversation import Conversation, ReadRow, Turn
 from training.text.encoding import Encoded, encode
 
@@ -266,3 +266,10 @@ def test_supervised_tokens_are_coloured_for_a_terminal(base: str, monkeypatch: p
     check.main.main(f"--data-path {SINGLE_TURN} --input-model {base}".split(), standalone_mode=False)
     assert "<|YaYi|>\x1b[32m⟦:\n我是雅意" in echoed[0]
     assert "<|End|>⟧\x1b[0m" in echoed[0]
+
+
+def test_problems_of_one_kind_are_counted_together() -> None:
+    assert reason_of("not JSON (Extra data at column 3); expected one") == "not JSON; expected one"
+    assert reason_of("not JSON (Exceeds the limit (4300 digits) for: 5000)") == "not JSON"
+    problem = '"messages"[3]."weight (w)" is 2; 1 or true says so'
+    assert reason_of(problem) == problem.replace("[3]", "[…]")

@@ -93,3 +93,11 @@ def test_weights_in_pytorchs_format_count_where_there_are_no_others(
         return
     with pytest.raises(UserError, match=problem):
         check_model_path(path)
+
+
+def test_a_link_to_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    path = model_directory(tmp_path, {})
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"model\.safetensors: No such file or directory"):
+        check_model_path(path)

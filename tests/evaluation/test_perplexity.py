@@ -76,6 +76,25 @@ def test_losses_by_domain_are_those_of_plain_transformers(
         assert f"| {domain} | {model} | {len(part)} | {supervised} | {figures['loss']:.4f} |" in out
 
 
+def test_what_is_not_read_or_not_learnt_does_not_count_and_is_said(
+    outcome, tuned: str, tmp_path: Path
+) -> None:
+    user = {"role": "user", "content": "你是谁"}
+    answers = [
+        {"role": "assistant", "content": text, "loss": loss} for text, loss in (("前", 0), ("我是", 1))
+    ]
+    row = {"messages": [user, answers[0], user, answers[1], user], "note": "x", "id": 7}
+    rows = write_rows(tmp_path / "rows.jsonl", [row])
+    arguments = f"--model {tuned} --device cpu --data-path {rows} --output {tmp_path / 'out'}"
+    status, _, err = outcome(perplexity.main, arguments)
+    assert status == 0
+    assert f"ends with the human, whose last message is left off: 1 row ({rows}:1)\n" in err
+    assert f'not learnt: "note" in 1 row ({rows}:1)\n' in err
+    assert "bookkeeping, not learnt: id: 1\n" in err
+    figures = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["domains"]["all"]
+    assert figures["characters"] == len("我是")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -388,6 +388,21 @@ def test_a_second_process_at_the_same_output_is_refused(outcome, files: Files) -
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "target": 4},
+        {"prompt": "q", "response": "a", "completion": "b"},
+        {"messages": [{"role": "user", "content": "q"}], "target": 4},
+        {"question": "q", "answer": None},
+        {"question": "q", "answer": " ", "ended": None},
+    ],
+)
+def test_a_prompt_is_read_whatever_its_reference_answer_is(tmp_path: Path, row: dict) -> None:
+    [prompt] = batch.read_prompts(write_rows(tmp_path / "rows.jsonl", [row]))
+    assert (prompt.row, prompt.conversation) == (row, Conversation((Turn("q"),)))
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", ":2: not JSON"),
@@ -396,9 +411,13 @@ def test_a_second_process_at_the_same_output_is_refused(outcome, files: Files) -
         ('{"prompt": " "}', ':2: "prompt" is empty'),
         ('{"prompt": null}', ':2: "prompt" is empty'),
         ('{"prompt": "a", "system": 1}', ':2: "system" is a number, not text'),
-        ('{"instruction": "a", "output": 5}', ':2: "output" is a number, not text'),
         ('{"prompt": "a", "answer": "b"}', ':2: "answer" is there already'),
-        ('{"prompt": "a", "ended": null}', ':2: "ended" is there already'),
+        (
+            '{"question": "a", "answer": "b"}',
+            ':2: "answer" is there already, and would be written over; '
+            'give it another name, such as "output"',
+        ),
+        ('{"prompt": "a", "ended": false}', ':2: "ended" is there already'),
         (r'{"prompt": "a", "note": "\ud800"}', ":2: half of a surrogate pair"),
     ],
 )

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,6 +63,8 @@ def test_every_known_format_becomes_a_conversation(row: dict, expected: Conversa
 
 HUMAN = {"from": "human", "value": "q"}
 YAYI = {"from": "yayi", "value": "a"}
+USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+NESTED = functools.reduce(lambda inner, _: [inner], range(2000), "deep")
 
 
 @pytest.mark.parametrize(
@@ -70,8 +74,9 @@ YAYI = {"from": "yayi", "value": "a"}
         ({}, 'a row needs one of "instruction", "conversations", "messages", "prompt",'),
         (
             {"text": "t", "x": 1},
-            'this one has "text", "x"; --columns question=...,answer=... names the columns',
+            'this one has "text", "x"; `python -m training.convert --columns question=...,answer=...`',
         ),
+        ({"chosen": "a", "rejected": "b"}, '"chosen": a preference row'),
         (
             {"instruction": "q", "messages": [{"role": "user", "content": "q"}]},
             'a row is of one format, and this one has "instruction" and "messages"',
@@ -120,14 +125,56 @@ YAYI = {"from": "yayi", "value": "a"}
             'a part of the content is of type "image_url", not text',
         ),
         ({"messages": [{"role": "user", "content": "q", "value": "r"}]}, 'both "value" and "content"'),
-        ({"conversations": [HUMAN, YAYI | {"weight": 0.5}]}, '"conversations"[1]."weight" is 0.5; an answer'),
+        (
+            {"conversations": [HUMAN, YAYI | {"weight": 0.5}]},
+            '"conversations"[1]."weight" is 0.5; 1 or true says',
+        ),
         ({"conversations": [HUMAN, YAYI | {"weight": 1, "loss": False}]}, "weight, loss, train contradict"),
+        ({"messages": [{"role": "user", "content": ""}]}, '"messages"[0]."content" is empty'),
+        ({"conversations": [HUMAN, {"role": "gpt", "content": ""}]}, '"conversations"[1]."content" is empty'),
+        (
+            {"conversations": [HUMAN, {"from": "system", "value": "s"}, YAYI]},
+            '"conversations"[1]."value": a system text after the start;',
+        ),
+        ({"prompt": "q", "completion": [{"role": "user"}]}, '"completion" is a list, not text'),
+        ({"messages": [USER], "output": "a", "answer": "b"}, 'the row has several answers, "output" and'),
+        ({"messages": [USER, BOT, USER], "output": 5}, '"output" is a number, not text'),
+        ({"messages": [USER, BOT, USER, USER], "output": "a"}, """"content" is from 'user'"""),
+        ({"messages": [USER | {"content": [{"type": "text"}]}]}, '[…]."text" is missing'),
+        ({"messages": [USER | {"content": [{"type": "text", "content": "q"}]}]}, '[…]."text" is missing'),
+        (
+            {"messages": [USER | {"content": [{"type": "text", "text": "q", "note": "lost"}]}]},
+            '"messages"[0]."content"[…] has "note" beside its text',
+        ),
+        ({"instruction": "q", "output": "a", "meta": NESTED}, "lists in lists, too deep"),
+        *(
+            ({"conversations": [HUMAN, YAYI], key: "a.bin"}, f'"{key}": a row with')
+            for key in ("image", "video", "audio", "pixel_values")
+        ),
     ],
 )
 def test_a_bad_row_is_an_error_that_names_the_field(row: object, message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the whole message is compared below)
         from_row(row)
     assert message in str(error.value)
+
+
+def test_a_remedy_is_named_only_where_it_helps() -> None:
+    with pytest.raises(ValueError, match=r"several answers.*training\.convert --columns"):
+        from_row({"instruction": "q", "output": "a", "response": "b"})
+    with pytest.raises(
+        ValueError, match=r'this one has "question" and "query"; .*training\.convert --columns'
+    ):
+        from_row({"question": "q", "query": "q2"})
+    for row in ({"instruction": "q", "messages": [USER]}, {"messages": [USER], "conversations": [HUMAN]}):
+        with pytest.raises(ValueError, match=r'this one has "\w+" and "\w+"$'):
+            from_row(row)
+
+
+def test_columns_that_no_row_has_are_named_with_those_that_it_has() -> None:
+    row, columns = {"instruction": "q", "output": "a"}, {"question": "问题", "answer": "答案"}
+    with pytest.raises(ValueError, match=r'^no column "问题"; this one has "instruction", "output"$'):
+        read_row(row, columns)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +202,10 @@ def test_a_prompt_is_refused_where_answers_are_needed(row: dict, message: str) -
         ({"conversations": [HUMAN, YAYI], "label": False}, '"label" is false'),
         ({"instruction": "q", "chosen": "a", "rejected": "b"}, '"chosen": a preference row'),
         ({"conversations": [HUMAN, YAYI | {"loss": False}]}, "no answer of the row is to be learnt"),
+        ({"instruction": "q", "output": "a", "weight": 0}, '"weight" is 0: the row says'),
+        ({"conversations": [HUMAN, YAYI], "loss": False}, '"loss" is false: the row says'),
+        ({"conversations": [HUMAN, YAYI], "train": False}, '"train" is false: the row says'),
+        ({"prompt": [USER, BOT]}, "no answer of the row is to be learnt"),
     ],
 )
 def test_a_row_whose_answer_must_not_be_learnt_is_refused_in_training_and_is_a_prompt(
@@ -189,7 +240,35 @@ def test_only_the_last_answer_is_learnt_if_that_is_wanted() -> None:
     assert read_row(row).to_learn("last") == conversation(("q", "a", True), ("q", "a"))
 
 
-USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+def test_a_flag_on_a_message_of_the_human_says_nothing_new() -> None:
+    read = read_row({"messages": [USER | {"weight": 1}, BOT | {"weight": 1}]})
+    assert (read.to_learn(), read.not_learnt) == (conversation(("q", "a")), ())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER, BOT, USER], "completion": [BOT]},
+        {"prompt": [USER, BOT, USER], "completion": "a"},
+        {"prompt": [USER, BOT, USER], "response": "a"},
+    ],
+)
+def test_answers_inside_a_prompt_are_context(row: dict) -> None:
+    assert from_row(row, answered=True) == conversation(("q", "a", True), ("q", "a"))
+
+
+@pytest.mark.parametrize("column", ["output", "answer", "completion", "response", "target"])
+def test_the_last_answer_of_a_dialogue_may_have_a_column_of_its_own(column: str) -> None:
+    for row in ({"messages": [USER, BOT, USER]}, {"conversations": [HUMAN, YAYI, HUMAN]}):
+        read = read_row(row | {column: "final"})
+        assert read.to_learn() == conversation(("q", "a"), ("q", "final"))
+        assert not read.not_learnt
+
+
+def test_an_input_of_white_space_is_text() -> None:
+    assert from_row({"instruction": "q", "input": " ", "output": "a"}) == conversation(("q\n ", "a"))
+    for none in ("", None, [], {}):
+        assert from_row({"instruction": "q", "input": none, "output": "a"}) == conversation(("q", "a"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""--columns: which column of a row holds which part of a conversation, for rows of no known format."""
+"""--columns: which column of a row holds which part of a conversation, for all rows of the command."""
 
 import re
 

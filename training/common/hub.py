@@ -63,7 +63,7 @@ def check_model_path(path: str) -> None:
 
 
 def check_files(directory: Path) -> None:
-    """Raise UserError for a file of a model directory that is a git-lfs pointer, or incomplete weights.
+    """Raise UserError for a file of a model directory that is a git-lfs pointer, incomplete, or unreadable.
 
     Of the weights only the beginning and the size are looked at, so that this takes no time.
     """
@@ -71,8 +71,11 @@ def check_files(directory: Path) -> None:
     if not any(file.suffix == ".safetensors" for file in files):
         files += directory.glob(FILES_READ_INSTEAD)
     for file in sorted(files):
-        with file.open("rb") as opened:
-            start = opened.read(len(POINTER_START))
+        try:
+            with file.open("rb") as opened:
+                start = opened.read(len(POINTER_START))
+        except OSError as error:  # among others a link to a file that is gone
+            raise UserError(f"{file}: {error.strerror}") from None
         if start == POINTER_START:
             raise UserError(
                 f"{file}: a git-lfs pointer, and not the file that it stands for; run `git lfs pull` in "

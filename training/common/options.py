@@ -128,7 +128,7 @@ class Options:
     columns: RowColumns | None = option(
         None,
         DATA,
-        "Which column holds what, for rows of no known format, as in question=问题,answer=答案; the parts: "
+        "Which column holds what, for all rows of the command, as in question=问题,answer=答案; the parts: "
         f"{', '.join(PARTS)}.",
         parse=parse_columns,
         metavar="PART=COLUMN,...",

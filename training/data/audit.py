@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.common.errors import UserError
-from training.data.findings import NOTES
+from training.data.findings import NOTES, Unread
 
 # What is done about a row that cannot be used.
 ON_BAD_ROW = ("error", "drop")
@@ -88,6 +88,11 @@ def full_form(path: str, summary: dict[str, Any]) -> list[str]:
         f"training with --max-length {summary['max_length']} sees {kept['rows']:,} rows of"
         f" {kept['tokens']:,} tokens, {kept['learnt']:,} of them supervised",
     ]
+
+
+def unread_lines(path: str, unread: Unread) -> list[str]:
+    """A line for each kind of thing that was not read of the rows of a file."""
+    return _notes(path, unread.summary())
 
 
 def _notes(path: str, summary: dict[str, Any]) -> list[str]:

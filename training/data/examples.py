@@ -97,6 +97,6 @@ def build_datasets(
     if len(chosen.held_out) < chosen.wanted_count:
         say(
             f"WARNING: not {chosen.wanted_count:,}: the rest go together with more rows than there was room "
-            "for, or begin several dialogues"
+            "for, or begin dialogues that others begin in the same way"
         )
     return Examples(files, chosen.train), Examples(files, chosen.held_out)

@@ -29,6 +29,9 @@ QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 # Any text that looks like a control token of ours or of another model. The tokenizer's own are added to it.
 LOOKALIKE = r"<[|｜][^<>|｜\n]{1,30}[|｜]>"
 
+# Brackets at the end of a text or of a part of it; they may hold others.
+DETAILS = re.compile(r" \((?:[^()]|\([^()]*\))*\)(?=;|$)")
+
 # What may be wrong with a row that can be used.
 NOTES = {
     "dropped": "DROPPED, no answer to learn within --max-length",
@@ -36,7 +39,7 @@ NOTES = {
     "open": "ends with the human, whose last message is left off",
     "context": "with answers that are read and not learnt",
     "system": "with a second system text, which is not used",
-    "prefix": "the beginning of another row, whose answers are learnt from both",
+    "prefix": "the beginning of another row, so that these turns are there twice",
     "duplicate": "the same as an earlier row",
     "conflict": "the same prompt as another row, but another answer",
     "lookalike": "a text that looks like a control token (it stays text)",
@@ -61,6 +64,42 @@ class NotedRows:
         self.lines += list(lines)[: LINES_KEPT - len(self.lines)]
 
 
+class Unread:
+    """What was not read of usable rows: last messages of the human, system texts that others replace, keys.
+
+    What was not read of two parts of a file adds up by `+=`, in the file's order.
+    """
+
+    def __init__(self) -> None:
+        self._notes: dict[str, NotedRows] = {}
+        self._not_learnt: dict[str, NotedRows] = {}
+        self._bookkeeping: Counter[str] = Counter()
+
+    def add(self, line: int, read: ReadRow) -> None:
+        """Note what was not read of the row on a line."""
+        for kind, found in (("open", read.ends_with_human), ("system", read.other_system)):
+            if found:
+                self._notes.setdefault(kind, NotedRows()).add(1, [[line]])
+        for key in read.not_learnt:
+            known = key if key in self._not_learnt or len(self._not_learnt) < KEYS_KEPT else MORE_KEYS
+            self._not_learnt.setdefault(known, NotedRows()).add(1, [[line]])
+        self._bookkeeping.update(read.harmless)
+
+    def __iadd__(self, later: "Unread") -> "Unread":
+        _add_up(self._notes, later._notes)
+        _add_up(self._not_learnt, later._not_learnt)
+        self._bookkeeping.update(later._bookkeeping)
+        return self
+
+    def summary(self) -> dict[str, Any]:
+        """The "notes", "not_learnt" and "bookkeeping" of the summary of `Findings`."""
+        return {
+            "notes": {kind: vars(noted) for kind, noted in self._notes.items()},
+            "not_learnt": {key: vars(noted) for key, noted in self._not_learnt.items()},
+            "bookkeeping": dict(self._bookkeeping.most_common()),
+        }
+
+
 class Findings:
     """What the rows of a file hold, and what is wrong with them, counted row by row for `summary`.
 
@@ -76,8 +115,7 @@ class Findings:
         self._errors: list[tuple[int, str]] = []
         self._unusable: dict[str, NotedRows] = {}
         self._notes = {kind: NotedRows() for kind in NOTES}
-        self._not_learnt: dict[str, NotedRows] = {}
-        self._bookkeeping: Counter[str] = Counter()
+        self._unread = Unread()
         self._formats: Counter[str] = Counter()
         self._domains: Counter[str] = Counter()
         self._turns: Counter[int] = Counter()
@@ -138,9 +176,7 @@ class Findings:
             self._notes["cut" if kept_length else "dropped"].add(1, [[line]])
         texts = "\n".join(_texts(conversation))
         for kind, found in (
-            ("open", read.ends_with_human),
             ("context", len(answers) < len(conversation.turns)),
-            ("system", read.other_system),
             ("lookalike", self._lookalike.search(texts)),
             ("breaker", BREAKER in texts),
             ("nul", "\0" in texts),
@@ -148,11 +184,7 @@ class Findings:
         ):
             if found:
                 self._notes[kind].add(1, [[line]])
-
-        for key in read.not_learnt:
-            known = key if key in self._not_learnt or len(self._not_learnt) < KEYS_KEPT else MORE_KEYS
-            self._not_learnt.setdefault(known, NotedRows()).add(1, [[line]])
-        self._bookkeeping.update(read.harmless)
+        self._unread.add(line, read)
 
     def add_bom(self) -> None:
         """Note a byte order mark at the start of the file."""
@@ -162,14 +194,10 @@ class Findings:
         self._rows += later._rows
         self._ends_at = self._ends_at or later._ends_at
         self._errors += later._errors[: ERRORS_KEPT - len(self._errors)]
-        for mine, theirs in (
-            (self._unusable, later._unusable),
-            (self._notes, later._notes),
-            (self._not_learnt, later._not_learnt),
-        ):
-            for kind, noted in theirs.items():
-                mine.setdefault(kind, NotedRows()).add(noted.count, noted.lines)
-        for name in ("_formats", "_domains", "_turns", "_kept", "_bookkeeping"):
+        _add_up(self._unusable, later._unusable)
+        _add_up(self._notes, later._notes)
+        self._unread += later._unread
+        for name in ("_formats", "_domains", "_turns", "_kept"):
             getattr(self, name).update(getattr(later, name))
         self._supervised += later._supervised
         for name in (
@@ -217,15 +245,15 @@ class Findings:
                 conflict_groups, len({line for group in conflict_groups for line in group})
             ),
         }
+        unread = self._unread.summary()
         quantiles = np.quantile(lengths, np.array(QUANTILES) / 100, method="lower") if len(lengths) else []
         return {
             "rows": self._rows,
             "ends_at": self._ends_at and list(self._ends_at),
             "unusable": {reason: vars(noted) for reason, noted in self._unusable.items()},
             "errors": [list(error) for error in self._errors],
-            "notes": {kind: vars(noted) for kind, noted in notes.items() if noted.count},
-            "not_learnt": {key: vars(noted) for key, noted in self._not_learnt.items()},
-            "bookkeeping": dict(self._bookkeeping.most_common()),
+            **unread,
+            "notes": unread["notes"] | {kind: vars(noted) for kind, noted in notes.items() if noted.count},
             "formats": dict(self._formats.most_common()),
             "domains": dict(self._domains.most_common()),
             "turns": {str(turns): rows for turns, rows in sorted(self._turns.items())},
@@ -247,9 +275,17 @@ def _texts(conversation: Conversation) -> Iterable[str]:
         yield turn.yayi
 
 
+def _add_up(mine: dict[str, NotedRows], later: dict[str, NotedRows]) -> None:
+    for kind, noted in later.items():
+        mine.setdefault(kind, NotedRows()).add(noted.count, noted.lines)
+
+
 def reason_of(problem: str) -> str:
-    """The text that problems of one kind share: `problem` without brackets, indices and quoted values."""
-    return re.sub(r"(?<=\[)\d+(?=\])|'[^']*'", "…", re.sub(r" \(.*\)", "", problem))
+    """The text that problems of one kind share: `problem` without details, indices and quoted values.
+
+    Details are in brackets at the end of the text, or before a semicolon.
+    """
+    return re.sub(r"(?<=\[)\d+(?=\])|'[^']*'", "…", DETAILS.sub("", problem))
 
 
 def _noted_groups(groups: list[list[int]], count: int) -> NotedRows:

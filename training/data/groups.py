@@ -6,7 +6,15 @@
     退货 -> 可以                      the beginning of the next alone: on one side with it
     退货 -> 可以 -> 几天 -> 七天
 
-Rows with the same whole prompt, which is all that stands before their last answer, are on one side, too.
+Rows with the same whole prompt, which is all that stands before their last answer, are on one side, too. By
+this rule, all dialogues that open with one greeting would be on one side in a set that has a row for each
+answer of a dialogue. Therefore a beginning is always trained on, and is bound to no dialogue, where its whole
+prompt is also that of a row of another dialogue:
+
+    你好 -> 您好                      trained on, as is every row whose whole prompt is 你好
+    你好 -> 您好 -> 退货 -> 可以        held out or not, whatever becomes of the last
+    你好 -> 在的
+    你好 -> 在的 -> 发票 -> 可以
 """
 
 from typing import NamedTuple
@@ -56,7 +64,12 @@ def groups(prompts: Prompts) -> np.ndarray:
     order = np.argsort(goes_on, kind="stable")
     bound_to[is_bound] = number[order[np.searchsorted(goes_on[order], row[is_bound])]]
 
-    _, prompt = np.unique(prompts.whole, return_inverse=True)
+    _, first, prompt = np.unique(prompts.whole, return_index=True, return_inverse=True)
+    # One whose whole prompt is that of rows of other dialogues would bind these to its own.
+    is_of_several = np.bincount(prompt, bound_to != bound_to[first][prompt]) > 0
+    is_loose = is_bound & is_of_several[prompt]
+    bound_to[is_loose] = np.flatnonzero(is_loose)
+    is_shared |= is_loose
     nodes = count + int(prompt.max()) + 1  # a node for each row, then one for each whole prompt
     here = np.arange(count)
     edges = np.concatenate([np.stack([here, bound_to]), np.stack([here, count + prompt])], axis=1)

@@ -22,7 +22,8 @@ class ReadRow(NamedTuple):
     row_format: the format's name. no_answer: the error where the last answer is wanted and missing.
     is_dialogue: whether the row is a list of messages. not_learnt, harmless: the names of keys
     that have content and are not read. refusal: why the answer must not be learnt, or "". other_system:
-    whether the row has a second system text, which a system message has replaced.
+    whether the row has a second system text, which a system message has replaced. broken_end, broken_answer:
+    what is wrong after the last answer, and with it, or "".
     """
 
     conversation: Conversation
@@ -34,6 +35,7 @@ class ReadRow(NamedTuple):
     refusal: str = ""
     other_system: bool = False
     broken_end: str = ""
+    broken_answer: str = ""
 
     @property
     def ends_with_human(self) -> bool:
@@ -41,18 +43,30 @@ class ReadRow(NamedTuple):
         return self.is_dialogue and self.conversation.is_prompt and len(self.conversation.turns) > 1
 
     def as_it_stands(self) -> Conversation:
-        """The whole conversation. Raises ValueError where the human has the last word twice."""
+        """The whole conversation. Raises ValueError where the human has the last word twice, and where the
+        last answer cannot be read.
+        """
+        if self.broken_end or self.broken_answer:
+            raise ValueError(self.broken_end or self.broken_answer)
+        return self.conversation
+
+    def as_prompt(self) -> Conversation:
+        """The conversation without its last answer, whatever that is.
+
+        Raises ValueError where the human has the last word twice.
+        """
         if self.broken_end:
             raise ValueError(self.broken_end)
-        return self.conversation
+        *earlier, last = self.conversation.turns
+        return replace(self.conversation, turns=(*earlier, Turn(last.human)))
 
     def to_learn(self, learn: Learn = "all") -> Conversation:
         """What training sees of the row, each turn with its answer: the human's last messages are left off.
 
         learn: "last" makes context of the earlier answers. Raises ValueError where no answer is to be learnt.
         """
-        if self.refusal:
-            raise ValueError(self.refusal)
+        if self.refusal or self.broken_answer:
+            raise ValueError(self.refusal or self.broken_answer)
         conversation = self.conversation
         if self.ends_with_human:
             conversation = replace(conversation, turns=conversation.turns[:-1])
@@ -81,12 +95,18 @@ def from_row(row: dict[str, Any], *, answered: bool = False) -> Conversation:
 def read_row(row: Any, columns: Mapping[str, str] | None = None) -> ReadRow:
     """The conversation of a row in any of the formats, and what was not read of the row.
 
-    columns: which column holds which part, for a row of no known format. Raises ValueError naming the field
-    at fault.
+    columns: which column holds which part, whatever the row's other columns are called. Raises ValueError
+    naming the field at fault.
     """
     if not isinstance(row, dict):
         raise ValueError(f"a row is {kind_of(row)}, not an object")
-    keys = Keys(row)
+    try:
+        return _read_keys(Keys(row), columns)
+    except RecursionError:
+        raise ValueError("lists in lists, too deep to be read") from None
+
+
+def _read_keys(keys: Keys, columns: Mapping[str, str] | None) -> ReadRow:
     if columns:
         name, reading = ", ".join(columns.values()), read_columns(keys, columns)
     else:
@@ -103,6 +123,7 @@ def read_row(row: Any, columns: Mapping[str, str] | None = None) -> ReadRow:
         next((rest.refusal for rest in rests if rest.refusal), ""),
         reading.other_system,
         reading.broken_end,
+        reading.broken_answer,
     )
 
 

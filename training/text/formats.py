@@ -5,17 +5,19 @@
 {"system", "conversations": [{"from": "human"|"yayi", "value"}]}    YaYi multi-round
 {"conversations": [{"from": "system"|"human"|"gpt", "value"}]}      ShareGPT
 {"messages": [{"role": "system"|"user"|"assistant", "content"}]}    chat messages
-{"prompt": [messages], "completion": [messages]}                    chat messages, the answer apart
+{"prompt": [messages], "completion": [messages]}                    chat messages, the answer apart: only
+                                                                    what is in it is learnt
+{"messages": [the last is the human's], "output": "..."}            the last answer in a column of its own
 
 A new format is a function that reads a row of it, one that writes it if `training.convert` is to have it in
 `--to`, and one entry in FORMATS.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from training.text.keys import Keys, Row, as_text, is_absent, kind_of, nonblank_text
+from training.text.keys import NO_ANSWER, Keys, Row, as_text, is_absent, kind_of, nonblank_text
 from training.text.messages import Messages
 from training.text.turns import Conversation, Turn
 
@@ -26,6 +28,9 @@ EXTRAS = ("input", "context")
 # What --columns may name of a question, in the order in which it is asked.
 ASKED = ("instruction", "question", "input")
 
+# The command that helps with a row whose columns the recipe cannot tell.
+NAME_THEM = "`python -m training.convert --columns question=...,answer=...`"
+
 
 class Reading(NamedTuple):
     """What the function of a format gives.
@@ -33,7 +38,8 @@ class Reading(NamedTuple):
     no_answer: the error where the last answer is wanted and missing. is_dialogue: whether the row is a list
     of messages. messages: the keys of those that have more than text and speaker. other_system: whether the
     row has a second system text, which a system message has replaced. broken_end: what is wrong after the
-    last answer, or "".
+    last answer, or "". broken_answer: what is wrong with the last answer, which the conversation then lacks,
+    or "".
     """
 
     conversation: Conversation
@@ -42,6 +48,7 @@ class Reading(NamedTuple):
     messages: tuple[Keys, ...] = ()
     other_system: bool = False
     broken_end: str = ""
+    broken_answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,14 @@ def recognise(keys: Keys) -> RowFormat:
     names = list(dict.fromkeys(entry.key for entry in found))
     if len(names) > 1:
         shown = " and ".join(f'"{name}"' for name in names)
-        raise ValueError(f"a row is of one format, and this one has {shown}; --columns says which to read")
+        has_dialogue = any(isinstance(keys.peek(name), list) for name in names)
+        remedy = "" if has_dialogue else f"; {NAME_THEM} says which to read"
+        raise ValueError(f"a row is of one format, and this one has {shown}{remedy}")
     if not names:
         keys.rest()  # tells what the row is, where it is nothing to learn an answer from
+        for name in NO_ANSWER:
+            if name in keys:
+                raise ValueError(f'"{name}": {NO_ANSWER[name]}')
         empty = [entry.key for entry in FORMATS if keys.has(entry.key)]
         raise ValueError(f'"{empty[0]}" is empty' if empty else _no_format(keys))
     return found[0]
@@ -82,9 +94,7 @@ def recognise(keys: Keys) -> RowFormat:
 def _no_format(keys: Keys) -> str:
     has = ", ".join(f'"{name}"' for name in keys.filled()) or "nothing"
     known = ", ".join(f'"{name}"' for name in dict.fromkeys(entry.key for entry in FORMATS))
-    return (
-        f"a row needs one of {known}; this one has {has}; --columns question=...,answer=... names the columns"
-    )
+    return f"a row needs one of {known}; this one has {has}; {NAME_THEM} rewrites such rows"
 
 
 def written_formats() -> dict[str, Callable[[Conversation], Row]]:
@@ -101,39 +111,48 @@ def _pair(question: str, *answers: str) -> Callable[[Keys], Reading]:
 
     def read(keys: Keys) -> Reading:
         human = nonblank_text(keys.take(question), f'"{question}"')
-        extras = [name for name in EXTRAS if name != question and name in keys]
+        # An input of white space is text as any other; [] and {} stand for none, as everywhere.
+        extras = [name for name in EXTRAS if name in keys or isinstance(keys.peek(name), str)]
+        extras = [name for name in extras if name != question and keys.peek(name) != ""]
         if len(extras) > 1:
             raise ValueError(f'the question is followed by both "{extras[0]}" and "{extras[1]}"')
         for name in extras:
             human += "\n" + as_text(keys.take(name), f'"{name}"')
-        return _turns(keys, human, _answer_column(keys, answers))
+        answer = _read_answer(keys, answers, f"; {NAME_THEM} says which to read")
+        turns = (*_history(keys, "history"), Turn(human, answer.text))
+        conversation = Conversation(turns, as_text(keys.take("system"), '"system"'))
+        return Reading(conversation, answer.missing, broken_answer=answer.broken)
 
     return read
 
 
-def _answer_column(keys: Keys, answers: tuple[str, ...]) -> str:
-    found = [name for name in answers if name in keys]
+class _Answer(NamedTuple):
+    """An answer in a column of its own: its text, or None; the error where it is missing; what is wrong."""
+
+    text: str | None
+    missing: str
+    broken: str = ""
+
+
+def _read_answer(keys: Keys, columns: Sequence[str], remedy: str = "") -> _Answer:
+    """The answer in one of `columns`. remedy: what to do where several have content."""
+    found = [name for name in columns if name in keys]
+    column = next((name for name in (*found, *columns) if keys.has(name)), columns[0])
+    value = keys.take(column)
+    missing = f'"{column}" is missing' if value is None else f'"{column}" is empty'
     if len(found) > 1:
         shown = " and ".join(f'"{name}"' for name in found)
-        raise ValueError(f"the row has several answers, {shown}; --columns says which to read")
-    return found[0] if found else next((name for name in answers if keys.has(name)), answers[0])
-
-
-def _turns(keys: Keys, human: str, answer: str) -> Reading:
-    """One turn, after those of the row's history."""
-    value = keys.take(answer)
-    if isinstance(value, list) and not is_absent(value):
-        raise ValueError(f'"{answer}" is a list: a preference row, which has no one answer to learn')
-    yayi = None if is_absent(value) else nonblank_text(value, f'"{answer}"')
-    turns = (*_history(keys, "history"), Turn(human, yayi))
-    system = as_text(keys.take("system"), '"system"')
-    return Reading(Conversation(turns, system), _no_answer(answer, value))
-
-
-def _no_answer(column: str, value: Any) -> str:
-    if not column:
-        return "--columns names no answer"
-    return f'"{column}" is missing' if value is None else f'"{column}" is empty'
+        return _Answer(None, missing, f"the row has several answers, {shown}{remedy}")
+    if not found:
+        return _Answer(None, missing)
+    if isinstance(value, list) and any(isinstance(entry, str) for entry in value):
+        return _Answer(
+            None, missing, f'"{column}" is a list: a preference row, which has no one answer to learn'
+        )
+    try:
+        return _Answer(nonblank_text(value, f'"{column}"'), missing)
+    except ValueError as error:
+        return _Answer(None, missing, str(error))
 
 
 def _history(keys: Keys, name: str) -> list[Turn]:
@@ -156,17 +175,22 @@ def _history(keys: Keys, name: str) -> list[Turn]:
 
 def read_columns(keys: Keys, columns: Mapping[str, str]) -> Reading:
     """The row by the names that --columns gives to its columns. Raises ValueError naming the column."""
+    asked = [columns[role] for role in ASKED if role in columns]
+    if not any(map(keys.has, asked)):
+        names, has = (", ".join(f'"{name}"' for name in of) for of in (asked, keys.filled()))
+        raise ValueError(f"no column {names}; this one has {has or 'nothing'}")
     parts = [as_text(keys.take(columns[role]), f'"{columns[role]}"') for role in ASKED if role in columns]
     human = "\n".join(part for part in parts if part.strip())
     if not human:
-        names = ", ".join(f'"{columns[role]}"' for role in ASKED if role in columns)
+        names = ", ".join(f'"{name}"' for name in asked)
         raise ValueError(f"{names}: empty")
-    answer = columns.get("answer", "")
-    value = keys.take(answer) if answer else None
-    yayi = None if is_absent(value) else nonblank_text(value, f'"{answer}"')
-    turns = (*(_history(keys, columns["history"]) if "history" in columns else ()), Turn(human, yayi))
+    answer = _Answer(None, "--columns names no answer")
+    if "answer" in columns:
+        answer = _read_answer(keys, [columns["answer"]])
+    turns = (*(_history(keys, columns["history"]) if "history" in columns else ()), Turn(human, answer.text))
     system = columns.get("system", "")
-    return Reading(Conversation(turns, as_text(keys.take(system), f'"{system}"')), _no_answer(answer, value))
+    conversation = Conversation(turns, as_text(keys.take(system), f'"{system}"'))
+    return Reading(conversation, answer.missing, broken_answer=answer.broken)
 
 
 def _write_instruction(conversation: Conversation) -> Row:
@@ -192,10 +216,18 @@ def _dialogue(key: str, who: str, what: str) -> Callable[[Keys], Reading]:
 
 def _read_dialogue(keys: Keys, messages: Messages, key: str) -> Reading:
     conversation = messages.conversation
+    broken_answer = ""
+    if conversation.is_prompt and any(name in keys for name in ANSWERS):
+        if messages.broken_end:
+            raise ValueError(messages.broken_end)
+        answer = _read_answer(keys, ANSWERS)
+        broken_answer = answer.broken
+        *earlier, last = conversation.turns
+        conversation = replace(conversation, turns=(*earlier, Turn(last.human, answer.text)))
     has_column = "system" in keys
     system = as_text(keys.take("system"), '"system"')
     if not messages.has_system:
-        conversation = Conversation(conversation.turns, system or conversation.system)
+        conversation = replace(conversation, system=system or conversation.system)
     return Reading(
         conversation,
         f'"{key}" ends with the human: the last answer is missing',
@@ -203,16 +235,18 @@ def _read_dialogue(keys: Keys, messages: Messages, key: str) -> Reading:
         messages=tuple(messages.keys),
         other_system=has_column and messages.has_system,
         broken_end=messages.broken_end,
+        broken_answer=broken_answer,
     )
 
 
 def _read_prompt_and_completion(keys: Keys) -> Reading:
-    prompt, completion = keys.take("prompt"), keys.take("completion")
-    if not isinstance(completion, list | None):
-        raise ValueError(f'"completion" is {kind_of(completion)}, not a list as "prompt" is')
-    return _read_dialogue(
-        keys, Messages([*prompt, *(completion or [])], '"prompt"', "role", "content"), "prompt"
-    )
+    prompt, completion = keys.take("prompt"), keys.peek("completion")
+    if isinstance(completion, list) and "completion" in keys:
+        messages = [*prompt, *keys.take("completion")]
+    else:  # the answer is a text, or there is none
+        messages = prompt
+    read = Messages(messages, '"prompt"', "role", "content", context_count=len(prompt))
+    return _read_dialogue(keys, read, "prompt")
 
 
 def _write_conversations(conversation: Conversation) -> Row:

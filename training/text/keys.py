@@ -4,6 +4,7 @@ Every key that has content is read by the row's format, or is one of HARMLESS, o
 not learnt. Nothing is left out without a word.
 """
 
+import json
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
@@ -27,9 +28,9 @@ NO_ANSWER = {
 
 # Keys whose content is part of the question, and that the recipe cannot read.
 REFUSED = {
-    "images": "a row with pictures, which the model cannot see",
-    "videos": "a row with videos, which the model cannot see",
-    "audios": "a row with sound, which the model cannot hear",
+    **dict.fromkeys(("image", "images", "pixel_values"), "a row with pictures, which the model cannot see"),
+    **dict.fromkeys(("video", "videos"), "a row with videos, which the model cannot see"),
+    **dict.fromkeys(("audio", "audios"), "a row with sound, which the model cannot hear"),
     "tools": "a row with tool calls, which the recipe does not know",
     "tool_calls": "a row with tool calls, which the recipe does not know",
     "function_call": "a row with tool calls, which the recipe does not know",
@@ -38,6 +39,9 @@ REFUSED = {
 
 # Keys by which a row says that its answer is a bad one.
 VERDICTS = ("kto_tag", "label")
+
+# Keys by which a message, or a row, says whether its answer is learnt.
+LEARN = ("weight", "loss", "train")
 
 
 def kind_of(value: Any) -> str:
@@ -107,6 +111,11 @@ class Keys:
                 rest = rest._replace(refusal=f'"{name}": {NO_ANSWER[name]}')
             elif name in VERDICTS and value is False and not rest.refusal:
                 rest = rest._replace(refusal=f'"{name}" is false: the row says that its answer is a bad one')
+            elif name in LEARN and value in (0, False) and not rest.refusal:
+                shown = json.dumps(value)
+                rest = rest._replace(
+                    refusal=f'"{name}" is {shown}: the row says that its answer is not to be learnt'
+                )
             is_short = not isinstance(value, list | dict) and len(str(value)) <= LONGEST_HARMLESS
             (rest.harmless if name in HARMLESS and is_short else rest.not_learnt).append(name)
         return rest
@@ -120,7 +129,7 @@ def as_text(value: Any, field: str) -> str:
     if value is None:
         return ""
     if isinstance(value, list) and all(map(_is_part, value)):
-        return "".join(as_text(part.get("text"), f'{field}[…]."text"') for part in value)
+        return "".join(_text_of(part, f"{field}[…]") for part in value)
     if not isinstance(value, str):
         raise ValueError(f"{field} is {kind_of(value)}, not text")
     try:
@@ -136,6 +145,15 @@ def _is_part(value: Any) -> bool:
     if value["type"] != "text":
         raise ValueError(f'a part of the content is of type "{value["type"]}", not text')
     return True
+
+
+def _text_of(part: Row, field: str) -> str:
+    if part.get("text") is None:
+        raise ValueError(f'{field}."text" is missing')
+    for name, value in part.items():
+        if name not in ("type", "text") and not is_absent(value):
+            raise ValueError(f'{field} has "{name}" beside its text, which the recipe does not know')
+    return as_text(part["text"], f'{field}."text"')
 
 
 def nonblank_text(value: Any, field: str) -> str:

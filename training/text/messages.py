@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from training.text.keys import Keys, as_text, is_absent, kind_of, nonblank_text
+from training.text.keys import LEARN, Keys, as_text, is_absent, kind_of, nonblank_text
 from training.text.turns import Conversation, Turn
 
 # Who speaks, by the names that data sets use, in small letters.
@@ -23,8 +23,8 @@ SPEAKERS = {
 # Speakers that take part in tool calls.
 TOOL_SPEAKERS = ("tool", "function", "function_call", "tool_call", "observation", "tool_response")
 
-# The keys of a message: who speaks, what is said, and whether an answer is learnt.
-WHO, WHAT, LEARN = ("from", "role"), ("value", "content"), ("weight", "loss", "train")
+# The keys of a message: who speaks, and what is said.
+WHO, WHAT = ("from", "role"), ("value", "content")
 
 
 class Messages:
@@ -36,14 +36,18 @@ class Messages:
     twice after the last answer, or ""; the conversation then lacks what follows the first of these messages.
     """
 
-    def __init__(self, messages: Any, field: str, who: str, what: str) -> None:
-        """who, what: the names of a message's keys in this format; those of the other are read as well."""
+    def __init__(self, messages: Any, field: str, who: str, what: str, context_count: int = 0) -> None:
+        """who, what: the names of a message's keys in this format; those of the other are read as well.
+
+        context_count: how many messages, from the first, are context: no answer among them is learnt.
+        """
         if not isinstance(messages, list):
             raise ValueError(f"{field} is {kind_of(messages)}, not a list")
         self.keys: list[Keys] = []
         self.has_system = False
         self.broken_end = ""
         self._names = who, what
+        self._context_count = context_count
         self._system = ""
         self._turns: list[Turn] = []
         for index, message in enumerate(messages):
@@ -56,7 +60,7 @@ class Messages:
         if not isinstance(message, dict):
             raise ValueError(f"{field} is {kind_of(message)}, not an object")
         who, what = self._names
-        is_context = False
+        is_context = index < self._context_count
         if message.keys() == {who, what}:  # as most are; the other way takes twice as long
             name, value = message[who], message[what]
             speaker = _speaker(name, who, field)
@@ -68,11 +72,12 @@ class Messages:
             speaker = _speaker(name, who, field)
             if "tool_calls" in keys or "function_call" in keys:
                 raise ValueError(f"{field}: a row with tool calls, which the recipe does not know")
-            is_context = speaker == "yayi" and _is_context(keys, field)
+            is_context |= _is_context(keys, field)
         text_field = f'{field}."{what}"'
         if speaker == "system":
             if index > 0:
-                raise ValueError(f"{text_field}: a second system text; there is one, and it comes first")
+                problem = "a second system text" if self.has_system else "a system text after the start"
+                raise ValueError(f"{text_field}: {problem}; there is one, and it comes first")
             self._system = as_text(value, text_field)
             self.has_system = not is_absent(self._system)
         elif speaker == "human":
@@ -110,13 +115,13 @@ def _speaker(name: Any, who: str, field: str) -> str:
 
 
 def _one_of(keys: Keys, names: Sequence[str], own: str, field: str) -> str:
-    """Which of these keys has content; the format's own, if none has."""
+    """Which of these keys has content; if none has, the one that is there, or the format's own."""
     found = [name for name in names if name in keys]
     if len(found) > 1 and keys.peek(found[0]) != keys.peek(found[1]):
         raise ValueError(f'{field} has both "{found[0]}" and "{found[1]}", which differ')
     for name in found:
         keys.take(name)
-    return found[0] if found else own
+    return found[0] if found else next((name for name in (own, *names) if keys.has(name)), own)
 
 
 def _is_context(keys: Keys, field: str) -> bool:
@@ -128,7 +133,7 @@ def _is_context(keys: Keys, field: str) -> bool:
             continue
         if value not in (0, 1):
             raise ValueError(
-                f'{field}."{name}" is {value!r}; an answer is learnt (1, true) or not (0, false)'
+                f'{field}."{name}" is {value!r}; 1 or true says that the answer is learnt, 0 or false not'
             )
         flags.add(bool(value))
     if len(flags) > 1:
