@@ -19,6 +19,6 @@ if [ $# -gt 0 ]; then
 fi
 echo "== the quick tests, in two processes"
 python -m pytest -n 2 --dist worksteal -m "not slow"
-# Each starts launchers, servers and browsers of its own, which mostly load packages, each on one core.
+# Each starts launchers, servers and browsers, which mostly load packages, on one core. Tests of a file share those.
 echo "== the slow tests, in two processes"
-python -m pytest -n 2 --dist worksteal -m slow --durations=25
+python -m pytest -n 2 --dist loadfile -m slow --durations=25
