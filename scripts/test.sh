@@ -19,6 +19,9 @@ if [ $# -gt 0 ]; then
 fi
 echo "== the quick tests, in two processes"
 python -m pytest -n 2 --dist worksteal -m "not slow"
-# Each starts launchers, servers and browsers, which mostly load packages, on one core. Tests of a file share those.
-echo "== the slow tests, in two processes"
-python -m pytest -n 2 --dist loadfile -m slow --durations=25
+# Each starts launchers and servers, which mostly load packages, on one core. Tests of a file share those.
+echo "== the slow tests but those of the web page, in two processes"
+python -m pytest -n 2 --dist loadfile -m slow --ignore=tests/inference/test_web.py --durations=25
+# A browser that waits for a busy machine waits too long.
+echo "== the slow tests of the web page"
+python -m pytest -m slow tests/inference/test_web.py

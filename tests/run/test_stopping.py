@@ -78,7 +78,7 @@ def test_before_the_first_step_a_signal_ends_the_process_and_no_other_signal_dis
 
 def test_a_signal_is_noted_in_the_run_directory_at_once_and_taken_back_at_the_end(tmp_path: Path) -> None:
     with StopRequest() as request:
-        request.noted_in, request.step = tmp_path, 7
+        request.noted_in, request.goes_on_from = tmp_path, 7
         os.kill(os.getpid(), signal.SIGTERM)
         assert json.loads((tmp_path / "stopped").read_text()) == {"step": 7, "reason": "SIGTERM"}
         request.withdraw()

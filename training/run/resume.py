@@ -93,7 +93,7 @@ class Run:
 
     def note_signals(self) -> None:
         """Have a signal noted in the run directory as soon as it comes. For rank 0."""
-        self.stop_request.step = step_of(self.checkpoint) if self.checkpoint else 0
+        self.stop_request.goes_on_from = step_of(self.checkpoint) if self.checkpoint else 0
         self.stop_request.noted_in = self.directory
 
     @cached_property

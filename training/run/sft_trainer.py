@@ -251,7 +251,7 @@ class SFTTrainer(Trainer):
         if self.args.should_save:
             self.tokenizer.save_pretrained(self.checkpoints.directory)
         self.checkpoints.complete()
-        self.stop_request.step = self.state.global_step
+        self.stop_request.goes_on_from = self.state.global_step
         self.speed.throughput.go_on()
 
     def check_step(self, control: TrainerControl) -> None:

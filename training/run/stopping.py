@@ -31,13 +31,13 @@ class StopRequest:
     that sees one rank end sends one to the others.
 
     noted_in: the run directory, in which rank 0 notes a signal as soon as it comes, since the process may be
-    killed before it has saved. step: what the run would then go on from.
+    killed before it has saved. goes_on_from: the step of the checkpoint that it would then go on from.
     """
 
     def __init__(self) -> None:
         self.ends_at_once = False
         self.noted_in: Path | None = None
-        self.step = 0
+        self.goes_on_from = 0
         self._signal: str | None = None
         self._launchers = launchers()
 
@@ -55,7 +55,7 @@ class StopRequest:
     def _take_note(self, number: int, frame: FrameType | None) -> None:
         is_first, self._signal = self._signal is None, signal.Signals(number).name
         if is_first and self.noted_in:
-            note_stop(self.noted_in, self.step, self._signal)
+            note_stop(self.noted_in, self.goes_on_from, self._signal)
         if not self.ends_at_once:
             say(f"{self._signal}: saving and stopping after the next step")
         elif is_first:
