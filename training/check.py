@@ -4,14 +4,13 @@ python -m training.check --data-path data/yayi_train_example.json --input-model 
 """
 
 import json
-import typing
 
 import click
 
-from training.common.columns import RowColumns, parse_columns
-from training.common.command_line import ParsedText, PathOrName
+from training.common.columns import RowColumns
+from training.common.command_line import PathOrName, option_of
 from training.common.errors import run_command
-from training.common.options import Learn
+from training.common.options import Learn, Options
 from training.consts import CONTEXT
 from training.data.audit import ON_BAD_ROW, full_form, refuse_unusable
 from training.data.encoded import RowOptions, encode_chunks, new_findings
@@ -49,17 +48,8 @@ EXAMPLES_SHOWN = 2
     default="error",
     help="Whether a row that cannot be used is an error, or dropped and counted.",
 )
-@click.option(
-    "--columns",
-    type=ParsedText("PART=COLUMN,...", parse_columns),
-    help="Which column holds what, for all rows of the command, as in training.",
-)
-@click.option(
-    "--learn",
-    type=click.Choice(typing.get_args(Learn)),
-    default="all",
-    help="Learn all answers of a dialogue, or only its last one, as in training.",
-)
+@option_of(Options, "columns")
+@option_of(Options, "learn")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file instead of text.")
 def main(
     data_path: tuple[str, ...],

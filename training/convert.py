@@ -14,10 +14,11 @@ from typing import Any, TextIO
 
 import click
 
-from training.common.columns import RowColumns, parse_columns
-from training.common.command_line import ParsedText, PathOrName, UserPath
+from training.common.columns import RowColumns
+from training.common.command_line import PathOrName, UserPath, option_of
 from training.common.errors import UserError, run_command
 from training.common.files import write_atomic
+from training.common.options import Options
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.text.conversation import Conversation, read_row
@@ -33,11 +34,7 @@ from training.text.formats import written_formats
     multiple=True,
     help="File or data set; may be given several times.",
 )
-@click.option(
-    "--columns",
-    type=ParsedText("PART=COLUMN,...", parse_columns),
-    help="Which column holds what, for all rows of the command, as in training.",
-)
+@option_of(Options, "columns")
 @click.option(
     "--to", "to_format", required=True, type=click.Choice(list(written_formats())), help="Format to write."
 )

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ from training.run import stopping
 from training.run.report import steps_of_report
 from training.run.resume import Run, check_new
 from training.run.stopping import STOPPED_STATUS, StopRequest, note_stop
+
+
+@pytest.fixture
+def handlers_restored() -> Iterator[None]:
+    """After the test signals are handled as before: a process that stops ignores them from then on."""
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
@@ -61,19 +71,15 @@ def test_a_hangup_that_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("handlers_restored")
 def test_before_the_first_step_a_signal_ends_the_process_and_no_other_signal_disturbs_that() -> None:
-    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
-    try:
-        request = StopRequest()
-        request.ends_at_once = True
-        with pytest.raises(SystemExit) as ended, request:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        assert ended.value.code == STOPPED_STATUS == 75
-        assert request.reason == "SIGUSR1"
-        os.kill(os.getpid(), signal.SIGTERM)  # of a launcher that sees another rank end
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    request = StopRequest()
+    request.ends_at_once = True
+    with pytest.raises(SystemExit) as ended, request:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert ended.value.code == STOPPED_STATUS == 75
+    assert request.reason == "SIGUSR1"
+    os.kill(os.getpid(), signal.SIGTERM)  # of a launcher that sees another rank end
 
 
 def test_a_signal_is_noted_in_the_run_directory_at_once_and_taken_back_at_the_end(tmp_path: Path) -> None:
@@ -87,31 +93,23 @@ def test_a_signal_is_noted_in_the_run_directory_at_once_and_taken_back_at_the_en
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("handlers_restored")
 @pytest.mark.parametrize(("finished", "plan"), [(True, False), (False, True)])
 def test_a_start_that_takes_no_step_is_no_run_that_was_stopped(tmp_path: Path, finished, plan) -> None:
     if finished:
         (tmp_path / "report.json").write_text('{"model": {"steps": 4}, "steps": 4}')
         assert steps_of_report(tmp_path) == 4
     run = Run(Options(local_output_dir=tmp_path, run_name="run", plan=plan), tmp_path, None)
-    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
-    try:
-        with pytest.raises(SystemExit), run:
-            os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with pytest.raises(SystemExit), run:
+        os.kill(os.getpid(), signal.SIGTERM)
     assert not (tmp_path / "stopped").exists()
 
 
+@pytest.mark.usefixtures("handlers_restored")
 def test_a_run_that_is_stopped_before_its_first_step_says_so_and_may_begin_again(tmp_path: Path) -> None:
-    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     run = Run(Options(local_output_dir=tmp_path, run_name="run"), tmp_path / "run", None)
-    try:
-        with pytest.raises(SystemExit), run:
-            os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with pytest.raises(SystemExit), run:
+        os.kill(os.getpid(), signal.SIGTERM)
     assert json.loads((tmp_path / "run" / "stopped").read_text()) == {"step": 0, "reason": "SIGTERM"}
     check_new(tmp_path / "run")
     with Run(run.options, run.directory, None) as again:

@@ -2,8 +2,10 @@
 
 import re
 
-# The parts of a conversation that a column may hold, in the order in which the first three are asked.
-PARTS = ("instruction", "question", "input", "answer", "system", "history")
+# The parts of a conversation that a column may hold: first those of a question, in the order in which they
+# are asked.
+ASKED = ("instruction", "question", "input")
+PARTS = (*ASKED, "answer", "system", "history")
 
 # What has a meaning in the option's text, and stands for itself behind a backslash.
 ESCAPED = re.compile(r"([\\,=])")
@@ -31,6 +33,6 @@ def parse_columns(text: str) -> RowColumns:
         if part in columns:
             raise ValueError(f"{part} stands there twice")
         columns[part] = name
-    if not {"instruction", "question", "input"} & set(columns):
+    if not columns.keys() & set(ASKED):
         raise ValueError(f"{text}: no column for the question")
     return columns

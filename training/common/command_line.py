@@ -166,6 +166,13 @@ def flag_of(field: dataclasses.Field) -> str:
     return f"{flag}/--no-{flag.removeprefix('--')}" if field.default is True else flag
 
 
+def option_of(options_class: type, name: str) -> Callable[[Callable], Callable]:
+    """A decorator that gives a command one option of `options_class`, which need not be given."""
+    (field,) = (field for field in dataclasses.fields(options_class) if field.name == name)
+    settings = _settings(field, typing.get_type_hints(options_class)[name], required=False)
+    return click.option(flag_of(field), name, **settings)
+
+
 def names_not_given() -> tuple[str, ...]:
     """Names of the running command's options that neither the command line nor --config gives."""
     context = click.get_current_context()

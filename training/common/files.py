@@ -126,6 +126,18 @@ def sizes(directory: Path) -> dict[str, int]:
     }
 
 
+def existing_parent(path: Path) -> Path:
+    """`path`, or where it does not exist, the nearest directory above it that does."""
+    while not os.path.exists(path):  # unlike Path.exists, quiet about a parent that may not be read
+        path = path.parent
+    return path
+
+
+def try_write(directory: Path) -> None:
+    """Raise OSError where no file can be made in `directory`. Leaves no trace."""
+    tempfile.TemporaryFile(dir=directory).close()
+
+
 def home_cache_dir() -> Path:
     """XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
@@ -136,11 +148,9 @@ def user_cache_dir() -> Path:
 
     A container may have no home directory, or one that belongs to another user.
     """
-    existing = directory = home_cache_dir()
-    while not os.path.exists(existing):
-        existing = existing.parent
+    directory = home_cache_dir()
     try:
-        tempfile.TemporaryFile(dir=existing).close()
+        try_write(existing_parent(directory))
     except OSError:
         return _temporary_cache_dir()
     return directory
@@ -156,9 +166,7 @@ def _temporary_cache_dir() -> Path:
 
 def free_bytes(path: Path) -> int:
     """Free bytes on the disk of `path`, which need not exist yet."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+    return shutil.disk_usage(existing_parent(path)).free
 
 
 def is_write_failure(error: Exception) -> bool:

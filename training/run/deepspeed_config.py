@@ -340,7 +340,7 @@ def _check_optimizer(config: Mapping[str, Any]) -> None:
             f'DeepSpeed has not tested the optimizer "{name}" with ZeRO; it takes it all the same with '
             '"zero_allow_untested_optimizer": true'
         )
-    if name.lower() in ("adam", "adamw"):
+    if is_adam(config):
         _check_names(params, _adam_parameters(config), "optimizer.params")
     for key in ("lr", "eps", "weight_decay"):
         if params.get(key, AUTO) != AUTO:

@@ -14,6 +14,7 @@ from torch import distributed as dist
 from training.common.console import say
 from training.common.errors import UserError
 from training.common.files import hold_lock, home_cache_dir, user_cache_dir
+from training.run.deepspeed_values import is_adam, offload_device
 
 
 def check_bf16() -> None:
@@ -56,13 +57,12 @@ def build_operation(builder_name: str) -> None:
 
 def build_optimizer_operation(config: Mapping[str, Any]) -> None:
     """Build the operation of this configuration's Adam before DeepSpeed itself does."""
-    optimizer = config.get("optimizer", {})
-    offload = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
-    is_adam = optimizer.get("type", "").lower() in ("adam", "adamw")
-    if is_adam and not optimizer.get("params", {}).get("torch_adam"):
-        build_operation("FusedAdamBuilder" if offload == "none" else "CPUAdamBuilder")
-    elif not optimizer and offload != "none":  # accelerate then takes DeepSpeed's for transformers' AdamW
-        build_operation("CPUAdamBuilder")
+    is_offloaded = offload_device(config) != "none"
+    if not config.get("optimizer"):
+        if is_offloaded:  # accelerate then takes DeepSpeed's for transformers' AdamW
+            build_operation("CPUAdamBuilder")
+    elif is_adam(config) and not config["optimizer"].get("params", {}).get("torch_adam"):
+        build_operation("CPUAdamBuilder" if is_offloaded else "FusedAdamBuilder")
 
 
 def settle_build_directories() -> None:

@@ -32,8 +32,7 @@ def describe(
     together: Together = "whole prompts",
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
-    "options" every option as text, from which a later start takes those that are not given. "ranks" are those
-    that the run began with.
+    "options" every option as text, from which a later start takes those that are not given.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)

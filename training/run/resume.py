@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from training.common.command_line import as_yaml
 from training.common.console import say
 from training.common.errors import UserError
-from training.common.files import check_empty, hold_lock, write_atomic
+from training.common.files import check_empty, existing_parent, hold_lock, try_write, write_atomic
 from training.common.hub import is_adapter
 from training.common.options import Options, values_of_run
 from training.common.ranks import world_size
@@ -114,6 +113,7 @@ class Run:
     def write_record(self) -> None:
         """Write what the run goes by from now on, as run.json and options.yaml. For rank 0."""
         description = self.description
+        # "ranks" stay those that the run began with, for `keep_global_batch`, as long as its batch does.
         if self.record and self.record["global batch"] == description["global batch"]:
             description = description | {"ranks": self.record["ranks"]}
         write_atomic(self.directory / RECORD, json.dumps(description, ensure_ascii=False, indent=1))
@@ -153,9 +153,7 @@ def default_run_name(input_model: str) -> str:
 
 def check_new(run_dir: Path) -> None:
     """Raise UserError unless `run_dir` can be made, or is empty and can be written. Leaves no trace."""
-    existing = run_dir
-    while not os.path.exists(existing):  # unlike Path.exists, quiet about a parent that may not be read
-        existing = existing.parent
+    existing = existing_parent(run_dir)
     try:
         if existing == run_dir:
             check_empty(
@@ -163,7 +161,7 @@ def check_new(run_dir: Path) -> None:
                 "it is not written over; give another --run-name, or continue that run by --resume",
                 ignored=NOTHING_YET,
             )
-        tempfile.TemporaryFile(dir=existing).close()
+        try_write(existing)
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written ({existing}: {error.strerror})") from None
 

@@ -20,10 +20,10 @@ class ReadRow(NamedTuple):
     """A row as its format reads it.
 
     row_format: the format's name. no_answer: the error where the last answer is wanted and missing.
-    is_dialogue: whether the row is a list of messages. not_learnt, harmless: the names of keys
-    that have content and are not read. refusal: why the answer must not be learnt, or "". other_system:
-    whether the row has a second system text, which a system message has replaced. broken_end, broken_answer:
-    what is wrong after the last answer, and with it, or "".
+    is_dialogue: whether the row is a list of messages. not_learnt, harmless: the names of keys that have
+    content and are not read. refusal: why the answer must not be learnt, or "". other_system: whether the row
+    has a second system text, which a system message has replaced. broken_end, broken_answer: what is wrong
+    after the last answer, and with it, or "".
     """
 
     conversation: Conversation

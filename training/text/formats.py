@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from training.common.columns import ASKED
 from training.text.keys import NO_ANSWER, Keys, Row, as_text, is_absent, kind_of, nonblank_text
 from training.text.messages import Messages
 from training.text.turns import Conversation, Turn
@@ -24,9 +25,6 @@ from training.text.turns import Conversation, Turn
 # The columns that hold an answer, and those that hold what a question is about.
 ANSWERS = ("output", "response", "completion", "answer", "target")
 EXTRAS = ("input", "context")
-
-# What --columns may name of a question, in the order in which it is asked.
-ASKED = ("instruction", "question", "input")
 
 # The command that helps with a row whose columns the recipe cannot tell.
 NAME_THEM = "`python -m training.convert --columns question=...,answer=...`"

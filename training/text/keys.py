@@ -107,18 +107,21 @@ class Keys:
                 continue
             if name in REFUSED and value != "[]":  # the text "[]" is how some sets write that there is none
                 raise ValueError(f'"{name}": {REFUSED[name]}')
-            if name in NO_ANSWER and not rest.refusal:
-                rest = rest._replace(refusal=f'"{name}": {NO_ANSWER[name]}')
-            elif name in VERDICTS and value is False and not rest.refusal:
-                rest = rest._replace(refusal=f'"{name}" is false: the row says that its answer is a bad one')
-            elif name in LEARN and value in (0, False) and not rest.refusal:
-                shown = json.dumps(value)
-                rest = rest._replace(
-                    refusal=f'"{name}" is {shown}: the row says that its answer is not to be learnt'
-                )
+            rest = rest._replace(refusal=rest.refusal or _why_not_learnt(name, value))
             is_short = not isinstance(value, list | dict) and len(str(value)) <= LONGEST_HARMLESS
             (rest.harmless if name in HARMLESS and is_short else rest.not_learnt).append(name)
         return rest
+
+
+def _why_not_learnt(name: str, value: Any) -> str:
+    """Why a row with this key has no answer to learn, or "" where the key does not say so."""
+    if name in NO_ANSWER:
+        return f'"{name}": {NO_ANSWER[name]}'
+    if name in VERDICTS and value is False:
+        return f'"{name}" is false: the row says that its answer is a bad one'
+    if name in LEARN and value == 0:
+        return f'"{name}" is {json.dumps(value)}: the row says that its answer is not to be learnt'
+    return ""
 
 
 def as_text(value: Any, field: str) -> str:

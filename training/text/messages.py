@@ -31,9 +31,9 @@ class Messages:
     """The messages of a row, read in order.
 
     conversation: what they say. keys: those of each message that has more than who speaks and what is said,
-    for what was not read of them. has_system:
-    whether one of them is a system message with content. broken_end: what is wrong where the human speaks
-    twice after the last answer, or ""; the conversation then lacks what follows the first of these messages.
+    for what was not read of them. has_system: whether one of them is a system message with content.
+    broken_end: what is wrong where the human speaks twice after the last answer, or ""; the conversation then
+    lacks what follows the first of these messages.
     """
 
     def __init__(self, messages: Any, field: str, who: str, what: str, context_count: int = 0) -> None:
