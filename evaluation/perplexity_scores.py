@@ -15,6 +15,7 @@ from training.data.audit import unread_lines
 from training.data.collate import collator
 from training.data.findings import Unread
 from training.data.reader import parse, read_raw_rows
+from training.data.sources import expand_path
 from training.model.load import is_packed
 from training.text.conversation import Conversation, read_row
 
@@ -49,19 +50,21 @@ def read_held_out(path: str) -> list[tuple[str, Conversation]]:
 
     Raises UserError for a row that training would not take.
     """
-    rows, unread = [], Unread()
-    for raw in read_raw_rows(path):
-        place = f"{path}:{raw.number}"
-        try:
-            read = read_row(parse(raw))
-            rows.append((place, read.to_learn()))
-        except ValueError as error:
-            raise UserError(f"{place}: {error}") from None
-        unread.add(raw.number, read)
+    rows = []
+    for file in expand_path(path):
+        unread = Unread()
+        for raw in read_raw_rows(file):
+            place = f"{file}:{raw.number}"
+            try:
+                read = read_row(parse(raw))
+                rows.append((place, read.to_learn()))
+            except ValueError as error:
+                raise UserError(f"{place}: {error}") from None
+            unread.add(raw.number, read)
+        for line in unread_lines(file, unread):
+            say(line, on_stderr=True)
     if not rows:
         raise UserError(f"{path}: no rows")
-    for line in unread_lines(path, unread):
-        say(line, on_stderr=True)
     return rows
 
 

@@ -8,13 +8,14 @@ import json
 import click
 
 from training.common.columns import RowColumns
-from training.common.command_line import PathOrName, option_of
+from training.common.command_line import ParsedText, PathOrName, option_of
 from training.common.errors import run_command
-from training.common.options import Learn, Options
+from training.common.options import Learn, Options, Source, parse_source
 from training.consts import CONTEXT
 from training.data.audit import ON_BAD_ROW, full_form, refuse_unusable
 from training.data.encoded import RowOptions, encode_chunks, new_findings
 from training.data.reader import read_raw_rows
+from training.data.sources import files_without_weights
 from training.model.context import longest_row
 from training.text.encoding import mask_labels, show
 from training.text.tokenizer import load_tokenizer
@@ -25,10 +26,10 @@ EXAMPLES_SHOWN = 2
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--data-path",
-    type=PathOrName(),
+    type=ParsedText("FILE[:WEIGHT]", parse_source),
     required=True,
     multiple=True,
-    help="File or data set to check; may be given several times.",
+    help="Rows to check, named as for the trainer; may be given several times.",
 )
 @click.option(
     "--input-model",
@@ -52,7 +53,7 @@ EXAMPLES_SHOWN = 2
 @option_of(Options, "learn")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file instead of text.")
 def main(
-    data_path: tuple[str, ...],
+    data_path: tuple[Source, ...],
     input_model: str,
     max_length: int | None,
     on_bad_row: str,
@@ -68,7 +69,8 @@ def main(
     tokenizer = load_tokenizer(input_model)
     longest = longest_row(input_model, max_length, on_stderr=as_json)
     summaries = []
-    for path in data_path:
+    paths = files_without_weights(data_path)
+    for path in paths:
         findings = new_findings(tokenizer, longest)
         examples: list[str] = []
         for chunk in encode_chunks(read_raw_rows(path), tokenizer, longest, RowOptions(learn, columns)):
@@ -83,7 +85,7 @@ def main(
             click.echo(json.dumps({"file": path, **summary}, ensure_ascii=False))
         else:
             click.echo("\n".join([*full_form(path, summary), *map(_example, examples)]))
-    refuse_unusable(data_path, summaries, on_bad_row)
+    refuse_unusable(paths, summaries, on_bad_row)
 
 
 def _example(text: str) -> str:

@@ -3,6 +3,8 @@
 The text of each conversation stays the same; an `input` becomes part of its instruction, as in training.
 
 python -m training.convert --data-path data/yayi_train_example.json --to messages --output messages.jsonl
+
+Of a Markdown file each `## question` becomes a row, and the text below it the answer.
 """
 
 import json
@@ -15,12 +17,14 @@ from typing import Any, TextIO
 import click
 
 from training.common.columns import RowColumns
-from training.common.command_line import PathOrName, UserPath, option_of
+from training.common.command_line import ParsedText, UserPath, option_of
 from training.common.errors import UserError, run_command
 from training.common.files import write_atomic
-from training.common.options import Options
+from training.common.options import Options, Source, parse_source
+from training.data.faq import is_markdown, read_faq
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
+from training.data.sources import files_without_weights
 from training.text.conversation import Conversation, read_row
 from training.text.formats import written_formats
 
@@ -28,11 +32,12 @@ from training.text.formats import written_formats
 @click.command()
 @click.option(
     "--data-path",
-    "paths",
-    type=PathOrName(),
+    "sources",
+    type=ParsedText("FILE[:WEIGHT]", parse_source),
     required=True,
     multiple=True,
-    help="File or data set; may be given several times.",
+    help="Rows to write, named as for the trainer, or a Markdown file of questions (its ## headings) and "
+    "answers; may be given several times.",
 )
 @option_of(Options, "columns")
 @click.option(
@@ -46,7 +51,7 @@ from training.text.formats import written_formats
 )
 @click.option("--force", is_flag=True, help="Overwrite --output if it exists.")
 def main(
-    paths: tuple[str, ...], columns: RowColumns | None, to_format: str, output: Path, force: bool
+    sources: tuple[Source, ...], columns: RowColumns | None, to_format: str, output: Path, force: bool
 ) -> None:
     """Write the rows of all files, in order, into one JSON Lines file.
 
@@ -55,6 +60,7 @@ def main(
     if output.exists() and not force:
         raise UserError(f"{output}: is there already; give another --output, or --force to write over it")
     tally = Tally()
+    paths = files_without_weights(sources)
 
     def write(path: Path) -> None:
         nonlocal tally
@@ -101,7 +107,7 @@ def convert(
     """
     tally = Tally()
     for path in paths:
-        for raw in read_raw_rows(path):
+        for raw in read_faq(path) if is_markdown(path) else read_raw_rows(path):
             place = f"{path}:{raw.number}"
             if isinstance(raw.content, NotRead):
                 raise UserError(f"{place}: {raw.content.problem}")

@@ -25,6 +25,7 @@ from training.common.files import check_empty
 from training.common.hub import check_base_model
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
+from training.data.sources import expand_path
 from training.model.load import fit_vocabulary, load_base_model, read_config
 from training.model.save import save_model
 from training.text.conversation import from_row
@@ -135,12 +136,13 @@ class Corpus:
         return [text for texts in documents for text in texts], [text for texts in held_out for text in texts]
 
 
-def read_corpus(paths: Sequence[str]) -> Corpus:
+def read_corpus(data_paths: Sequence[str]) -> Corpus:
     """The documents of all files: each line of a .txt file, and all messages of each row of any other file.
 
     Raises UserError for a file that cannot be read to its end.
     """
     corpus = Corpus()
+    paths = [path for data_path in data_paths for path in expand_path(data_path)]
     for path in paths:
         if path.endswith(".txt"):
             corpus.documents += ((line,) for line in read_lines(path))

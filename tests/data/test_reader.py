@@ -6,8 +6,8 @@ import pytest
 
 from training.common import hub
 from training.common.errors import UserError
-from training.data import reader
-from training.data.reader import fingerprint, read_raw_rows, read_rows
+from training.data import json_rows, reader
+from training.data.reader import fingerprint, parse, read_raw_rows, read_rows
 
 ROWS = [{"a": 1}, {"a": "两\u2028行"}, {"a": [{}]}]
 
@@ -31,11 +31,65 @@ def test_places_count_blank_lines(tmp_path: Path) -> None:
     assert read(path, '{"a": 1}\n\n  \n{"a": 2}') == [(f"{path}:1", {"a": 1}), (f"{path}:4", {"a": 2})]
 
 
-@pytest.mark.parametrize(("indent", "lines"), [(None, [1, 1, 1]), (2, [2, 5, 8])])
-def test_a_json_array_gives_the_line_where_each_row_starts(tmp_path: Path, indent: int, lines: list) -> None:
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda rows, **how: json.dumps(rows, **how),
+        lambda rows, **how: json.dumps({"version": 1, "data": rows}, **how),
+        lambda rows, **how: json.dumps({"data": rows, "name": "n", "license": None}, **how) + "\n\n",
+    ],
+)
+def test_an_array_and_an_object_around_one_give_the_numbers_of_rows(tmp_path: Path, indent, form) -> None:
     path = tmp_path / "rows.json"
-    read_back = read(path, json.dumps(ROWS, ensure_ascii=False, indent=indent))
-    assert read_back == [(f"{path}:{line}", row) for line, row in zip(lines, ROWS, strict=True)]
+    read_back = read(path, form(ROWS, ensure_ascii=False, indent=indent))
+    assert read_back == [(f"{path}:{number}", row) for number, row in enumerate(ROWS, start=1)]
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n \r\n"])
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1]])
+def test_objects_over_several_lines_are_a_row_each(tmp_path: Path, start: str, rows: list) -> None:
+    path = tmp_path / "rows.json"
+    text = start + "\n".join(json.dumps(row, ensure_ascii=False, indent=2) for row in rows) + "\n"
+    assert read(path, text) == [(f"{path}:{number}", row) for number, row in enumerate(rows, start=1)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"data": []},
+        {"data": [1, 2]},
+        {"data": "text"},
+        {"data": [{"a": 1}], "instruction": "q"},
+        {"data": [{"a": 1}], "name": ["n"]},
+    ],
+)
+def test_an_object_that_is_not_only_around_rows_is_a_row(tmp_path: Path, row: dict) -> None:
+    for indent in (None, 1):
+        assert [row for _, row in read(tmp_path / "rows.json", json.dumps(row, indent=indent))] == [row]
+
+
+def test_two_objects_around_rows_are_two_rows(tmp_path: Path) -> None:
+    row = {"data": [{"a": 1}]}
+    assert [row for _, row in read(tmp_path / "a", f"{json.dumps(row)}\n" * 2)] == [row, row]
+
+
+def test_a_first_line_that_is_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1,\n{"a": 2}\n')
+    first, second = read_raw_rows(str(path))
+    assert parse(second) == {"a": 2}
+    with pytest.raises(ValueError, match="not JSON"):
+        parse(first)
+
+
+def test_a_large_file_that_is_read_whole_is_announced(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(json_rows, "LARGE_BYTES", 100)
+    path = tmp_path / "rows.json"
+    read(path, json.dumps([{"a": "x" * 100}]))
+    assert capsys.readouterr().err.startswith(f"{path}: 0.0 GB of JSON are read whole")
+    read(path, json.dumps({"a": "x" * 100}))
+    assert capsys.readouterr().err == ""
 
 
 def test_an_empty_file_and_an_empty_array_have_no_rows(tmp_path: Path) -> None:
@@ -47,16 +101,17 @@ def test_an_empty_file_and_an_empty_array_have_no_rows(tmp_path: Path) -> None:
     ("data", "place"),
     [
         ('{"a": 1}\n{"a": }\n', ":2: not JSON"),
-        ('{\n "a": 1\n}', ":1: not JSON"),
+        ('{\n "a": 1\n}\n{\n "a": }', ":2: not JSON (line 5: Expecting value"),
+        (b'{\n "a": "\xff"}', ":1: not UTF-8 (line 2"),
         ("[" * 100_000, ": not JSON"),
         ('{"a": ' + "9" * 5000 + "}", ":1: not JSON"),
         ('[{"a": 1},\n{"a": }]', ":2: not JSON"),
         ('[{"a": 1}\n{"a": 2}]', ":2: not JSON: expected ','"),
         ('[{"a": 1},\n', ":2: not JSON"),
-        ('[{"a": 1}]\n\nx', ":3: not JSON: text after the end"),
-        ('[{"a": 1},]', ":1: not JSON"),
+        ('[{"a": 1}]\n\nx', ":1: not JSON: text after the end of the array (line 3)"),
+        ('[{"a": 1},]', ":2: not JSON"),
         (b'{"a": 1}\n{"a": "\xff"}\n', ":2: not UTF-8"),
-        (b'[{"a": 1},\n\n{"a": "\xff"}]', ":3: not UTF-8"),
+        (b'[{"a": 1},\n\n{"a": "\xff"}]', ":1: not UTF-8 (line 3"),
     ],
 )
 def test_what_is_not_json_in_utf8_is_an_error_with_its_place(tmp_path: Path, data: str, place: str) -> None:
@@ -82,11 +137,6 @@ def test_a_file_that_the_system_refuses_is_an_error(tmp_path: Path, monkeypatch,
     monkeypatch.setattr(reader, "open", refuse, raising=False)
     with pytest.raises(UserError, match=r"rows\.json: Permission denied"):
         read(str(tmp_path / "rows.json"))
-
-
-def test_a_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a directory"):
-        read_rows(str(tmp_path))
 
 
 def test_a_name_is_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

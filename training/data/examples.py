@@ -13,6 +13,7 @@ from training.common.options import Options
 from training.data.audit import refuse_unusable, short_form
 from training.data.encoded import EncodedFile, RowOptions, load_encoded
 from training.data.groups import Prompts, groups
+from training.data.sources import expand_sources
 from training.data.split import split
 
 # Which rows are on one side of the split.
@@ -61,7 +62,7 @@ def build_datasets(
     earlier versions; now it is what `training.data.groups` draws.
     Raises UserError for rows that cannot be used, as --on-bad-row says.
     """
-    sources = options.data_path
+    sources = expand_sources(options.data_path, options.cache_dir)
     row_options = RowOptions(options.learn, options.columns)
     files = [
         load_encoded(source.path, tokenizer, options.max_length, options.cache_dir, row_options)

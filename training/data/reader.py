@@ -1,62 +1,60 @@
 """A data file, or a data set on the hub, as a stream of (place, row)."""
 
 import contextlib
+import gzip
 import hashlib
-import json
+import io
 import os
-import re
+import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
+from training.common.console import say
 from training.common.errors import UserError, first_line
-from training.common.hub import check_on_hub
+from training.data.file_kinds import (
+    START_BYTES,
+    UTF8_BOM,
+    NamedFile,
+    check_compressed,
+    check_content,
+    has_rows_by_name,
+    named_file,
+)
+from training.data.hub_rows import HUB_NAME, load_hub_rows
+from training.data.json_rows import read_json
+from training.data.pipes import is_pipe, path_to_open
+from training.data.raw_row import Broken, NotRead, RawRow, parse
+from training.data.sources import expand_path
+from training.data.tables import read_book, read_csv, read_parquet
+from training.data.text_encoding import text_encoding
+from training.data.values import plain_value
+
+__all__ = ["Broken", "NotRead", "RawRow", "RawRows", "fingerprint", "parse", "read_raw_rows", "read_rows"]
 
 DIGEST_BYTES = 16
 
-UTF8_BOM = b"\xef\xbb\xbf"
-
-# White space as JSON defines it.
-WHITE = re.compile(r"[ \t\r\n]*")
-
-REST_NOT_READ = "the array was not read from here on"
-NO_ROW_READ = "no row of the array was read"
-
-
-class RawRow(NamedTuple):
-    """One row before it is parsed.
-
-    number: of the line on which the row starts, or of the row in a data set of the hub; the first is 1.
-    content: the bytes of a line, a value that was parsed already, or `NotRead`.
-    """
-
-    number: int
-    content: Any
-
-
-class NotRead(NamedTuple):
-    """The content of the last row where a JSON array cannot be read any further, and why."""
-
-    problem: str
+BLOCK_BYTES = 1 << 20
 
 
 def read_rows(data_path: str) -> Iterator[tuple[str, Any]]:
-    """Rows of JSON Lines, of a JSON array, or of the "train" split of a data set on the hub.
+    """The rows of a file or data set, or of all files of a folder or a pattern.
 
-    Yields (place, row): place is `path:line` of the row's first character, or `name:row` for the hub, and row
-    whatever JSON value stands there.
+    Yields (place, row): place is `path:number`, as `RawRow` numbers the rows of its file, and row whatever
+    JSON value stands there.
 
-    Raises UserError with the place for a path that does not exist and for what is not JSON in UTF-8.
+    Raises UserError with the place for a path that does not exist and for what cannot be read.
     """
-    return _parse_rows(data_path, read_raw_rows(data_path))
+    return _parse_rows([(path, read_raw_rows(path)) for path in expand_path(data_path)])
 
 
-def _parse_rows(data_path: str, raw_rows: Iterator[RawRow]) -> Iterator[tuple[str, Any]]:
-    for raw in raw_rows:
-        place = f"{data_path}:{raw.number}"
-        try:
-            yield place, parse(raw)
-        except ValueError as error:
-            raise UserError(f"{place}: {error}") from None
+def _parse_rows(files: list[tuple[str, "RawRows"]]) -> Iterator[tuple[str, Any]]:
+    for path, raw_rows in files:
+        for raw in raw_rows:
+            place = f"{path}:{raw.number}"
+            try:
+                yield place, parse(raw)
+            except ValueError as error:
+                raise UserError(f"{place}: {error}") from None
 
 
 class RawRows(Iterator[RawRow]):
@@ -68,9 +66,10 @@ class RawRows(Iterator[RawRow]):
     def __init__(self, data_path: str) -> None:
         self.data_path = data_path
         self.has_bom = False
-        self._digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-        self._hub_rows = None if _is_file(data_path) else _hub_rows(data_path)
-        self._rows = self._read_file() if self._hub_rows is None else self._read_hub()
+        named = _find_file(data_path)
+        self._hub_rows = None if named else load_hub_rows(data_path)
+        self._digest = _new_digest(named)
+        self._rows = self._read_file(named) if named else self._read_hub()
 
     def __next__(self) -> RawRow:
         return next(self._rows)
@@ -82,58 +81,92 @@ class RawRows(Iterator[RawRow]):
             return _hash_of_files(_files_of(self._hub_rows))
         return self._digest.hexdigest()
 
-    def _read_file(self) -> Iterator[RawRow]:
-        with _open_file(self.data_path) as file:
-            start = file.read(len(UTF8_BOM))
-            self.has_bom = start == UTF8_BOM
-            if self.has_bom:
-                self._digest.update(start)
-            else:
-                file.seek(0)
-            if _next_character(file) == b"[":
-                data = file.read()
-                self._digest.update(data)
-                yield from _read_array(data)
-                return
-            for number, line in enumerate(file, start=1):
-                self._digest.update(line)
-                if not line.isspace():
-                    yield RawRow(number, line)
-
     def _read_hub(self) -> Iterator[RawRow]:
         assert self._hub_rows is not None
-        return (RawRow(number, row) for number, row in enumerate(self._hub_rows, start=1))
+        return (RawRow(number, plain_value(row)) for number, row in enumerate(self._hub_rows, start=1))
+
+    def _read_file(self, named: NamedFile) -> Iterator[RawRow]:
+        with _open_file(named.path) as file:
+            start = file.read(START_BYTES)
+            if named.is_compressed:
+                check_compressed(self.data_path, start)
+            else:
+                check_content(self.data_path, named.kind, file, start)
+            file.seek(0)
+            hashed = _HashedFile(file, self._digest)
+            if named.kind == "xlsx":
+                yield from read_book(hashed.read(), self.data_path, named.sheet)
+            elif named.kind == "parquet":
+                yield from read_parquet(file, self.data_path)
+                file.seek(0)
+            else:
+                yield from self._read_text(named, file, hashed)
+            hashed.read_on()
+
+    def _read_text(self, named: NamedFile, file: BinaryIO, hashed: "_HashedFile") -> Iterator[RawRow]:
+        """The rows of a file of text, which `file` and `hashed` are at the beginning of."""
+        encoding = "utf-8"
+        with _broken_gzip_refused(self.data_path):
+            if named.kind != "json":
+                encoding = self._encoding(_unpacked(file, named))
+                file.seek(0)
+            text = io.BufferedReader(_unpacked(hashed, named), BLOCK_BYTES)
+            start = text.peek(START_BYTES)[:START_BYTES]
+            if named.is_compressed:
+                check_content(self.data_path, named.kind, file, start)
+            self.has_bom = start.startswith(UTF8_BOM)
+            if self.has_bom:
+                text.read(len(UTF8_BOM))
+            if named.kind == "json":
+                yield from read_json(text, self.data_path)
+            else:
+                lines = io.TextIOWrapper(text, encoding, newline="")
+                yield from read_csv(lines, self.data_path, "\t" if named.kind == "tsv" else "")
+
+    def _encoding(self, text: BinaryIO) -> str:
+        try:
+            encoding = text_encoding(text)
+        except ValueError as error:
+            raise UserError(f"{self.data_path}: {error}") from None
+        if encoding != "utf-8":
+            say(f"{self.data_path}: not UTF-8, and read as {encoding.upper()}", on_stderr=True)
+        return encoding
 
 
 def read_raw_rows(data_path: str) -> RawRows:
-    """The rows of `read_rows` before they are parsed, so that one bad row need not be the end.
+    """The rows of one file or data set before they are parsed, so that one bad row need not be the end.
 
-    JSON Lines are read as a stream, a JSON array as a whole. Raises UserError for a path that does not exist.
+    JSON Lines, CSV and Parquet are read as a stream, also compressed; other JSON and a book as a whole.
+    Raises UserError for a path that does not exist, and for a file of a kind that has no rows.
     """
     return RawRows(data_path)
 
 
-def parse(raw: RawRow) -> Any:
-    """The JSON value of a row. Raises ValueError, which names no place, if it is not JSON in UTF-8."""
-    if isinstance(raw.content, NotRead):
-        raise ValueError(raw.content.problem)
-    if not isinstance(raw.content, bytes):
-        return raw.content
-    try:
-        return json.loads(raw.content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(_not_utf8(error)) from None
-    except (ValueError, RecursionError) as error:
-        hint = "one JSON object a line, or one JSON array for the whole file"
-        raise ValueError(f"not JSON ({_reason(error)}); expected {hint}") from None
-
-
 def fingerprint(data_path: str) -> str:
-    """A hash of the bytes of a file, or of the files that a data set of the hub was downloaded to.
+    """A hash of the bytes of a file, with what of it is read and how where that is not JSON; of the files
+    that a data set of the hub was downloaded to; or of all files of a folder or a pattern.
 
     Raises UserError for a path that does not exist or cannot be read.
     """
-    return _hash_of_files([data_path] if _is_file(data_path) else _files_of(_hub_rows(data_path)))
+    hashes = [_fingerprint(path) for path in expand_path(data_path)]
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.blake2b(" ".join(hashes).encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _fingerprint(data_path: str) -> str:
+    named = _find_file(data_path)
+    if named is None:
+        return _hash_of_files(_files_of(load_hub_rows(data_path)))
+    return _hash_of_files([named.path], _new_digest(named))
+
+
+def _new_digest(named: NamedFile | None) -> Any:
+    """The digest of a file before its bytes. As JSON, the bytes alone say what the rows are."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    if named and named.kind != "json":
+        digest.update(f"{named.kind}#{named.sheet or ''}#".encode())
+    return digest
 
 
 def _files_of(hub_rows: Any) -> list[str]:
@@ -143,107 +176,72 @@ def _files_of(hub_rows: Any) -> list[str]:
     return paths
 
 
-def _hash_of_files(paths: list[str]) -> str:
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+def _hash_of_files(paths: list[str], digest: Any = None) -> str:
+    digest = digest or _new_digest(None)
     for path in paths:
         with _open_file(path) as file:
-            while block := file.read(1 << 20):
+            while block := file.read(BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
 
 
-def _is_file(data_path: str) -> bool:
-    """Whether this is a file. Raises UserError if it can be no name of a data set on the hub either."""
-    if os.path.isfile(data_path):
-        return True
+def _find_file(data_path: str) -> NamedFile | None:
+    """The file of a --data-path, or None for a name on the hub. Raises UserError where it can be neither."""
+    named = named_file(data_path)
+    if os.path.isfile(named.path) or is_pipe(named.path):
+        return named
     if os.path.isdir(data_path):
-        raise UserError(f"{data_path}: a directory; name a file, or a data set on the hub")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", data_path) or data_path.endswith((".json", ".jsonl")):
+        raise UserError(f"{data_path}: a directory; name a file in it, or a data set on the hub")
+    before_sheet = data_path.rpartition("#")[0]
+    if os.path.isfile(before_sheet):
+        raise UserError(f"{data_path}: only an Excel book (.xlsx) has sheets; leave out what follows the #")
+    if data_path.startswith("modelscope:"):
+        raise UserError(f"{data_path}: ModelScope is not known yet; download the files, and give those")
+    if not HUB_NAME.fullmatch(data_path) or has_rows_by_name(data_path):
         raise UserError(f"{data_path}: no such file")
-    return False
+    return None
 
 
 @contextlib.contextmanager
 def _open_file(path: str) -> Iterator[BinaryIO]:
     """Open the file. Raises UserError for what the system refuses while it is open."""
     try:
-        with open(path, "rb") as file:
+        with open(path_to_open(path), "rb") as file:
             yield file
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def _next_character(file: BinaryIO) -> bytes:
-    """The next byte that is not white space; the position in the file stays as it was."""
-    position = file.tell()
-    while (character := file.read(1)).isspace():
-        pass
-    file.seek(position)
-    return character
-
-
-def _reason(error: Exception) -> str:
-    """What the json library says: with the column, unless a number is too long or the nesting too deep."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
-    return str(error).partition(";")[0]
-
-
-def _read_array(data: bytes) -> Iterator[RawRow]:
+@contextlib.contextmanager
+def _broken_gzip_refused(path: str) -> Iterator[None]:
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        yield RawRow(1 + data.count(b"\n", 0, error.start), NotRead(f"{_not_utf8(error)}; {NO_ROW_READ}"))
-        return
-    decoder = json.JSONDecoder()
-    line, counted = 1, 0
-    position = _past_white(text, 0) + 1  # past the opening bracket
-    separator = "["
-    while True:
-        position = _past_white(text, position)
-        line, counted = line + text.count("\n", counted, position), position
-        if separator == "[" and text[position : position + 1] == "]":
-            break
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            yield RawRow(
-                getattr(error, "lineno", line), NotRead(f"not JSON ({_reason(error)}); {REST_NOT_READ}")
-            )
-            return
-        yield RawRow(line, row)
-        position = _past_white(text, position)
-        line, counted = line + text.count("\n", counted, position), position
-        separator = text[position : position + 1]
-        if separator == "]":
-            break
-        if separator != ",":
-            yield RawRow(line, NotRead(f"not JSON: expected ',' or ']' after a row; {REST_NOT_READ}"))
-            return
-        position += 1
-    rest = _past_white(text, position + 1)
-    if rest != len(text):
-        line += text.count("\n", counted, rest)
-        yield RawRow(line, NotRead("not JSON: text after the end of the array"))
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{path}: the compressed file is cut off or broken ({first_line(error)}); fetch it again"
+        ) from None
 
 
-def _past_white(text: str, position: int) -> int:
-    """The first position from `position` on that holds no white space, or the end of the text."""
-    white = WHITE.match(text, position)
-    assert white is not None, "the pattern matches the empty text too"
-    return white.end()
+def _unpacked(file: Any, named: NamedFile) -> Any:
+    return gzip.GzipFile(fileobj=file) if named.is_compressed else file
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
+class _HashedFile(io.RawIOBase):
+    """A file that is read from its beginning to its end, and whose bytes go into a digest."""
 
+    def __init__(self, file: BinaryIO, digest: Any) -> None:
+        self._file, self._digest = file, digest
 
-def _hub_rows(name: str) -> Any:
-    """The "train" split of a data set, as an object of the datasets library."""
-    check_on_hub(name, "dataset")
-    import datasets  # slow to import, and only needed here
+    def readable(self) -> bool:
+        return True
 
-    try:
-        return datasets.load_dataset(name, split="train")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: the hub's data set cannot be read ({first_line(error)})") from None
+    def readinto(self, buffer: Any) -> int:
+        block = self._file.read(len(buffer))
+        self._digest.update(block)
+        buffer[: len(block)] = block
+        return len(block)
+
+    def read_on(self) -> None:
+        """Read what is left, so that the digest is of the whole file."""
+        while block := self._file.read(BLOCK_BYTES):
+            self._digest.update(block)

@@ -65,7 +65,7 @@ def load_base_model(path: str, *, dtype: torch.dtype | str = "auto", **loading: 
     """The causal language model at `path`, unchanged. Raises UserError where there is none."""
     model_class = BloomForCausalLM if is_packed(read_config(path)) else AutoModelForCausalLM
     try:
-        return model_class.from_pretrained(path, dtype=dtype, **loading)
+        return model_class.from_pretrained(path, dtype=dtype, trust_remote_code=False, **loading)
     except (OSError, ValueError, SafetensorError, EOFError, UnpicklingError) as error:
         raise _no_model(path, error) from None
 
@@ -82,7 +82,7 @@ def read_config(path: str) -> PretrainedConfig:
     """The configuration of the model at `path`. Raises UserError where there is none."""
     check_model_path(path)
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _no_model(path, error) from None
 

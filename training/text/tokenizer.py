@@ -104,7 +104,7 @@ def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """
     check_model_path(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: no tokenizer that can be loaded ({first_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
