@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from training.common.errors import UserError
 from training.consts import CONTROL_TOKENS, END
-from training.model.load import ROW_MULTIPLE, fit_vocabulary, load_model
+from training.model.load import ROW_MULTIPLE, fit_vocabulary, load_model, read_config
 from training.model.save import save_model
 from training.text.tokenizer import load_base_tokenizer, load_tokenizer_and_new_tokens
 from training.tiny_bloom import SPARE_ROWS, random_bloom
@@ -120,7 +121,9 @@ def test_a_tokenizer_is_read_once_where_its_new_tokens_are_given(
     read = []
     from_pretrained = AutoTokenizer.from_pretrained
     monkeypatch.setattr(
-        AutoTokenizer, "from_pretrained", lambda path: read.append(path) or from_pretrained(path)
+        AutoTokenizer,
+        "from_pretrained",
+        lambda path, **how: read.append(path) or from_pretrained(path, **how),
     )
     ours, new_tokens = load_tokenizer_and_new_tokens(base)
     assert list(new_tokens) == control_ids(ours) == control_ids(tokenizer)
@@ -131,6 +134,28 @@ def test_a_tokenizer_is_read_once_where_its_new_tokens_are_given(
     assert read == [base, base]
     for one, other in zip(model.parameters(), without.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_code_that_comes_with_a_model_is_refused_without_a_question(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "n")
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "own.py").write_text("class Tokenizer: ...\nclass Config: ...\n")
+    for name, changes in (
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": [None, "own.Tokenizer"]}},
+        ),
+        ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}),
+    ):
+        path = tmp_path / name
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes))
+    for load, what in ((load_base_tokenizer, "no tokenizer"), (read_config, "no causal language model")):
+        with pytest.raises(UserError, match=rf"{what} that can be loaded \(The repository .* custom code"):
+            load(str(tmp_path))
+    assert asked == []
 
 
 def test_new_rows_are_seeded(base: str, tokenizer) -> None:
