@@ -23,6 +23,7 @@ from training.common.ranks import world_size
 from training.consts import CONTEXT
 from training.cost.ways import plan, this_machine
 from training.data.collate import collator
+from training.data.evaluation_files import leakage_lines, load_evaluation_files
 from training.data.examples import Examples, build_datasets
 from training.model.context import longest_row
 from training.model.load import is_packed, load_model
@@ -66,7 +67,7 @@ def train(options: Options) -> None:
                 say(line)
             return
         trainer = prepare_model(run, data)
-        if fit(run, trainer):
+        if fit(run, data, trainer):
             finish(run, data, trainer)
         trainer.accelerator.end_training()
         if trainer.stopped_by:
@@ -86,6 +87,12 @@ class Data(NamedTuple):
     new_tokens: NewTokens  # control tokens that the input model did not have
     training: Examples
     held_out: Examples
+    evaluation_files: dict[str, Examples]  # by name
+
+    @property
+    def evaluated(self) -> dict[str, Examples]:
+        """All that the run is evaluated on, by name; that of the rows held out is ""."""
+        return ({"": self.held_out} if len(self.held_out) else {}) | self.evaluation_files
 
 
 def prepare_data(run: Run) -> Data:
@@ -99,6 +106,7 @@ def prepare_data(run: Run) -> Data:
     )
     tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
     together = rows_together(run.record)
+    files = load_evaluation_files(options, tokenizer)
     training, held_out = build_datasets(options, tokenizer, together)
     longest = int(training.lengths.max(initial=0))
     if options.tokens_per_batch and longest > options.tokens_per_batch:
@@ -106,10 +114,14 @@ def prepare_data(run: Run) -> Data:
             f"--tokens-per-batch {options.tokens_per_batch}: a row has {longest} tokens; allow as many, or "
             "cut rows by --max-length"
         )
-    run.description = describe(options, run.deepspeed_config, training, held_out, world_size(), together)
+    for line in leakage_lines(files, training):
+        say(line)
+    run.description = describe(
+        options, run.deepspeed_config, training, held_out, world_size(), together, files
+    )
     if run.record:
         check_same_run(run.directory, run.description, run.record, options.resume_anyway)
-    return Data(tokenizer, new_tokens, training, held_out)
+    return Data(tokenizer, new_tokens, training, held_out, files)
 
 
 def prepare_model(run: Run, data: Data) -> SFTTrainer:
@@ -122,7 +134,7 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
         args=args,
         data_collator=collator(is_packed(model.config)),
         train_dataset=data.training,
-        eval_dataset=data.held_out if len(data.held_out) else None,
+        eval_dataset=data.evaluated,
         tokenizer=data.tokenizer,
         tokens_per_batch=run.options.tokens_per_batch,
         stop_request=run.stop_request,
@@ -140,7 +152,7 @@ def join_ranks(run: Run, data: Data) -> TrainingArguments:
         start_deepspeed(timedelta(seconds=options.ddp_timeout))
         if run.must_convert:
             deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
-    args = training_arguments(options, deepspeed_config, evaluates=len(data.held_out) > 0)
+    args = training_arguments(options, deepspeed_config, evaluates=bool(data.evaluated))
     run.hold()
     args.output_dir = str(run.directory)
     return args
@@ -180,7 +192,7 @@ def load_trainable(run: Run, data: Data, device: torch.device) -> "PreTrainedMod
     )
 
 
-def fit(run: Run, trainer: SFTTrainer) -> bool:
+def fit(run: Run, data: Data, trainer: SFTTrainer) -> bool:
     """Take the optimizer steps that are left. Returns whether there is a new model to save."""
     for line in opening_lines(trainer, check_disk_space(trainer, run.directory)):
         say(line)
@@ -189,6 +201,7 @@ def fit(run: Run, trainer: SFTTrainer) -> bool:
         return False
     if trainer.is_world_process_zero():
         run.write_record()
+        run.keep_held_out(data.held_out)
         remove_report(run.directory)
         run.note_signals()
     run.stop_request.ends_at_once = False

@@ -121,6 +121,7 @@ CHANGES = {
     "data_path": ("", "--data-path {rows}"),
     "max_length": ("--data-path {rows}", "--max-length 900"),
     "test_size": ("--data-path {rows}", "--test-size 60"),
+    "eval_data_path": ("--data-path {rows}", "--eval-data-path {rows}"),
     "lora_rank": ("--lora-rank 8", "--lora-rank 256"),
     "lora_dropout": ("--lora-rank 8", "--lora-dropout 0.5"),
     "lora_target": ("--lora-rank 8", "--lora-target dense"),

@@ -58,6 +58,7 @@ def test_the_original_command_parses() -> None:
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "test_size": 400,
+        "eval_data_path": (),
         "learn": "all",
         "lr": 5e-7,
         "seed": 515,

@@ -27,9 +27,16 @@ def test_a_default_that_depends_on_another_option_is_resolved() -> None:
     assert (parsed("").lr, parsed("").lora_alpha) == (LEARNING_RATE, None)
     adapter = parsed("--lora-rank 4")
     assert (adapter.lr, adapter.lora_alpha) == (ADAPTER_LEARNING_RATE, 8)
-    assert set(adapter.default_names) == {"lr", "lora_alpha"}
-    given = parsed("--lora-rank 4 --lr 1e-5 --lora-alpha 8")
+    assert set(adapter.default_names) == {"lr", "lora_alpha", "test_size"}
+    given = parsed("--lora-rank 4 --lr 1e-5 --lora-alpha 8 --test-size 7")
     assert (given.lr, given.lora_alpha, given.default_names) == (1e-5, 8, ())
+
+
+def test_rows_are_held_out_unless_files_to_evaluate_on_are_given() -> None:
+    assert parsed("").test_size == 0.05
+    files = parsed("--eval-data-path a,b.jsonl --eval-data-path c.jsonl")
+    assert (files.eval_data_path, files.test_size) == (("a,b.jsonl", "c.jsonl"), 0)
+    assert parsed("--eval-data-path a.jsonl --test-size 0.1").test_size == 0.1
 
 
 def test_reporters_are_given_one_by_one() -> None:
@@ -58,7 +65,7 @@ def test_what_a_run_goes_by_is_taken_back_by_config(tmp_path: Path) -> None:
     arguments = (
         "--data-path x.jsonl:0.5 --lr 5e-7 --lora-rank 3 --no-bf16 --warmup-steps 0.1 --test-size 7 "
         "--cache-dir 缓存 --tokens-per-batch 99 --load-in-4bit --run-name r --resume --local_rank 1 "
-        "--epochs 0.3 --report-to wandb --report-to mlflow"
+        "--epochs 0.3 --report-to wandb --report-to mlflow --eval-data-path e.jsonl --eval-data-path f.jsonl"
     )
     options = parsed(arguments)
     (tmp_path / "options.yaml").write_text(as_yaml(values_of_run(options)), encoding="utf-8")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from training.common.options import Source, parse_count_or_share, parse_source
+from training.data.groups import TRAINED
 from training.data.split import held_out_count, repetitions, split
 
 
@@ -71,7 +72,8 @@ def test_a_weight_says_how_often_rows_are_seen() -> None:
 def test_the_split_is_a_seeded_choice_that_loses_nothing() -> None:
     prompts = [hashes(*range(60)), hashes(*range(60, 100))]
     one = split(prompts, [1, 1], 30, seed=1)
-    assert (len(one.held_out), one.wanted_count, one.moved_count, one.rows_per_epoch) == (30, 30, 0, [60, 40])
+    assert (len(one.held_out), one.wanted_count, one.moved_count) == (30, 30, 0)
+    assert one.rows_per_epoch == [sum(row < 60 for row in one.train), sum(row >= 60 for row in one.train)]
     assert sorted(one.train + one.held_out) == list(range(100))
     assert one.train == sorted(one.train)
     assert split(prompts, [1, 1], 30, seed=1) == one
@@ -99,8 +101,24 @@ def test_where_the_rows_with_one_prompt_are_too_many_fewer_are_held_out() -> Non
 
 def test_a_row_that_is_seen_twice_is_held_out_once() -> None:
     chosen = split([hashes(*range(10)), hashes(*range(10, 20))], [2, 0.5], 5, seed=3)
-    assert chosen.rows_per_epoch == [20, 5]
+    held_out_of_first = sum(row < 10 for row in chosen.held_out)
+    assert chosen.rows_per_epoch == [20 - 2 * held_out_of_first, 5 - (5 - held_out_of_first)]
+    assert len(set(chosen.train)) + len(chosen.held_out) + chosen.left_out_count == 20
     assert len(set(chosen.held_out)) == len(chosen.held_out) == 5
     assert not set(chosen.train) & set(chosen.held_out)
     assert len(set(chosen.train)) == 10
     assert all(chosen.train.count(row) == (2 if row < 10 else 1) for row in chosen.train)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_row_is_trained_on_or_held_out_or_left_out(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    sizes = random.integers(1, 30, 3)
+    rows = [random.integers(TRAINED, 12, size) for size in sizes]
+    weights = random.choice([0.3, 1, 2.5], 3)
+    chosen = split(rows, weights.tolist(), int(random.integers(0, 20)), seed)
+    taken = np.flatnonzero(np.concatenate(repetitions(sizes.tolist(), weights.tolist(), seed)))
+    assert set(chosen.train) | set(chosen.held_out) == set(taken.tolist())
+    assert len(set(chosen.train)) + len(chosen.held_out) + chosen.left_out_count == sum(sizes)
+    assert chosen.bound_count == np.count_nonzero(np.concatenate(rows)[taken] == TRAINED)
+    assert sum(chosen.rows_per_epoch) == len(chosen.train)

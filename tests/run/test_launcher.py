@@ -102,13 +102,15 @@ def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Pat
     """The runs are without DeepSpeed, under ZeRO-2 and under ZeRO-3.
 
     Two ranks cannot share the rows evenly: the 61 to train on make 31 micro-batches of 2, so that the last
-    one of the second rank is empty.
+    one of the second rank is empty. Of the file to evaluate on, it gets nothing at all.
     """
+    rows = [{"instruction": f"{number}?", "output": "x" * number} for number in (1, 2, 3)]
     shared = [
         "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),
         "--cache-dir", str(tmp_path / "cache"), "--test-size", "71", "--max-steps", "8",
         "--eval-steps", "4", "--lr", "1e-3", "--warmup-steps", "4", "--lr-scheduler", "linear",
         "--logging-steps", "1", "--per-device-eval-batch-size", "5",
+        "--eval-data-path", write_rows(tmp_path / "few.jsonl", rows),
     ]  # fmt: skip
     one = [*shared, "--per-device-train-batch-size", "8"]
     two = [*shared, "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2"]
@@ -128,13 +130,14 @@ def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Pat
     assert len(exact) == 8
     assert history(tmp_path / "two")[-1]["epoch"] == 1
     assert exact[0] - exact[-1] > 0.05  # the loss falls, so that a step that is not taken shows
-    exact_eval = values(tmp_path / "plain", "eval_loss")
-    assert len(exact_eval) == 2
+    exact_eval = {name: values(tmp_path / "plain", name) for name in ("eval_loss", "eval_few_loss")}
+    assert [len(of_name) for of_name in exact_eval.values()] == [2, 2]
     rates = [1e-3 * f for f in (0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25)]
     for name in runs:
         tolerance = 1e-4 if name == "ranks" else 5e-3  # float32, or bf16 with its 8 bits
         assert values(tmp_path / name, "loss") == pytest.approx(exact, rel=tolerance), name
-        assert values(tmp_path / name, "eval_loss") == pytest.approx(exact_eval, rel=tolerance), name
+        for key, expected in exact_eval.items():
+            assert values(tmp_path / name, key) == pytest.approx(expected, rel=tolerance), name
         assert values(tmp_path / name, "learning_rate") == pytest.approx(rates), name
 
     # Weight by weight Adam turns rounding into whole steps where there is no gradient (the keys' biases), so

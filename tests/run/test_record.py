@@ -69,6 +69,7 @@ def test_options_that_are_not_given_stay_what_the_run_had() -> None:
     began = Options(
         lr=3e-4, lora_rank=4, bf16=False, max_steps=9, test_size=0.25, warmup_steps=0.5, deepspeed="c.json",
         lr_scheduler="cosine", tokens_per_batch=700, seed=3, run_name="run", report_to=("wandb", "mlflow"),
+        eval_data_path=("a, b.jsonl", 'c"d.jsonl'),
     )  # fmt: skip
     record = {"options": {name: text_of_value(getattr(began, name)) for name in OPTION_NAMES}}
     required = ("data_path", "input_model", "local_output_dir")
@@ -83,6 +84,11 @@ def test_options_that_are_not_given_stay_what_the_run_had() -> None:
     assert (keep_recorded(longer, record).epochs, keep_recorded(longer, record).max_steps) == (9, None)
     other = Options(per_device_train_batch_size=2, default_names=given)
     assert keep_recorded(other, record).micro_batch == {"batch_size": 2}
+
+
+def test_no_files_to_evaluate_on_stay_none() -> None:
+    assert text_of_value(("wandb", "mlflow")) == "wandb,mlflow"  # as earlier versions wrote it
+    assert parse_value(Options, "eval_data_path", text_of_value(())) == ()
 
 
 @pytest.mark.parametrize("name", ["bf16", "epochs", "test_size", "lr_scheduler", "cache_dir", "run_name"])

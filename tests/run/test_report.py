@@ -33,6 +33,8 @@ def test_a_log_line_says_it_all() -> None:
         "evaluation loss 1.5000 on 1,200 tokens; answers: 75% ended, 1.10 times as long as the data's, "
         "5% repeated"
     )
+    of_file = {key.replace("eval_", "eval_my_test_"): value for key, value in evaluation.items()}
+    assert log_line(of_file) == log_line(evaluation).replace("loss", "loss of my_test")
     assert (bytes_text(14.14e9), bytes_text(2.5e6)) == ("14.1 GB", "2.5 MB")
 
 

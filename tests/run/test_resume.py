@@ -145,8 +145,8 @@ def test_given_accumulation_steps_give_way_to_the_global_batch_on_other_ranks_on
 
 
 def test_the_record_keeps_the_number_of_ranks_that_the_run_began_with(tmp_path: Path) -> None:
-    began = {"global batch": {"rows": 16}, "ranks": 2}
-    run = Run(Options(), tmp_path, None, began, description={"global batch": {"rows": 16}, "ranks": 1})
+    began = {"data": "d", "global batch": {"rows": 16}, "ranks": 2}
+    run = Run(Options(), tmp_path, None, began, description=began | {"ranks": 1})
     run.write_record()
     assert json.loads((tmp_path / RECORD).read_text())["ranks"] == 2
     run.description["global batch"] = {"rows": 8}  # by --resume-anyway

@@ -14,8 +14,10 @@ The command also takes `--config FILE.yaml`, whose keys are the names of the opt
 over the file.
 """
 
+import csv
 import dataclasses
 import difflib
+import io
 import os
 import types
 import typing
@@ -182,9 +184,12 @@ def names_not_given() -> tuple[str, ...]:
 
 
 def text_of_value(value: Any) -> str:
-    """An option's value as text; several texts are joined by commas."""
-    is_list = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-    return ",".join(value) if is_list else str(value)
+    """An option's value as text; several texts are a line of CSV."""
+    if not isinstance(value, tuple) or not all(isinstance(part, str) for part in value):
+        return str(value)
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(value)
+    return line.getvalue()
 
 
 def parse_value(options_class: type, name: str, text: str) -> Any:
@@ -193,7 +198,8 @@ def parse_value(options_class: type, name: str, text: str) -> Any:
     settings = _settings(field, typing.get_type_hints(options_class)[name], required=False)
     kind = settings.get("type", click.BOOL if settings.get("is_flag") else click.STRING)
     if settings.get("multiple"):
-        return tuple(kind.convert(part, None, None) for part in text.split(","))
+        (parts,) = csv.reader([text])
+        return tuple(kind.convert(part, None, None) for part in parts)
     return kind.convert(text, None, None)
 
 
@@ -230,6 +236,7 @@ def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, 
         settings["type"] = UserPath(path_type=Path)
     elif field.metadata["is_path"]:
         settings["type"] = PathOrName()
+        settings["multiple"] = field.metadata["multiple"]
     else:
         assert kind is str, f"{field.name} is of a type that no option has: {kind}"
     return settings

@@ -4,10 +4,11 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TextIO
@@ -113,13 +114,30 @@ def log_line(logs: dict[str, float]) -> str:
             f"{logs['tokens_per_second']:,.0f} tokens/s, {logs['learnt_tokens_per_second']:,.0f} supervised, "
             f"{logs['padding_share']:.0%} padding  {share}epoch {logs['epoch']:.2f}{left}"
         )
-    if "eval_loss" in logs:
+    name = evaluated_name(logs)
+    if name is not None:
+        prefix = evaluation_prefix(name)
         return (
-            f"evaluation loss {logs['eval_loss']:.4f} on {logs['eval_tokens']:,} tokens; answers: "
-            f"{logs['eval_ended_share']:.0%} ended, {logs['eval_length_share']:.2f} times as long as the "
-            f"data's, {logs['eval_repeated_share']:.0%} repeated"
+            f"evaluation loss{f' of {name}' if name else ''} {logs[f'{prefix}_loss']:.4f} on "
+            f"{logs[f'{prefix}_tokens']:,} tokens; answers: {logs[f'{prefix}_ended_share']:.0%} ended, "
+            f"{logs[f'{prefix}_length_share']:.2f} times as long as the data's, "
+            f"{logs[f'{prefix}_repeated_share']:.0%} repeated"
         )
     return f"trained for {duration(logs['train_runtime'])}"
+
+
+def evaluation_prefix(name: str) -> str:
+    """What the keys of an evaluation's log entry begin with; the rows held out have the name "".
+
+    That is `eval`, as in eval_loss, or `eval_NAME` for a file of --eval-data-path, as in eval_NAME_loss.
+    """
+    return f"eval_{name}" if name else "eval"
+
+
+def evaluated_name(logs: Mapping[str, float]) -> str | None:
+    """The name of what a log entry is the evaluation of, or None where it is another entry."""
+    keys = (re.fullmatch(r"eval_(?:(.+)_)?loss", key) for key in logs)
+    return next((key[1] or "" for key in keys if key), None)
 
 
 def duration(seconds: float) -> str:

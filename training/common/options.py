@@ -21,6 +21,9 @@ LEARNING_RATE, ADAPTER_LEARNING_RATE = 1e-5, 1e-4
 
 BATCH_SIZE = 8
 
+# The default of --test-size where no file of --eval-data-path is given.
+TEST_SIZE = 0.05
+
 # What is done about a row that cannot be used.
 OnBadRow = Literal["error", "drop"]
 
@@ -150,11 +153,21 @@ class Options:
         planned=True,
     )
     test_size: int | float = option(
-        0.05,
+        None,
         DATA,
-        "Rows held out for evaluation: a count, or a ratio of all rows.",
+        "Rows held out of --data-path for evaluation: a count, or a ratio of all rows.",
         parse=parse_count_or_share,
         metavar="COUNT|RATIO",
+        shown_default=f"{TEST_SIZE}; 0 with --eval-data-path",
+        planned=True,
+    )
+    eval_data_path: tuple[str, ...] = option(
+        (),
+        DATA,
+        "Rows to evaluate on, as --data-path. The option may be given several times; each gets a loss of its "
+        "own, named after the file.",
+        multiple=True,
+        is_path=True,
         planned=True,
     )
 
@@ -325,6 +338,9 @@ class Options:
         self.resume |= self.resume_anyway
         self.report_to = tuple(dict.fromkeys(self.report_to))  # each once
         self._check()
+        if self.test_size is None:
+            self.test_size = 0 if self.eval_data_path else TEST_SIZE
+            self._is_default("test_size")
         if self.lora_rank and self.lora_alpha is None:
             self.lora_alpha = 2 * self.lora_rank
             self._is_default("lora_alpha")
@@ -376,5 +392,6 @@ def values_of_run(options: Options) -> dict[str, Any]:
     values = {name: getattr(options, name) for name in OPTION_NAMES if name not in OF_ONE_START}
     return values | {
         "data_path": [source_text(source) for source in options.data_path],
+        "eval_data_path": list(options.eval_data_path) or None,
         "report_to": list(options.report_to),
     }

@@ -20,7 +20,7 @@ from training.common.console import Progress
 from training.common.errors import UserError
 from training.common.options import Learn
 from training.data.cache import make_once
-from training.data.duplicates import row_hashes
+from training.data.duplicates import RowHashes, row_hashes
 from training.data.findings import Findings
 from training.data.groups import Prompts
 from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
@@ -75,11 +75,18 @@ class Chunk(NamedTuple):
 class EncodedFile(Dataset):
     """The examples of a data file, which are read from the cache's files as they are needed.
 
-    Raises UserError if those files are not as they were written.
+    file_fingerprint: the reader's `fingerprint` of the data file. row_options: how its rows were read.
+    Raises UserError if the cache's files are not as they were written.
     """
 
-    def __init__(self, directory: Path, data_path: str, data_fingerprint: str) -> None:
-        self.data_path, self.data_fingerprint = data_path, data_fingerprint
+    def __init__(
+        self,
+        directory: Path,
+        data_path: str,
+        file_fingerprint: str,
+        row_options: RowOptions = AS_THEY_ARE,
+    ) -> None:
+        self.data_path, self.file_fingerprint, self.row_options = data_path, file_fingerprint, row_options
         try:
             self.summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
             kept = self.summary["kept"]
@@ -93,9 +100,21 @@ class EncodedFile(Dataset):
             raise UserError(f"{directory}: damaged ({error}); remove it, and it is made again") from None
 
     @property
+    def data_fingerprint(self) -> str:
+        """What the examples were made of: the file, and how its rows were read."""
+        if self.row_options == AS_THEY_ARE:
+            return self.file_fingerprint
+        return " ".join([self.file_fingerprint, *map(str, self.row_options)])
+
+    @property
     def lengths(self) -> np.ndarray:
         """How many tokens each example has."""
         return np.diff(self.rows["end"], prepend=0)
+
+    def is_made_of(self, index: int, hashes: RowHashes) -> bool:
+        """Whether an example was made of the row that has these hashes, or of its beginning."""
+        states = self.prompts.states[self.prompts.ends[index - 1] if index else 0 : self.prompts.ends[index]]
+        return [*hashes.beginnings, hashes.row][: len(states)] == states.tolist()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -151,8 +170,7 @@ def load_encoded(
         if raw_rows.fingerprint != data:
             raise UserError(f"{data_path}: changed while it was read; start again")
 
-    content = data if row_options == AS_THEY_ARE else " ".join([data, *map(str, row_options)])
-    return EncodedFile(make_once(cache_dir / key, make), data_path, content)
+    return EncodedFile(make_once(cache_dir / key, make), data_path, data, row_options)
 
 
 def _write_encoded(

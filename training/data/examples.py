@@ -14,7 +14,7 @@ from training.data.audit import refuse_unusable, short_form
 from training.data.encoded import EncodedFile, RowOptions, load_encoded
 from training.data.groups import Prompts, groups
 from training.data.sources import expand_sources
-from training.data.split import split
+from training.data.split import Split, split
 
 # Which rows are on one side of the split.
 Together = Literal["first prompts", "whole prompts"]
@@ -53,6 +53,24 @@ class Examples(Subset):
         return f"{encoded.data_path}:{encoded.rows['line'][self.indices[index] - start]}"
 
 
+def load_files(
+    paths: Sequence[str], options: Options, tokenizer: PreTrainedTokenizerFast
+) -> list[EncodedFile]:
+    """The encoded files at `paths`; says what is supervised, cut and dropped.
+
+    Raises UserError for rows that cannot be used, as --on-bad-row says.
+    """
+    row_options = RowOptions(options.learn, options.columns)
+    files = [
+        load_encoded(path, tokenizer, options.max_length, options.cache_dir, row_options) for path in paths
+    ]
+    refuse_unusable(paths, [file.summary for file in files], options.on_bad_row)
+    for path, file in zip(paths, files, strict=True):
+        for line in short_form(path, file.summary):
+            say(line)
+    return files
+
+
 def build_datasets(
     options: Options, tokenizer: PreTrainedTokenizerFast, together: Together = "whole prompts"
 ) -> tuple[Examples, Examples]:
@@ -63,17 +81,7 @@ def build_datasets(
     Raises UserError for rows that cannot be used, as --on-bad-row says.
     """
     sources = expand_sources(options.data_path, options.cache_dir)
-    row_options = RowOptions(options.learn, options.columns)
-    files = [
-        load_encoded(source.path, tokenizer, options.max_length, options.cache_dir, row_options)
-        for source in sources
-    ]
-    paths = [source.path for source in sources]
-    refuse_unusable(paths, [file.summary for file in files], options.on_bad_row)
-    for path, file in zip(paths, files, strict=True):
-        for line in short_form(path, file.summary):
-            say(line)
-
+    files = load_files([source.path for source in sources], options, tokenizer)
     weights = [source.weight for source in sources]
     if together == "first prompts":
         group_of = [file.rows["first"] for file in files]
@@ -84,20 +92,39 @@ def build_datasets(
     for source, file, count in zip(sources, files, chosen.rows_per_epoch, strict=True):
         if source.weight != 1:
             say(f"{source.path}: weight {source.weight:g}: {count:,} rows, of {len(file):,}")
-    say(f"{len(chosen.train):,} rows to train on, {len(chosen.held_out):,} held out")
-    if chosen.wanted_count != options.test_size and isinstance(options.test_size, int):
-        say(
-            f"WARNING: --test-size {options.test_size} would leave none of the rows to train on; a tenth of "
-            f"them is held out instead, {chosen.wanted_count:,} rows"
+    for line in _split_lines(chosen, options.test_size):
+        say(line)
+    return Examples(files, chosen.train), Examples(files, chosen.held_out)
+
+
+def _split_lines(chosen: Split, test_size: int | float) -> list[str]:
+    """What became of the rows: each is trained on, held out, or left out."""
+    held_out, trained = len(chosen.held_out), len(np.unique(chosen.train))
+    lines = [f"{len(chosen.train):,} rows to train on, {held_out:,} held out"]
+    if chosen.left_out_count or trained != len(chosen.train):
+        lines.append(
+            f"of {trained + held_out + chosen.left_out_count:,} rows, {trained:,} are trained on, "
+            f"{held_out:,} held out, and {chosen.left_out_count:,} left out by a weight below 1"
+        )
+    if chosen.wanted_count != chosen.asked_count:
+        lines.append(
+            f"WARNING: --test-size {test_size} would leave none of the rows to train on; a tenth of them is "
+            f"held out instead, {chosen.wanted_count:,} rows"
         )
     if chosen.moved_count:
-        say(
+        lines.append(
             f"{chosen.moved_count:,} rows changed sides, so that rows with one prompt, and dialogues that go "
             "on from one another, are on the same side"
         )
-    if len(chosen.held_out) < chosen.wanted_count:
-        say(
-            f"WARNING: not {chosen.wanted_count:,}: the rest go together with more rows than there was room "
-            "for, or begin dialogues that others begin in the same way"
+    if chosen.wanted_count and chosen.bound_count:
+        lines.append(
+            f"{chosen.bound_count:,} rows are trained on whatever --test-size says: several dialogues begin "
+            "with them, or with their prompt"
         )
-    return Examples(files, chosen.train), Examples(files, chosen.held_out)
+    if held_out < chosen.wanted_count:
+        rest = trained - chosen.bound_count
+        reason = (
+            f"{rest:,} go together with more rows than there was room for" if rest else "there are no others"
+        )
+        lines.append(f"WARNING: {held_out:,} rows are held out, not {chosen.wanted_count:,}: {reason}")
+    return lines

@@ -14,17 +14,22 @@ class Split(NamedTuple):
 
     train: list[int]  # in order; a row that an epoch repeats is listed as often
     held_out: list[int]
-    rows_per_epoch: list[int]  # for each file, how many rows are seen in an epoch, repetitions included
+    rows_per_epoch: list[int]  # for each file, how many rows are trained on, repetitions included
+    left_out_count: int  # how many rows are neither trained on nor held out, since a weight is below 1
+    asked_count: int  # how many rows `test_size` asked for
     wanted_count: int  # how many rows were to be held out
+    bound_count: int  # how many rows could not be held out, their group being TRAINED
     moved_count: int  # how many rows changed sides, so that the rows of each group are on the same side
 
 
-def held_out_count(rows: int, test_size: int | float) -> int:
-    """How many of `rows` to hold out: as `test_size` says, or a tenth where that leaves no row to train on.
+def asked_count(rows: int, test_size: int | float) -> int:
+    """How many of `rows` a `test_size` asks for. A ratio asks for one row at least."""
+    return max(1, round(rows * test_size)) if isinstance(test_size, float) else test_size
 
-    A ratio holds out one row at least.
-    """
-    count = max(1, round(rows * test_size)) if isinstance(test_size, float) else test_size
+
+def held_out_count(rows: int, test_size: int | float) -> int:
+    """How many of `rows` to hold out: as `test_size` says, or a tenth where that leaves none to train on."""
+    count = asked_count(rows, test_size)
     return count if count < rows else rows // 10
 
 
@@ -35,18 +40,25 @@ def split(groups: Sequence[np.ndarray], weights: Sequence[float], test_size: int
     out or all trained on; they are trained on if there are more of them than are still to be held out. A row
     that is seen several times is held out once.
     """
-    times = repetitions([len(file) for file in groups], weights, seed)
-    numbers = np.flatnonzero(np.concatenate(times))
+    sizes = [len(file) for file in groups]
+    times = np.concatenate(repetitions(sizes, weights, seed))
+    numbers = np.flatnonzero(times)
     wanted = held_out_count(len(numbers), test_size)
     shuffled = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed)).numpy()
     numbers = numbers[shuffled]
-    is_held_out = _choose(np.concatenate(groups)[numbers], wanted)
+    group_of = np.concatenate(groups)[numbers]
+    is_held_out = _choose(group_of, wanted)
     train = np.sort(numbers[~is_held_out])
+    train = np.repeat(train, times[train])
+    file_of = np.repeat(np.arange(len(sizes)), sizes)
     return Split(
-        train=np.repeat(train, np.concatenate(times)[train]).tolist(),
+        train=train.tolist(),
         held_out=np.sort(numbers[is_held_out]).tolist(),
-        rows_per_epoch=[int(of_file.sum()) for of_file in times],
+        rows_per_epoch=np.bincount(file_of[train], minlength=len(sizes)).tolist(),
+        left_out_count=len(times) - len(numbers),
+        asked_count=asked_count(len(numbers), test_size),
         wanted_count=wanted,
+        bound_count=int(np.count_nonzero(group_of == TRAINED)),
         moved_count=int(np.count_nonzero(is_held_out != (np.arange(len(numbers)) < wanted))),
     )
 

@@ -1,12 +1,17 @@
 """loss.png: the losses and the learning rate of a run, drawn."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
+from training.common.console import evaluated_name, evaluation_prefix
 from training.common.files import write_atomic
 
 # The share of the points that the smoothed curve's mean spans.
 SMOOTHED_SHARE = 1 / 20
+
+# The colours of the evaluations' curves, in turn; the first is that of the held-out rows.
+EVALUATION_COLORS = ("tab:red", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 
 
 def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
@@ -15,7 +20,7 @@ def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     training = [entry for entry in log_history if "loss" in entry]
-    evaluation = [entry for entry in log_history if "eval_loss" in entry]
+    evaluations = evaluations_of(log_history)
     if not training:
         return
 
@@ -28,8 +33,12 @@ def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
     steps, losses = series(training, "loss")
     loss_axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="training")
     loss_axes.plot(steps, smooth(losses), color="tab:blue", label="training, smoothed")
-    if evaluation:
-        loss_axes.plot(*series(evaluation, "eval_loss"), color="tab:red", marker="o", label="evaluation")
+    number = 0
+    for color, (name, entries) in zip(cycle(EVALUATION_COLORS), evaluations.items(), strict=False):
+        number += bool(name)
+        shown = name if name.isascii() else f"file {number}"  # the font may lack the characters
+        losses = series(entries, f"{evaluation_prefix(name)}_loss")
+        loss_axes.plot(*losses, color=color, marker="o", label=f"evaluation {shown}".rstrip())
     loss_axes.set_ylabel("loss per token", fontsize=14)
     loss_axes.legend(fontsize=13)
     rate_axes.plot(*series(training, "learning_rate"), color="tab:green")
@@ -39,6 +48,16 @@ def draw_curves(log_history: Sequence[dict[str, float]], path: Path) -> None:
         axes.tick_params(labelsize=12)
         axes.grid(alpha=0.3)
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def evaluations_of(log_history: Sequence[dict[str, float]]) -> dict[str, list[dict[str, float]]]:
+    """The log entries of evaluations, by the name of what was evaluated on; "" is that of held-out rows."""
+    evaluations: dict[str, list[dict[str, float]]] = {}
+    for entry in log_history:
+        name = evaluated_name(entry)
+        if name is not None:
+            evaluations.setdefault(name, []).append(entry)
+    return evaluations
 
 
 def smooth(values: Sequence[float]) -> list[float]:

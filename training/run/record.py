@@ -30,9 +30,12 @@ def describe(
     held_out: Examples,
     world_size: int,
     together: Together = "whole prompts",
+    evaluation_files: Mapping[str, Examples] | None = None,
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options" every option as text, from which a later start takes those that are not given.
+
+    evaluation_files: the examples of --eval-data-path, by name.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)
@@ -41,6 +44,9 @@ def describe(
     ranks = world_size * options.gradient_accumulation_steps
     return {
         "data": data.hexdigest(),
+        "evaluation data": {
+            name: examples.fingerprint for name, examples in (evaluation_files or {}).items()
+        },
         "model": _model_fingerprint(options.input_model),
         "seed": options.seed,
         "global batch": (
@@ -185,7 +191,12 @@ def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, A
             f"{run_dir}: began with {record['optimizer']}, and its optimizer is not one of "
             f"{now['optimizer']}; give {_options_of(now['optimizer'], record['optimizer'])} as before"
         )
-    changed_names = [name for name in ("data", "model", "global batch", "seed") if now[name] != record[name]]
+    before = {"evaluation data": {}, **record}  # earlier versions had none
+    changed_names = [
+        name
+        for name in ("data", "evaluation data", "model", "global batch", "seed")
+        if now.get(name, {}) != before[name]
+    ]
     if changed_names:
         text = f"{run_dir}: not the same {', '.join(changed_names)} as this run's"
         if not anyway:

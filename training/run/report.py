@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import Trainer
 
-from training.common.console import bytes_text
+from training.common.console import bytes_text, evaluation_prefix
 from training.common.files import write_atomic
 from training.cost.memory import model_states, numel, stored_bytes, trainable_weights
 from training.model.lora import has_adapter
-from training.run.curves import draw_curves
+from training.run.curves import draw_curves, evaluations_of
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets")
 
@@ -81,7 +81,12 @@ def write_report(
     """
     history = trainer.state.log_history
     training = [entry for entry in history if "loss" in entry]
-    evaluation = [entry for entry in history if "eval_loss" in entry]
+    evaluations = evaluations_of(history)
+    best = {
+        name: min(entries, key=lambda entry: entry[f"{evaluation_prefix(name)}_loss"])
+        for name, entries in evaluations.items()
+    }
+    last = {name: entries[-1] for name, entries in evaluations.items()}
     report = {
         "command": command,
         "model": str(run_dir),
@@ -96,8 +101,9 @@ def write_report(
         "matrix_product_share": _mean(training, "matrix_product_share"),
         "first_loss": training[0]["loss"] if training else None,
         "last_loss": training[-1]["loss"] if training else None,
-        "best_evaluation": min(evaluation, key=lambda entry: entry["eval_loss"], default=None),
-        "last_evaluation": evaluation[-1] if evaluation else None,
+        "best_evaluation": best.pop("", None),
+        "last_evaluation": last.pop("", None),
+        "evaluations": {name: {"best": best[name], "last": last[name]} for name in last},
         "history": history,
     }
     text = json.dumps(report, ensure_ascii=False, indent=1)
@@ -129,10 +135,14 @@ def _as_markdown(report: Mapping[str, Any]) -> str:
     def number(name: str, form: str) -> str:
         return "-" if report[name] is None else format(report[name], form)
 
+    of_held_out = {which: report[f"{which}_evaluation"] for which in ("best", "last")}
     evaluations = {
-        f"{which} evaluation loss": f"{entry['eval_loss']:.4f} at step {entry['step']}"
-        for which in ("best", "last")
-        if (entry := report[f"{which}_evaluation"])
+        f"{which} evaluation loss{f' of {name}' if name else ''}": (
+            f"{entry[f'{evaluation_prefix(name)}_loss']:.4f} at step {entry['step']}"
+        )
+        for name, entries in {"": of_held_out, **report["evaluations"]}.items()
+        for which, entry in entries.items()
+        if entry
     } or {"evaluation": "none"}
     supervised = number("learnt_tokens_per_second", ",.0f")
     rows = {

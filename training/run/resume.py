@@ -19,6 +19,8 @@ from training.common.files import check_empty, existing_parent, hold_lock, try_w
 from training.common.hub import is_adapter
 from training.common.options import Options, values_of_run
 from training.common.ranks import world_size
+from training.data.examples import Examples
+from training.data.held_out import HELD_OUT, write_held_out
 from training.run.checkpoints import find_checkpoints, read_complete, step_of, warn_of_slow_save
 from training.run.record import RECORD, check_checkpoint, keep_global_batch, keep_recorded, read_record
 from training.run.report import steps_of_report
@@ -116,8 +118,16 @@ class Run:
         # "ranks" stay those that the run began with, for `keep_global_batch`, as long as its batch does.
         if self.record and self.record["global batch"] == description["global batch"]:
             description = description | {"ranks": self.record["ranks"]}
+        if self.record and self.record["data"] != description["data"]:
+            (self.directory / HELD_OUT).unlink(missing_ok=True)  # it has rows of other data
         write_atomic(self.directory / RECORD, json.dumps(description, ensure_ascii=False, indent=1))
         write_atomic(self.directory / OPTIONS, as_yaml(values_of_run(self.options)))
+
+    def keep_held_out(self, held_out: Examples) -> None:
+        """Write the rows held out, where there are any, unless this run has done so already. For rank 0."""
+        path = self.directory / HELD_OUT
+        if len(held_out) and not path.exists():
+            write_held_out(held_out, path)
 
 
 def recorded_options(options: Options) -> Options:

@@ -5,6 +5,7 @@ AdamW, the schedule) is written out in some forty lines in tests/plain_loop.py; 
 """
 
 import math
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from training.common.console import bar, log_line, say
+from training.common.console import bar, evaluation_prefix, log_line, say
 from training.common.errors import UserError, first_line
 from training.common.options import WarmupShape
 from training.consts import NOT_SUPERVISED
@@ -100,6 +101,8 @@ class SFTTrainer(Trainer):
 
     args.output_dir: the run directory, `run_dir` from then on; while a checkpoint is saved, args.output_dir
     is a directory in it.
+    eval_dataset: what to evaluate on, by name: each gets a log entry of its own. The name of held-out rows is
+    "", which one set of examples without a name has as well.
     tokenizer: saved into each checkpoint, so that one can talk to it.
     tokens_per_batch: fill micro-batches by tokens, instead of args.per_device_train_batch_size examples each.
     stop_request: looked at after each step; where a rank has one, all save and stop there, and `stopped_by`
@@ -112,7 +115,7 @@ class SFTTrainer(Trainer):
         self,
         *,
         train_dataset: Examples,
-        eval_dataset: Examples | None,
+        eval_dataset: Examples | Mapping[str, Examples] | None,
         tokenizer: PreTrainedTokenizerFast,
         tokens_per_batch: int | None = None,
         stop_request: StopRequest | None = None,
@@ -120,7 +123,10 @@ class SFTTrainer(Trainer):
         warmup_shape: WarmupShape = "linear",
         **kwargs: Any,
     ) -> None:
-        super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.evaluated = (
+            {"": eval_dataset} if isinstance(eval_dataset, Examples) else dict(eval_dataset or {})
+        )
+        super().__init__(train_dataset=train_dataset, eval_dataset=self.evaluated or None, **kwargs)
         # Not transformers' processing_class, for which it would set the model's padding and bos tokens.
         self.tokenizer = tokenizer
         self.remove_callback(PrinterCallback)
@@ -154,11 +160,8 @@ class SFTTrainer(Trainer):
         )
         return self._batches(self.train_dataset, seed=self.args.seed, **batch_limit)
 
-    def get_eval_dataloader(self, eval_dataset: Examples | None = None) -> DataLoader:
-        return self._batches(
-            self.eval_dataset if eval_dataset is None else eval_dataset,
-            batch_size=self.args.per_device_eval_batch_size,
-        )
+    def get_eval_dataloader(self, eval_dataset: Examples) -> DataLoader:
+        return self._batches(eval_dataset, batch_size=self.args.per_device_eval_batch_size)
 
     def _batches(self, examples: Examples, **settings: int) -> Batches:
         sampler = MicroBatches(
@@ -231,9 +234,12 @@ class SFTTrainer(Trainer):
         sums = torch.tensor(values, dtype=torch.float64, device=self.args.device)
         return self.accelerator.reduce(sums, reduction="sum").tolist()
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, ignore_keys: list[str] | None = None) -> dict[str, float]:
+        """Evaluate the model on all that is in `evaluated`, one after another, and draw the curves."""
+        metrics: dict[str, float] = {}
         with self.speed.throughput.paused():
-            metrics = super().evaluate(*args, **kwargs)
+            for name, examples in self.evaluated.items():
+                metrics |= super().evaluate(examples, ignore_keys, evaluation_prefix(name))
             is_last = self.state.global_step >= self.state.max_steps  # then the report draws them
             if self.is_world_process_zero() and not is_last:
                 draw_curves(self.state.log_history, self.run_dir / "loss.png")
@@ -305,7 +311,7 @@ class SFTTrainer(Trainer):
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs
     ) -> EvalLoopOutput:
-        """Compute the mean loss over all supervised held-out tokens, and have the model answer a few prompts.
+        """Compute the mean loss over all supervised tokens, and have the model answer a few of the prompts.
 
         The loss is summed over tokens and ranks before it is divided, so that it does not depend on their
         batches.
@@ -324,7 +330,7 @@ class SFTTrainer(Trainer):
         loss, tokens = self.accelerator.reduce(loss_and_tokens, reduction="sum").tolist()
         with self.compute_loss_context_manager():
             answers = answer_held_out_prompts(
-                self.accelerator.unwrap_model(model), self.tokenizer, self.eval_dataset
+                self.accelerator.unwrap_model(model), self.tokenizer, dataloader.dataset
             )
         say(f"for example: {answers.text}")
         metrics = {
@@ -335,5 +341,5 @@ class SFTTrainer(Trainer):
             f"{metric_key_prefix}_repeated_share": answers.repeated,
         }
         return EvalLoopOutput(
-            predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset)
+            predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset)
         )
