@@ -4,11 +4,11 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -30,6 +30,11 @@ from training.text.tokenizer import special_tokens, tokenizer_fingerprint
 
 # How many rows a thread takes at a time. The ids of more rows do not stay in the processor's cache.
 ROWS_PER_CHUNK = 128
+
+# Where rows are long, a thread takes fewer: as many as have this size together, in bytes or characters. Of
+# what is read, ahead of what the caller has taken, there is no more than MOST_AHEAD and one chunk.
+SIZE_PER_CHUNK = 1 << 21
+MOST_AHEAD = 1 << 26
 
 # Threads run in parallel while they tokenize, which is most of the time. For the rest they need Python's
 # lock, for which more threads than these would wait.
@@ -204,17 +209,39 @@ def encode_chunks(
     threads = min(os.cpu_count() or 1, MOST_THREADS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of its own inside each of ours would be too many
     with ThreadPoolExecutor(threads) as pool:
-        at_work: deque[Future[Chunk]] = deque()
+        at_work: deque[tuple[Future[Chunk], int]] = deque()
         is_first = True
-        while (rows := list(islice(raw_rows, ROWS_PER_CHUNK))) or is_first:
+        while (rows := _rows_of_chunk(raw_rows)) or is_first:
             has_bom = is_first and raw_rows.has_bom
-            at_work.append(pool.submit(_encode_chunk, rows, tokenizer, max_length, row_options, has_bom))
+            chunk = pool.submit(_encode_chunk, rows, tokenizer, max_length, row_options, has_bom)
+            at_work.append((chunk, sum(_size(raw.content) for raw in rows)))
             is_first = False
-            if len(at_work) > threads:
-                yield at_work.popleft().result()
-            progress.advance(len(rows))
+            count = len(rows)
+            del rows, chunk
+            while len(at_work) > threads or sum(size for _, size in at_work) > MOST_AHEAD:
+                yield at_work.popleft()[0].result()
+            progress.advance(count)
         while at_work:
-            yield at_work.popleft().result()
+            yield at_work.popleft()[0].result()
+
+
+def _rows_of_chunk(raw_rows: Iterator[RawRow]) -> list[RawRow]:
+    """The next rows, as many as one thread takes at a time; none at the end."""
+    rows, size = [], 0
+    for raw in islice(raw_rows, ROWS_PER_CHUNK):
+        rows.append(raw)
+        size += _size(raw.content)
+        if size >= SIZE_PER_CHUNK:
+            break
+    return rows
+
+
+def _size(content: Any) -> int:
+    """The bytes or characters in the content of a raw row, whatever that is."""
+    if isinstance(content, bytes | str):
+        return len(content)
+    values = content.values() if isinstance(content, dict) else content
+    return sum(map(_size, values)) if isinstance(values, Iterable) else 0
 
 
 def _encode_chunk(
@@ -239,7 +266,7 @@ def _encode_chunk(
     kept_answers: list[tuple[int, int]] = []
     kept_states: list[int] = []
     rows: list[tuple[int, int, int, int, int]] = []
-    all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer)
+    all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer, max_length)
     for (line, read, conversation), encoded in zip(usable, all_encoded, strict=True):
         kept = [(start, end) for start, end in encoded.answers if end <= max_length]
         length = max(end for end in encoded.turn_ends if end <= max_length) if kept else 0

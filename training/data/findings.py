@@ -154,7 +154,7 @@ class Findings:
         read: the row as its format reads it. conversation: what training sees of it, before it is cut.
         kept_length: how many tokens of the row training sees; 0 for a row that is dropped.
         """
-        length, answers = len(encoded.input_ids), encoded.answers
+        length, answers = encoded.turn_ends[-1], encoded.answers
         self._rows += 1
         self._formats[read.row_format] += 1
         self._domains[domain_of(conversation)] += 1
