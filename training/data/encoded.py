@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from training.common.errors import UserError
 from training.common.options import Learn
 from training.data.cache import make_once
 from training.data.duplicates import row_hashes
-from training.data.findings import Findings
+from training.data.findings import LINES_KEPT, Findings
 from training.data.groups import Prompts
 from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
 from training.text.conversation import Conversation, ReadRow, from_row, read_row
@@ -62,18 +63,26 @@ class RowOptions(NamedTuple):
 AS_THEY_ARE = RowOptions()
 
 
+class Kept(NamedTuple):
+    """Of the row of an example: the hash of the whole, and what training sees of it."""
+
+    row_hash: int
+    conversation: Conversation
+
+
 class Chunk(NamedTuple):
     """The examples made of some rows of a file, and what was found in these rows.
 
     input_ids: the ids of all examples end to end, (tokens,). supervised: their mask, (tokens,). rows: a ROW
     for each example, whose tokens and states are counted from the start of the chunk. states: those of all
-    examples, (turns,). findings: those of all the rows.
+    examples, (turns,). kept: an entry for each example. findings: those of all the rows.
     """
 
     input_ids: np.ndarray
     supervised: np.ndarray
     rows: np.ndarray
     states: np.ndarray
+    kept: list[Kept]
     findings: Findings
 
 
@@ -189,9 +198,11 @@ def _write_encoded(
     (directory / "summary.json").write_text(summary, encoding="utf-8")
 
 
-def new_findings(tokenizer: PreTrainedTokenizerFast, max_length: int) -> Findings:
-    """Findings without any rows, to which those of chunks are added."""
-    return Findings(max_length, special_tokens(tokenizer))
+def new_findings(
+    tokenizer: PreTrainedTokenizerFast, max_length: int, most_lines: int = LINES_KEPT
+) -> Findings:
+    """Findings without any rows, to which those of chunks are added; `most_lines` is as in `Findings`."""
+    return Findings(max_length, special_tokens(tokenizer), most_lines)
 
 
 def encode_chunks(
@@ -199,11 +210,12 @@ def encode_chunks(
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
     row_options: RowOptions = AS_THEY_ARE,
+    most_lines: int = LINES_KEPT,
 ) -> Iterator[Chunk]:
     """Encode all rows in the file's order, on all cores, in memory that does not grow with the file.
 
     A file without rows gives one empty chunk. Raises UserError for a file that cannot be read; a row
-    that cannot be used is in its chunk's findings.
+    that cannot be used is in its chunk's findings. most_lines: how many lines these keep of what they find.
     """
     progress = Progress(f"encoding {raw_rows.data_path}", "rows")
     threads = min(os.cpu_count() or 1, MOST_THREADS)
@@ -213,7 +225,7 @@ def encode_chunks(
         is_first = True
         while (rows := _rows_of_chunk(raw_rows)) or is_first:
             has_bom = is_first and raw_rows.has_bom
-            chunk = pool.submit(_encode_chunk, rows, tokenizer, max_length, row_options, has_bom)
+            chunk = pool.submit(_encode_chunk, rows, tokenizer, max_length, row_options, most_lines, has_bom)
             at_work.append((chunk, sum(_size(raw.content) for raw in rows)))
             is_first = False
             count = len(rows)
@@ -249,9 +261,10 @@ def _encode_chunk(
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
     row_options: RowOptions,
+    most_lines: int,
     has_bom: bool,
 ) -> Chunk:
-    findings = new_findings(tokenizer, max_length)
+    findings = new_findings(tokenizer, max_length, most_lines)
     if has_bom:
         findings.add_bom()
     usable: list[tuple[int, ReadRow, Conversation]] = []
@@ -266,6 +279,7 @@ def _encode_chunk(
     kept_answers: list[tuple[int, int]] = []
     kept_states: list[int] = []
     rows: list[tuple[int, int, int, int, int]] = []
+    all_kept: list[Kept] = []
     all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer, max_length)
     for (line, read, conversation), encoded in zip(usable, all_encoded, strict=True):
         kept = [(start, end) for start, end in encoded.answers if end <= max_length]
@@ -278,6 +292,7 @@ def _encode_chunk(
             kept_answers += [(start_of_row + start, start_of_row + end) for start, end in kept]
             turns = sum(end <= length for end in encoded.turn_ends)
             kept_states += [*hashes.beginnings, hashes.row][:turns]
+            all_kept.append(Kept(hashes.row, replace(conversation, turns=conversation.turns[:turns])))
             prompts = hashes.prompts
             rows.append((len(kept_ids), line, prompts[0], prompts[turns - 1], len(kept_states)))
 
@@ -286,6 +301,7 @@ def _encode_chunk(
         supervised=supervised_mask(len(kept_ids), kept_answers),
         rows=np.array(rows, dtype=ROW),
         states=np.array(kept_states, dtype=np.uint64),
+        kept=all_kept,
         findings=findings,
     )
 

@@ -143,14 +143,22 @@ def _count(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
     return sum(map(len, _encodings(tokenizer, parts)))
 
 
-def show(input_ids: Sequence[int], labels: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
-    """The text that these ids stand for, for people: supervised tokens are green and between ⟦ and ⟧."""
-    shown = []
-    pairs = zip(input_ids, labels, strict=True)
-    for is_supervised, run in itertools.groupby(pairs, key=lambda pair: pair[1] != NOT_SUPERVISED):
-        text = tokenizer.decode([token for token, _ in run])
-        shown.append(f"{GREEN}⟦{text}⟧{PLAIN}" if is_supervised else text)
-    return "".join(shown)
+def supervised_runs(
+    input_ids: np.ndarray, supervised: np.ndarray, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[str, bool]]:
+    """The text that these ids stand for, cut where supervised tokens start and end: (text, is_supervised).
+
+    input_ids, supervised: the ids and their mask, both (tokens,).
+    """
+    pairs = zip(input_ids.tolist(), supervised.tolist(), strict=True)
+    for is_supervised, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
+        ids = [token for token, _ in run]
+        yield tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False), is_supervised
+
+
+def show(runs: Iterable[tuple[str, bool]]) -> str:
+    """The text of `supervised_runs` for a terminal: supervised tokens are green and between ⟦ and ⟧."""
+    return "".join(f"{GREEN}⟦{text}⟧{PLAIN}" if is_supervised else text for text, is_supervised in runs)
 
 
 @functools.lru_cache(maxsize=8)
