@@ -4,23 +4,30 @@ python -m training.check --data-path data/yayi_train_example.json --input-model 
 """
 
 import json
+import sys
+from pathlib import Path
 
 import click
+from transformers import PreTrainedTokenizerFast
 
 from training.common.columns import RowColumns
-from training.common.command_line import ParsedText, PathOrName, option_of
-from training.common.errors import run_command
+from training.common.command_line import ParsedText, PathOrName, UserPath, option_of
+from training.common.errors import UserError, run_command
+from training.common.files import write_atomic
 from training.common.options import Learn, Options, Source, parse_source
 from training.consts import CONTEXT
-from training.data.audit import ON_BAD_ROW, full_form, refuse_unusable
+from training.data.audit import ON_BAD_ROW, full_form, refusal, verdict
 from training.data.encoded import RowOptions, encode_chunks, new_findings
+from training.data.findings import LINES_KEPT
+from training.data.near_duplicates import FIRST_ROWS, NearDuplicates
+from training.data.page import CheckedFile, page
 from training.data.reader import read_raw_rows
 from training.data.sources import files_without_weights
 from training.model.context import longest_row
-from training.text.encoding import mask_labels, show
+from training.text.encoding import show, supervised_runs
 from training.text.tokenizer import load_tokenizer
 
-EXAMPLES_SHOWN = 2
+EXAMPLES_SHOWN, EXAMPLES_ON_PAGE = 2, 6
 
 
 @click.command(context_settings={"show_default": True})
@@ -51,6 +58,19 @@ EXAMPLES_SHOWN = 2
 )
 @option_of(Options, "columns")
 @option_of(Options, "learn")
+@click.option("--all", "all_lines", is_flag=True, help="Name every row of each finding, not the first three.")
+@click.option(
+    "--near",
+    type=click.Choice(("first", "all")),
+    default="first",
+    help=f"Look for near-duplicates among the first {FIRST_ROWS:,} different rows of a file, or among all.",
+)
+@click.option(
+    "--html",
+    "html_path",
+    type=UserPath(dir_okay=False, path_type=Path),
+    help="Write a page with all that is said, histograms and marked examples to this file.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file instead of text.")
 def main(
     data_path: tuple[Source, ...],
@@ -59,6 +79,9 @@ def main(
     on_bad_row: str,
     columns: RowColumns | None,
     learn: Learn,
+    all_lines: bool,
+    near: str,
+    html_path: Path | None,
     as_json: bool,
 ) -> None:
     """Say what is in --data-path: how many tokens would be supervised, which rows would be cut or dropped,
@@ -68,24 +91,71 @@ def main(
     """
     tokenizer = load_tokenizer(input_model)
     longest = longest_row(input_model, max_length, on_stderr=as_json)
-    summaries = []
+    most_lines = sys.maxsize if all_lines else LINES_KEPT
     paths = files_without_weights(data_path)
+    files = []
     for path in paths:
-        findings = new_findings(tokenizer, longest)
-        examples: list[str] = []
-        for chunk in encode_chunks(read_raw_rows(path), tokenizer, longest, RowOptions(learn, columns)):
-            findings += chunk.findings
-            ends = chunk.rows["end"].tolist()
-            for start, end in zip([0, *ends], ends[: EXAMPLES_SHOWN - len(examples)], strict=False):
-                input_ids, supervised = chunk.input_ids[start:end], chunk.supervised[start:end]
-                examples.append(show(input_ids, mask_labels(input_ids, supervised), tokenizer))
-        summary = findings.summary()
-        summaries.append(summary)
+        near_duplicates = NearDuplicates(FIRST_ROWS if near == "first" else sys.maxsize)
+        file = check(path, tokenizer, longest, RowOptions(learn, columns), most_lines, near_duplicates)
+        files.append(file)
         if as_json:
-            click.echo(json.dumps({"file": path, **summary}, ensure_ascii=False))
+            click.echo(json.dumps({"file": path, **file.summary}, ensure_ascii=False))
         else:
-            click.echo("\n".join([*full_form(path, summary), *map(_example, examples)]))
-    refuse_unusable(paths, summaries, on_bad_row)
+            examples = [_example(show(runs)) for runs in file.examples[:EXAMPLES_SHOWN]]
+            click.echo("\n".join([*full_form(path, file.summary, all_lines=all_lines), *examples]))
+
+    summaries = [file.summary for file in files]
+    error = refusal(paths, summaries, on_bad_row)
+    said = [str(error)] if error else verdict(paths, summaries, _options(longest, columns, learn))
+    if html_path:
+        _write(html_path, page(files, said, is_usable=error is None))
+    if error:
+        # Where the text is for people, it has named these rows.
+        raise error if as_json else UserError(str(error))
+    if not as_json:
+        click.echo("\n".join(["", *said]))
+
+
+def check(
+    path: str,
+    tokenizer: PreTrainedTokenizerFast,
+    longest: int,
+    row_options: RowOptions,
+    most_lines: int,
+    near_duplicates: NearDuplicates,
+) -> CheckedFile:
+    """Read the whole of a file. Raises UserError for one that cannot be read.
+
+    longest: the longest row in training, in tokens. most_lines: how many lines are kept of what is found.
+    """
+    findings = new_findings(tokenizer, longest, most_lines)
+    examples = []
+    for chunk in encode_chunks(read_raw_rows(path), tokenizer, longest, row_options, most_lines):
+        findings += chunk.findings
+        for line, kept in zip(chunk.rows["line"].tolist(), chunk.kept, strict=True):
+            near_duplicates.add(line, kept.row_hash, kept.conversation)
+        ends = chunk.rows["end"].tolist()
+        for start, end in zip([0, *ends], ends[: EXAMPLES_ON_PAGE - len(examples)], strict=False):
+            runs = supervised_runs(chunk.input_ids[start:end], chunk.supervised[start:end], tokenizer)
+            examples.append(list(runs))
+    compared = {"compared": near_duplicates.compared, "left_out": near_duplicates.left_out}
+    near = vars(near_duplicates.found(most_lines)) | compared
+    return CheckedFile(path, findings.summary() | {"near_duplicates": near}, examples)
+
+
+def _options(longest: int, columns: RowColumns | None, learn: Learn) -> list[str]:
+    """The trainer's options for what was checked, as they are typed."""
+    options = ["--max-length", str(longest)]
+    if columns:
+        options += ["--columns", str(columns)]
+    return options if learn == "all" else [*options, "--learn", learn]
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def _example(text: str) -> str:

@@ -12,9 +12,9 @@ from tests.conftest import MULTI_TURN, SINGLE_TURN, write_rows
 from training import check
 from training.data.audit import full_form, short_form
 from training.data.duplicates import row_hashes
-from training.data.findings import ERRORS_KEPT, Findings, reason_of
+from training.data.findings import KEYS_KEPT, MORE_KEYS, QUANTILES, Findings, reason_of
 from training.text.conversation import Conversation, ReadRow, Turn
-from training.text.encoding import Encoded, encode
+from training.text.encoding import Encoded, encode, encode_turns
 
 GOOD = [line.encode() for path in (SINGLE_TURN, MULTI_TURN) for line in path.read_text("utf-8").splitlines()]
 REPEATED = json.loads(GOOD[0])
@@ -105,10 +105,13 @@ def test_all_planted_faults_are_found_with_their_lines(planted, base: str, outco
     assert [line for line, _ in found["errors"]] == [lines[what] for what in UNUSABLE]
     for (line, problem), (_, said) in zip(found["errors"], UNUSABLE.values(), strict=True):
         assert said in problem, line
-        assert f"error: {path}:{line}: {problem}\n" in err
+        is_named = line in [line for (line,) in found["unusable"][reason_of(problem)]["lines"]]
+        assert (f"error: {path}:{line}: {problem}\n" in err) == is_named
+    assert max(noted["count"] for noted in found["unusable"].values()) == 4
     assert sum(noted["count"] for noted in found["unusable"].values()) == len(UNUSABLE)
     assert err.splitlines()[-1] == (
-        f"error: {len(UNUSABLE)} of {found['rows']} rows cannot be used; mend them, or pass --on-bad-row drop"
+        f"error: {len(UNUSABLE)} of {found['rows']} rows cannot be used, {len(UNUSABLE) - 1} of them named "
+        "(training.check --all names all); mend them, or pass --on-bad-row drop"
     )
 
     expected: dict[str, list[list[int]]] = {"bom": [[1]]}
@@ -134,6 +137,7 @@ def test_the_text_form_names_every_reason_with_its_first_places(planted, base: s
         f'"output" is empty: 2 rows ({path}:{lines["an empty output"]}, '
         f"{path}:{lines['an output of white space']})"
     ) in out
+    assert f"    {path}:{lines['cut short']}: not JSON (Invalid control character at column" in out
     assert f"the same as an earlier row: 1 row ({path}:1 = {lines['an exact duplicate']})" in out
     assert "a text that looks like a control token (it stays text): 4 rows (" in out
     assert ", ...)" in out
@@ -179,6 +183,16 @@ def test_the_numbers_are_those_of_the_encoded_rows(base: str, tokenizer, outcome
     }
     assert found["formats"] == {"messages": 11}
 
+    answers = sorted(
+        end - start
+        for conversation in conversations
+        for start, end in encode_turns([conversation], tokenizer)[0].answers
+    )
+    assert found["answer_quantiles"] == {
+        str(percent): answers[(len(answers) - 1) * percent // 100] for percent in QUANTILES
+    }
+    assert sum(found["answer_histogram"].values()) == len(answers) == 22
+
 
 @pytest.mark.parametrize("on_bad_row", ["error", "drop"])
 def test_an_array_that_cannot_be_read_on_is_an_error_whatever_is_to_be_dropped(
@@ -211,13 +225,53 @@ def test_nothing_to_learn_is_an_error(base: str, outcome, tmp_path: Path, rows: 
     assert (status, err) == (2, f"error: {path}: {message}\n")
 
 
-def test_errors_beyond_the_limit_are_counted(base: str, outcome, tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [{}] * (ERRORS_KEPT + 150))
-    status, _, err = outcome(check.main, f"--data-path {path} --input-model {base}")
-    assert (status, err.count("\n")) == (2, ERRORS_KEPT + 1)
-    assert err.splitlines()[-1].startswith(
-        f"error: 250 of 250 rows cannot be used, {ERRORS_KEPT} of them named above"
-    )
+def test_three_places_of_a_reason_are_named_and_with_all_every_one(
+    base: str, outcome, tmp_path: Path
+) -> None:
+    rows = [{}, *[{"instruction": "q"}] * 150, *[REPEATED] * 150]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    arguments = f"--data-path {path} --input-model {base}"
+    refused, remedy = "error: 151 of 301 rows cannot be used", "; mend them, or pass --on-bad-row drop\n"
+    status, out, err = outcome(check.main, arguments)
+    assert status == 2
+    assert err == f"{refused}, 4 of them named (training.check --all names all){remedy}"
+    assert f'"output" is missing: 150 rows ({path}:2, {path}:3, {path}:4, ...)' in out
+    assert f"the same as an earlier row: 149 rows ({path}:152 = 153 = 154, ...)" in out
+    assert out.count(path) == 1 + 1 + 3 + 1
+
+    # The trainer's error names three, too, and so does the check where its text is for programs.
+    _, _, err = outcome(check.main, f"{arguments} --json")
+    assert [line.partition(": ")[0] for line in err.splitlines()] == ["error"] * 5
+    assert f'error: {path}:4: "output" is missing\n' in err
+
+    status, out, err = outcome(check.main, f"{arguments} --all")
+    assert (status, err) == (2, refused + remedy)
+    for line in range(2, 152):
+        assert f'    {path}:{line}: "output" is missing\n' in out
+    assert f"{path}:{' = '.join(map(str, range(152, 302)))}\n" in out
+
+
+def test_reasons_beyond_the_limit_are_counted_together() -> None:
+    findings = Findings(100, [])
+    for number in range(300):
+        chunk = Findings(100, [])
+        chunk.add_unusable(number, f"reason {number}")
+        findings += chunk
+    unusable = findings.summary()["unusable"]
+    assert len(unusable) == KEYS_KEPT + 1
+    assert unusable[MORE_KEYS] == {"count": 300 - KEYS_KEPT, "lines": [[100], [101], [102]]}
+
+
+def test_the_verdict_comes_last_and_says_what_to_do(base: str, outcome, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [REPEATED, {}])
+    options = "--on-bad-row drop --learn last --columns question=instruction,answer=output"
+    status, out, err = outcome(check.main, f"--data-path {path} --input-model {base} {options}")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-2:] == [
+        "usable: 1 of 2 rows can be trained on; the others are dropped",
+        f"next: training.trainer with --data-path {path} --max-length 2048 "
+        "--columns question=instruction,answer=output --learn last --on-bad-row drop",
+    ]
 
 
 def test_findings_of_stretches_add_up_to_those_of_the_file() -> None:

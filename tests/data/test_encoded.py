@@ -13,7 +13,7 @@ from training import check
 from training.common.errors import UserError
 from training.data import encoded, reader
 from training.data.encoded import EncodedFile, load_encoded, read_conversations
-from training.data.reader import RawRows
+from training.data.reader import RawRow, RawRows
 from training.text import template
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode
@@ -50,6 +50,15 @@ def test_rows_are_encoded_whole_and_in_order(tmp_path: Path, tokenizer) -> None:
     assert file.rows["line"].tolist() == list(range(1, 1001))
     assert lists(file) == [encode(conversation, tokenizer) for conversation in conversations]
     assert file.summary["kept"] == counted(file)
+
+
+def test_a_thread_takes_few_rows_where_rows_are_long() -> None:
+    half = encoded.SIZE_PER_CHUNK // 2
+    for long in (b"x" * half, {"messages": [{"content": "字" * half, "weight": 0}]}):
+        rows = iter([RawRow(number, content) for number, content in enumerate([b"{}", *[long] * 5])])
+        assert [len(encoded._rows_of_chunk(rows)) for _ in range(4)] == [3, 2, 1, 0]
+    rows = iter([RawRow(number, b"{}") for number in range(300)])
+    assert [len(encoded._rows_of_chunk(rows)) for _ in range(3)] == [128, 128, 44]
 
 
 def test_a_long_row_is_cut_after_its_last_turn_that_fits_or_dropped(tmp_path: Path, tokenizer) -> None:

@@ -10,8 +10,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.conftest import MULTI_TURN, SINGLE_TURN
 from training.consts import CONTROL_TOKENS, INTRO
+from training.text import encoding
 from training.text.conversation import Conversation, Turn, from_row
-from training.text.encoding import answer_header, encode, encode_prompt, mask_labels, supervised_mask
+from training.text.encoding import (
+    answer_header,
+    encode,
+    encode_prompt,
+    encode_turns,
+    mask_labels,
+    supervised_mask,
+)
 from training.text.template import render
 from training.text.tokenizer import load_tokenizer
 
@@ -168,6 +176,30 @@ def test_encode_wants_an_answer_and_encode_prompt_none(tokenizer) -> None:
         encode(Conversation((Turn("q"),)), tokenizer)
     with pytest.raises(ValueError, match="answer already"):
         encode_prompt(Conversation((Turn("q", "a"),)), tokenizer)
+
+
+def test_a_text_that_cannot_fit_is_counted_in_parts_and_what_fits_is_exact(tokenizer, monkeypatch) -> None:
+    """A row of 52 MB took 4.9 GB, and takes 0.3 GB."""
+    short, long = Turn("q", "a"), Turn("问", "答 x" * 50_000)
+    whole = [encode(Conversation(turns), tokenizer) for turns in ((short, long, short), (long,))]
+    lengths = []
+    calls = encoding._encodings
+    monkeypatch.setattr(
+        encoding, "_encodings", lambda _, texts: lengths.extend(map(len, texts)) or calls(_, texts)
+    )
+    found = encode_turns([Conversation((short, long, short)), Conversation((long,))], tokenizer, 100)
+    assert max(lengths) == encoding.LONG_TEXT
+    for one, expected in zip(found, whole, strict=True):
+        assert one.input_ids == expected["input_ids"][: len(one.input_ids)]
+        assert len(one.input_ids) <= 100
+        assert one.turn_ends[-1] == pytest.approx(len(expected["input_ids"]), abs=5)
+    first_turn = encode(Conversation((short,)), tokenizer)["input_ids"]
+    assert found[0].input_ids[: found[0].turn_ends[0]] == first_turn
+    assert found[0].answers[0][1] == len(first_turn)
+
+    # One that may fit is tokenized in one piece.
+    found = encode_turns([Conversation((long,))], tokenizer, len(whole[1]["input_ids"]))
+    assert found[0].input_ids == whole[1]["input_ids"]
 
 
 def test_a_tokenizer_without_control_tokens_is_refused(base: str) -> None:

@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -21,7 +22,7 @@ from training.common.errors import UserError
 from training.common.options import Learn
 from training.data.cache import make_once
 from training.data.duplicates import RowHashes, row_hashes
-from training.data.findings import Findings
+from training.data.findings import LINES_KEPT, Findings
 from training.data.groups import Prompts
 from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
 from training.text.conversation import Conversation, ReadRow, from_row, read_row
@@ -30,6 +31,11 @@ from training.text.tokenizer import special_tokens, tokenizer_fingerprint
 
 # How many rows a thread takes at a time. The ids of more rows do not stay in the processor's cache.
 ROWS_PER_CHUNK = 128
+
+# Where rows are long, a thread takes fewer: as many as have this size together, in bytes or characters. Of
+# what is read, ahead of what the caller has taken, there is no more than MOST_AHEAD and one chunk.
+SIZE_PER_CHUNK = 1 << 21
+MOST_AHEAD = 1 << 26
 
 # Threads run in parallel while they tokenize, which is most of the time. For the rest they need Python's
 # lock, for which more threads than these would wait.
@@ -57,18 +63,26 @@ class RowOptions(NamedTuple):
 AS_THEY_ARE = RowOptions()
 
 
+class Kept(NamedTuple):
+    """Of the row of an example: the hash of the whole, and what training sees of it."""
+
+    row_hash: int
+    conversation: Conversation
+
+
 class Chunk(NamedTuple):
     """The examples made of some rows of a file, and what was found in these rows.
 
     input_ids: the ids of all examples end to end, (tokens,). supervised: their mask, (tokens,). rows: a ROW
     for each example, whose tokens and states are counted from the start of the chunk. states: those of all
-    examples, (turns,). findings: those of all the rows.
+    examples, (turns,). kept: an entry for each example. findings: those of all the rows.
     """
 
     input_ids: np.ndarray
     supervised: np.ndarray
     rows: np.ndarray
     states: np.ndarray
+    kept: list[Kept]
     findings: Findings
 
 
@@ -202,9 +216,11 @@ def _write_encoded(
     (directory / "summary.json").write_text(summary, encoding="utf-8")
 
 
-def new_findings(tokenizer: PreTrainedTokenizerFast, max_length: int) -> Findings:
-    """Findings without any rows, to which those of chunks are added."""
-    return Findings(max_length, special_tokens(tokenizer))
+def new_findings(
+    tokenizer: PreTrainedTokenizerFast, max_length: int, most_lines: int = LINES_KEPT
+) -> Findings:
+    """Findings without any rows, to which those of chunks are added; `most_lines` is as in `Findings`."""
+    return Findings(max_length, special_tokens(tokenizer), most_lines)
 
 
 def encode_chunks(
@@ -212,27 +228,50 @@ def encode_chunks(
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
     row_options: RowOptions = AS_THEY_ARE,
+    most_lines: int = LINES_KEPT,
 ) -> Iterator[Chunk]:
     """Encode all rows in the file's order, on all cores, in memory that does not grow with the file.
 
     A file without rows gives one empty chunk. Raises UserError for a file that cannot be read; a row
-    that cannot be used is in its chunk's findings.
+    that cannot be used is in its chunk's findings. most_lines: how many lines these keep of what they find.
     """
     progress = Progress(f"encoding {raw_rows.data_path}", "rows")
     threads = min(os.cpu_count() or 1, MOST_THREADS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of its own inside each of ours would be too many
     with ThreadPoolExecutor(threads) as pool:
-        at_work: deque[Future[Chunk]] = deque()
+        at_work: deque[tuple[Future[Chunk], int]] = deque()
         is_first = True
-        while (rows := list(islice(raw_rows, ROWS_PER_CHUNK))) or is_first:
+        while (rows := _rows_of_chunk(raw_rows)) or is_first:
             has_bom = is_first and raw_rows.has_bom
-            at_work.append(pool.submit(_encode_chunk, rows, tokenizer, max_length, row_options, has_bom))
+            chunk = pool.submit(_encode_chunk, rows, tokenizer, max_length, row_options, most_lines, has_bom)
+            at_work.append((chunk, sum(_size(raw.content) for raw in rows)))
             is_first = False
-            if len(at_work) > threads:
-                yield at_work.popleft().result()
-            progress.advance(len(rows))
+            count = len(rows)
+            del rows, chunk
+            while len(at_work) > threads or sum(size for _, size in at_work) > MOST_AHEAD:
+                yield at_work.popleft()[0].result()
+            progress.advance(count)
         while at_work:
-            yield at_work.popleft().result()
+            yield at_work.popleft()[0].result()
+
+
+def _rows_of_chunk(raw_rows: Iterator[RawRow]) -> list[RawRow]:
+    """The next rows, as many as one thread takes at a time; none at the end."""
+    rows, size = [], 0
+    for raw in islice(raw_rows, ROWS_PER_CHUNK):
+        rows.append(raw)
+        size += _size(raw.content)
+        if size >= SIZE_PER_CHUNK:
+            break
+    return rows
+
+
+def _size(content: Any) -> int:
+    """The bytes or characters in the content of a raw row, whatever that is."""
+    if isinstance(content, bytes | str):
+        return len(content)
+    values = content.values() if isinstance(content, dict) else content
+    return sum(map(_size, values)) if isinstance(values, Iterable) else 0
 
 
 def _encode_chunk(
@@ -240,9 +279,10 @@ def _encode_chunk(
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
     row_options: RowOptions,
+    most_lines: int,
     has_bom: bool,
 ) -> Chunk:
-    findings = new_findings(tokenizer, max_length)
+    findings = new_findings(tokenizer, max_length, most_lines)
     if has_bom:
         findings.add_bom()
     usable: list[tuple[int, ReadRow, Conversation]] = []
@@ -257,7 +297,8 @@ def _encode_chunk(
     kept_answers: list[tuple[int, int]] = []
     kept_states: list[int] = []
     rows: list[tuple[int, int, int, int, int]] = []
-    all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer)
+    all_kept: list[Kept] = []
+    all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer, max_length)
     for (line, read, conversation), encoded in zip(usable, all_encoded, strict=True):
         kept = [(start, end) for start, end in encoded.answers if end <= max_length]
         length = max(end for end in encoded.turn_ends if end <= max_length) if kept else 0
@@ -269,6 +310,7 @@ def _encode_chunk(
             kept_answers += [(start_of_row + start, start_of_row + end) for start, end in kept]
             turns = sum(end <= length for end in encoded.turn_ends)
             kept_states += [*hashes.beginnings, hashes.row][:turns]
+            all_kept.append(Kept(hashes.row, replace(conversation, turns=conversation.turns[:turns])))
             prompts = hashes.prompts
             rows.append((len(kept_ids), line, prompts[0], prompts[turns - 1], len(kept_states)))
 
@@ -277,6 +319,7 @@ def _encode_chunk(
         supervised=supervised_mask(len(kept_ids), kept_answers),
         rows=np.array(rows, dtype=ROW),
         states=np.array(kept_states, dtype=np.uint64),
+        kept=all_kept,
         findings=findings,
     )
 

@@ -17,11 +17,11 @@ from training.text.encoding import Encoded
 # Number of errors that are kept with their text; the rest are only counted.
 ERRORS_KEPT = 100
 
-# Number of keys that are counted one by one.
+# Number of keys, and of reasons why rows cannot be used, that are counted one by one.
 KEYS_KEPT = 100
 MORE_KEYS = "others"
 
-# Number of lines that are kept of everything else that is found.
+# Number of lines that are kept of everything else that is found, unless all are wanted.
 LINES_KEPT = 3
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
@@ -51,7 +51,7 @@ NOTES = {
 
 @dataclass
 class NotedRows:
-    """How many rows something was found in, and the first LINES_KEPT of their lines.
+    """How many rows something was found in, and the first of their lines.
 
     Each entry of `lines` is a list: of one line, or of the lines of rows that belong together.
     """
@@ -59,18 +59,22 @@ class NotedRows:
     count: int = 0
     lines: list[list[int]] = field(default_factory=list)
 
-    def add(self, count: int, lines: Iterable[list[int]]) -> None:
+    def add(self, count: int, lines: Iterable[list[int]], most: int = LINES_KEPT) -> None:
+        """Count further rows, and keep their lines as long as there are no more than `most`."""
         self.count += count
-        self.lines += list(lines)[: LINES_KEPT - len(self.lines)]
+        if len(self.lines) < most:
+            self.lines += list(lines)[: most - len(self.lines)]
 
 
 class Unread:
     """What was not read of usable rows: last messages of the human, system texts that others replace, keys.
 
-    What was not read of two parts of a file adds up by `+=`, in the file's order.
+    What was not read of two parts of a file adds up by `+=`, in the file's order. most_lines: how many lines
+    are kept of each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_lines: int = LINES_KEPT) -> None:
+        self._most_lines = most_lines
         self._notes: dict[str, NotedRows] = {}
         self._not_learnt: dict[str, NotedRows] = {}
         self._bookkeeping: Counter[str] = Counter()
@@ -79,15 +83,14 @@ class Unread:
         """Note what was not read of the row on a line."""
         for kind, found in (("open", read.ends_with_human), ("system", read.other_system)):
             if found:
-                self._notes.setdefault(kind, NotedRows()).add(1, [[line]])
+                _note(self._notes, kind, 1, [[line]], self._most_lines)
         for key in read.not_learnt:
-            known = key if key in self._not_learnt or len(self._not_learnt) < KEYS_KEPT else MORE_KEYS
-            self._not_learnt.setdefault(known, NotedRows()).add(1, [[line]])
+            _note(self._not_learnt, key, 1, [[line]], self._most_lines)
         self._bookkeeping.update(read.harmless)
 
     def __iadd__(self, later: "Unread") -> "Unread":
-        _add_up(self._notes, later._notes)
-        _add_up(self._not_learnt, later._not_learnt)
+        _add_up(self._notes, later._notes, self._most_lines)
+        _add_up(self._not_learnt, later._not_learnt, self._most_lines)
         self._bookkeeping.update(later._bookkeeping)
         return self
 
@@ -103,11 +106,14 @@ class Unread:
 class Findings:
     """What the rows of a file hold, and what is wrong with them, counted row by row for `summary`.
 
-    The findings of two parts of a file add up by `+=`, in the file's order.
+    The findings of two parts of a file add up by `+=`, in the file's order. most_lines: how many lines are
+    kept of everything that is found.
     """
 
-    def __init__(self, max_length: int, special_tokens: Iterable[str]) -> None:
+    def __init__(self, max_length: int, special_tokens: Iterable[str], most_lines: int = LINES_KEPT) -> None:
         self._max_length = max_length
+        self._most_lines = most_lines
+        self._most_errors = max(ERRORS_KEPT, most_lines)
         names = sorted(map(re.escape, special_tokens), key=len, reverse=True)
         self._lookalike = re.compile("|".join([LOOKALIKE, *names]), re.IGNORECASE)
         self._rows = 0
@@ -115,15 +121,15 @@ class Findings:
         self._errors: list[tuple[int, str]] = []
         self._unusable: dict[str, NotedRows] = {}
         self._notes = {kind: NotedRows() for kind in NOTES}
-        self._unread = Unread()
+        self._unread = Unread(most_lines)
         self._formats: Counter[str] = Counter()
         self._domains: Counter[str] = Counter()
         self._turns: Counter[int] = Counter()
-        self._supervised = 0
         self._kept = Counter(rows=0, tokens=0, learnt=0)
         # One entry for each usable row.
         self._lines = array("q")
         self._lengths = array("q")
+        self._answer_lengths = array("q")  # those of all supervised answers
         self._row_hashes = array("Q")
         self._beginnings = array("Q")  # those of all usable rows
         # One entry for each turn of a usable row.
@@ -136,9 +142,9 @@ class Findings:
         self._rows += 1
         if ends_file:
             self._ends_at = (line, problem)
-        if len(self._errors) < ERRORS_KEPT:
+        if len(self._errors) < self._most_errors:
             self._errors.append((line, problem))
-        self._unusable.setdefault(reason_of(problem), NotedRows()).add(1, [[line]])
+        _note(self._unusable, reason_of(problem), 1, [[line]], self._most_lines)
 
     def add_usable(
         self,
@@ -154,14 +160,14 @@ class Findings:
         read: the row as its format reads it. conversation: what training sees of it, before it is cut.
         kept_length: how many tokens of the row training sees; 0 for a row that is dropped.
         """
-        length, answers = len(encoded.input_ids), encoded.answers
+        length, answers = encoded.turn_ends[-1], encoded.answers
         self._rows += 1
         self._formats[read.row_format] += 1
         self._domains[domain_of(conversation)] += 1
         self._turns[len(conversation.turns)] += 1
         self._lengths.append(length)
         self._lines.append(line)
-        self._supervised += sum(end - start for start, end in answers)
+        self._answer_lengths.extend(end - start for start, end in answers)
         if kept_length:
             self._kept["rows"] += 1
             self._kept["tokens"] += kept_length
@@ -173,7 +179,7 @@ class Findings:
         self._answers.extend(hashes.answers)
 
         if kept_length < length:
-            self._notes["cut" if kept_length else "dropped"].add(1, [[line]])
+            _note(self._notes, "cut" if kept_length else "dropped", 1, [[line]], self._most_lines)
         texts = "\n".join(_texts(conversation))
         for kind, found in (
             ("context", len(answers) < len(conversation.turns)),
@@ -183,26 +189,26 @@ class Findings:
             ("bom", "\ufeff" in texts),
         ):
             if found:
-                self._notes[kind].add(1, [[line]])
+                _note(self._notes, kind, 1, [[line]], self._most_lines)
         self._unread.add(line, read)
 
     def add_bom(self) -> None:
         """Note a byte order mark at the start of the file."""
-        self._notes["bom"].add(1, [[1]])
+        _note(self._notes, "bom", 1, [[1]], self._most_lines)
 
     def __iadd__(self, later: "Findings") -> "Findings":
         self._rows += later._rows
         self._ends_at = self._ends_at or later._ends_at
-        self._errors += later._errors[: ERRORS_KEPT - len(self._errors)]
-        _add_up(self._unusable, later._unusable)
-        _add_up(self._notes, later._notes)
+        self._errors += later._errors[: self._most_errors - len(self._errors)]
+        _add_up(self._unusable, later._unusable, self._most_lines)
+        _add_up(self._notes, later._notes, self._most_lines)
         self._unread += later._unread
         for name in ("_formats", "_domains", "_turns", "_kept"):
             getattr(self, name).update(getattr(later, name))
-        self._supervised += later._supervised
         for name in (
             "_lines",
             "_lengths",
+            "_answer_lengths",
             "_row_hashes",
             "_beginnings",
             "_turn_lines",
@@ -226,27 +232,27 @@ class Findings:
         max_length                       longest row in training, in tokens
         tokens, learnt                   tokens of the usable rows, and how many of them are supervised
         quantiles, histogram             {percent: tokens of a row}, {longest: rows}
+        answer_quantiles,                the same of the answers that are learnt, by their supervised tokens
+        answer_histogram
         kept                             {"rows", "tokens", "learnt"} that training sees
 
         "lines" is as in `NotedRows`.
         """
-        lengths, lines, turn_lines = map(np.asarray, (self._lengths, self._lines, self._turn_lines))
+        lengths, answer_lengths = map(np.asarray, (self._lengths, self._answer_lengths))
+        lines, turn_lines = map(np.asarray, (self._lines, self._turn_lines))
         rows, prompts, answers = map(np.asarray, (self._row_hashes, self._prompts, self._answers))
         equal_groups = [group.tolist() for group in duplicates(rows, lines)]
         conflict_groups = [group.tolist() for group in conflicts(prompts, answers, turn_lines)]
         is_beginning = np.isin(rows, np.asarray(self._beginnings))
         notes = {
             **self._notes,
-            "prefix": NotedRows(
-                int(is_beginning.sum()), [[line] for line in lines[is_beginning][:LINES_KEPT].tolist()]
-            ),
-            "duplicate": _noted_groups(equal_groups, sum(len(group) - 1 for group in equal_groups)),
-            "conflict": _noted_groups(
+            "prefix": self._noted([[line] for line in lines[is_beginning].tolist()], int(is_beginning.sum())),
+            "duplicate": self._noted(equal_groups, sum(len(group) - 1 for group in equal_groups)),
+            "conflict": self._noted(
                 conflict_groups, len({line for group in conflict_groups for line in group})
             ),
         }
         unread = self._unread.summary()
-        quantiles = np.quantile(lengths, np.array(QUANTILES) / 100, method="lower") if len(lengths) else []
         return {
             "rows": self._rows,
             "ends_at": self._ends_at and list(self._ends_at),
@@ -259,11 +265,17 @@ class Findings:
             "turns": {str(turns): rows for turns, rows in sorted(self._turns.items())},
             "max_length": self._max_length,
             "tokens": int(lengths.sum()),
-            "learnt": self._supervised,
-            "quantiles": {str(q): int(value) for q, value in zip(QUANTILES, quantiles, strict=False)},
+            "learnt": int(answer_lengths.sum()),
+            "quantiles": _quantiles(lengths),
             "histogram": dict(_histogram(lengths)),
+            "answer_quantiles": _quantiles(answer_lengths),
+            "answer_histogram": dict(_histogram(answer_lengths)),
             "kept": dict(self._kept),
         }
+
+    def _noted(self, groups: list[list[int]], count: int) -> NotedRows:
+        most = self._most_lines
+        return NotedRows(count, [group[:most] for group in sorted(groups)[:most]])
 
 
 def _texts(conversation: Conversation) -> Iterable[str]:
@@ -275,9 +287,15 @@ def _texts(conversation: Conversation) -> Iterable[str]:
         yield turn.yayi
 
 
-def _add_up(mine: dict[str, NotedRows], later: dict[str, NotedRows]) -> None:
+def _note(mine: dict[str, NotedRows], kind: str, count: int, lines: list[list[int]], most: int) -> None:
+    """Count rows under their kind, or together with others once there are KEYS_KEPT kinds."""
+    known = kind if kind in mine or len(mine) < KEYS_KEPT else MORE_KEYS
+    mine.setdefault(known, NotedRows()).add(count, lines, most)
+
+
+def _add_up(mine: dict[str, NotedRows], later: dict[str, NotedRows], most: int) -> None:
     for kind, noted in later.items():
-        mine.setdefault(kind, NotedRows()).add(noted.count, noted.lines)
+        _note(mine, kind, noted.count, noted.lines, most)
 
 
 def reason_of(problem: str) -> str:
@@ -288,8 +306,11 @@ def reason_of(problem: str) -> str:
     return re.sub(r"(?<=\[)\d+(?=\])|'[^']*'", "…", DETAILS.sub("", problem))
 
 
-def _noted_groups(groups: list[list[int]], count: int) -> NotedRows:
-    return NotedRows(count, [group[:LINES_KEPT] for group in sorted(groups)[:LINES_KEPT]])
+def _quantiles(lengths: np.ndarray) -> dict[str, int]:
+    if not len(lengths):
+        return {}
+    values = np.quantile(lengths, np.array(QUANTILES) / 100, method="lower")
+    return {str(percent): int(value) for percent, value in zip(QUANTILES, values, strict=True)}
 
 
 def _histogram(lengths: np.ndarray) -> list[tuple[str, int]]:

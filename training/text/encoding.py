@@ -6,10 +6,12 @@ switched off, so that a `<|End|>` in somebody's text stays text.
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from training.consts import CONTROL_TOKENS, END, NOT_SUPERVISED
@@ -19,10 +21,18 @@ from training.text.turns import Conversation
 # The sequences that change a terminal's colour.
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 
+# The tokenizers library keeps hundreds of bytes for each token until a call returns. So a call takes no
+# further text once it has so many characters.
+CHARACTERS_PER_CALL = 1 << 20
+
+# A text of more characters than these is first counted in parts of as many characters.
+LONG_TEXT = 1 << 16
+
 
 class Encoded(NamedTuple):
     """The input_ids of a conversation, where each of its turns ends, and which tokens are supervised.
 
+    input_ids: all, or as far as `encode_turns` was told to give them.
     turn_ends: how many tokens stand before the end of each turn that has its answer, that answer included.
     answers: where the supervised tokens of each answer start and end; an answer that is context has none.
     """
@@ -75,15 +85,20 @@ def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerFast
     return encode_turns([conversation], tokenizer)[0].input_ids
 
 
-def encode_turns(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerFast) -> list[Encoded]:
-    """The ids of many conversations in one call of the tokenizer, which spreads it over the cores.
+def encode_turns(
+    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerFast, max_length: int = sys.maxsize
+) -> list[Encoded]:
+    """The ids of many conversations in few calls of the tokenizer, which spreads them over the cores.
 
     A text that occurs again, such as the intro, is tokenized once.
+    max_length: how many ids the caller can use of each conversation. Those of a turn that ends later may be
+    missing, and after a text that has more than twice as many tokens, its length is right to within a few
+    tokens in ten thousand: the text is counted in parts, so that it takes little memory however long it is.
     """
     layout = _layout(tokenizer)
     all_pieces = [list(pieces(conversation, layout.header)) for conversation in conversations]
     texts = list({piece.text: None for of_one in all_pieces for piece in of_one if not piece.is_control})
-    ids_of = dict(zip(texts, _text_ids(tokenizer, texts), strict=True))
+    ids_of = _ids_of_texts(tokenizer, texts, max_length)
     ids_of |= {token: [token_id] for token, token_id in layout.control_ids.items()}
     # What somebody wrote is never a whole piece that is equal to a control token: it stands between newlines.
 
@@ -92,28 +107,58 @@ def encode_turns(conversations: Sequence[Conversation], tokenizer: PreTrainedTok
         input_ids: list[int] = []
         turn_ends: list[int] = []
         answers: list[tuple[int, int]] = []
+        start = end = 0
         is_supervised = False  # whether the previous piece was
         for piece in of_one:
             if piece.is_supervised and not is_supervised:
-                start = len(input_ids)
+                start = end
             is_supervised = piece.is_supervised
-            input_ids += ids_of[piece.text]
+            ids = ids_of[piece.text]
+            end += len(ids)
+            if end <= max_length:
+                input_ids += ids
             if piece.is_control and piece.text == END:
-                turn_ends.append(len(input_ids))
+                turn_ends.append(end)
                 if is_supervised:
-                    answers.append((start, len(input_ids)))
+                    answers.append((start, end))
         encoded.append(Encoded(input_ids, turn_ends, answers))
     return encoded
 
 
-def show(input_ids: Sequence[int], labels: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
-    """The text that these ids stand for, for people: supervised tokens are green and between ⟦ and ⟧."""
-    shown = []
-    pairs = zip(input_ids, labels, strict=True)
-    for is_supervised, run in itertools.groupby(pairs, key=lambda pair: pair[1] != NOT_SUPERVISED):
-        text = tokenizer.decode([token for token, _ in run])
-        shown.append(f"{GREEN}⟦{text}⟧{PLAIN}" if is_supervised else text)
-    return "".join(shown)
+def _ids_of_texts(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int
+) -> dict[str, Sequence[int]]:
+    """The ids of each text; of one that has more than twice `max_length` a range that is about as long."""
+    long = max(LONG_TEXT, max_length // 2)  # a character hardly has more than four tokens, those of its bytes
+    counts = {text: _count(tokenizer, text) for text in texts if len(text) > long}
+    # Cutting adds a token or two to each part, which has thousands: it cannot double their number.
+    too_long = {text: range(count) for text, count in counts.items() if count > 2 * max_length}
+    texts = [text for text in texts if text not in too_long]
+    return {**dict(zip(texts, _text_ids(tokenizer, texts), strict=True)), **too_long}
+
+
+def _count(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
+    """How many tokens a text has, or a few more: it is cut without regard to its words."""
+    parts = [text[start : start + LONG_TEXT] for start in range(0, len(text), LONG_TEXT)]
+    return sum(map(len, _encodings(tokenizer, parts)))
+
+
+def supervised_runs(
+    input_ids: np.ndarray, supervised: np.ndarray, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[str, bool]]:
+    """The text that these ids stand for, cut where supervised tokens start and end: (text, is_supervised).
+
+    input_ids, supervised: the ids and their mask, both (tokens,).
+    """
+    pairs = zip(input_ids.tolist(), supervised.tolist(), strict=True)
+    for is_supervised, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
+        ids = [token for token, _ in run]
+        yield tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False), is_supervised
+
+
+def show(runs: Iterable[tuple[str, bool]]) -> str:
+    """The text of `supervised_runs` for a terminal: supervised tokens are green and between ⟦ and ⟧."""
+    return "".join(f"{GREEN}⟦{text}⟧{PLAIN}" if is_supervised else text for text, is_supervised in runs)
 
 
 @functools.lru_cache(maxsize=8)
@@ -150,7 +195,12 @@ def _layout(tokenizer: PreTrainedTokenizerFast) -> _Layout:
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Ids of texts in which nothing is a control token.
+    """Ids of texts in which nothing is a control token."""
+    return [encoding.ids for encoding in _encodings(tokenizer, texts)]
+
+
+def _encodings(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Iterator[Encoding]:
+    """The encodings of texts in which nothing is a control token, of which few are in memory at a time.
 
     They come straight from the tokenizers library, since `tokenizer(texts)` also makes offsets and masks that
     nobody reads. What is set here does not change `tokenizer(texts)`, which sets it anew in each call.
@@ -163,4 +213,8 @@ def _text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list
         backend.no_padding()
     if backend.truncation is not None:
         backend.no_truncation()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    ends = itertools.accumulate(map(len, texts))
+    for _, group in itertools.groupby(
+        zip(texts, ends, strict=True), lambda pair: pair[1] // CHARACTERS_PER_CALL
+    ):
+        yield from backend.encode_batch_fast([text for text, _ in group], add_special_tokens=False)
