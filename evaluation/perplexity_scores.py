@@ -15,7 +15,7 @@ from training.data.audit import unread_lines
 from training.data.collate import collator
 from training.data.findings import Unread
 from training.data.reader import parse, read_raw_rows
-from training.model.load import is_packed
+from training.model.load import takes_packed_batches
 from training.text.conversation import Conversation, read_row
 
 # The names for all domains together, and for rows whose instruction has no prefix.
@@ -83,7 +83,7 @@ def count_supervised(examples: Sequence[dict[str, list[int]]]) -> int:
 @torch.inference_mode()
 def total_loss(model: PreTrainedModel, examples: Sequence[dict[str, list[int]]], batch_size: int) -> float:
     """The summed loss of all supervised tokens in nats. Raises UserError where it is NaN or infinite."""
-    collate = collator(is_packed(model.config))
+    collate = collator(takes_packed_batches(model))
     total = 0.0
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size])

@@ -12,12 +12,12 @@ and no document sees another; logits are computed for supervised tokens only. Wi
 
 import functools
 import math
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeGuard, TypeVar, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BloomConfig, Cache, DynamicCache
+from transformers import BloomConfig, Cache, DynamicCache, PretrainedConfig
 from transformers import BloomForCausalLM as LibraryBloom
 from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomBlock, dropout_add
@@ -200,6 +200,24 @@ def split_off_trainable_rows(layer: Layer) -> tuple[Layer, TrainableRows | None]
     )
 
 
+def embed(embedding: nn.Embedding, input_ids: torch.Tensor) -> torch.Tensor:
+    """The embedding rows of tokens, with those that an adapter trains in place of the embedding's own."""
+    embedding, trainable_rows = split_off_trainable_rows(embedding)
+    embedded = embedding(input_ids)
+    if trainable_rows is None:
+        return embedded
+    place = torch.full((embedding.num_embeddings,), -1, device=input_ids.device)
+    place[trainable_rows.ids] = torch.arange(len(trainable_rows.ids), device=input_ids.device)
+    place = place[input_ids]
+    own = F.embedding(place.clamp(min=0), trainable_rows.values).to(embedded.dtype)
+    return torch.where(place[..., None] >= 0, own, embedded)
+
+
+def is_bloom(config: PretrainedConfig) -> TypeGuard[BloomConfig]:
+    """Whether models of this configuration are Blooms, for which there is `BloomForCausalLM`."""
+    return config.model_type == "bloom"
+
+
 class BloomForCausalLM(LibraryBloom):
     """The library's model with fused attention, under the library's name, because config.json records it."""
 
@@ -290,18 +308,9 @@ class BloomForCausalLM(LibraryBloom):
         return CausalLMOutput(loss=loss / torch.as_tensor(count, device=loss.device).clamp(min=1))
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        model = self.transformer
         # Its setter makes transformers' type of it a tensor or a module.
-        word_embeddings = cast(nn.Embedding, model.word_embeddings)
-        embedding, trainable_rows = split_off_trainable_rows(word_embeddings)
-        embedded = embedding(input_ids)
-        if trainable_rows:
-            place = torch.full((embedding.num_embeddings,), -1, device=input_ids.device)
-            place[trainable_rows.ids] = torch.arange(len(trainable_rows.ids), device=input_ids.device)
-            place = place[input_ids]
-            own = F.embedding(place.clamp(min=0), trainable_rows.values).to(embedded.dtype)
-            embedded = torch.where(place[..., None] >= 0, own, embedded)
-        return model.word_embeddings_layernorm(embedded)
+        word_embeddings = cast(nn.Embedding, self.transformer.word_embeddings)
+        return self.transformer.word_embeddings_layernorm(embed(word_embeddings, input_ids))
 
     def _run_blocks(self, hidden_states: torch.Tensor, alibi: Documents | Past) -> torch.Tensor:
         for block in self.transformer.h:
