@@ -14,7 +14,7 @@ from training.cost.flops import MatrixProducts, matrix_products
 from training.model.bloom import BloomForCausalLM, Documents, alibi_columns
 from training.model.load import is_packed
 from training.model.lora import add_adapter
-from training.model.loss import LOGITS_AT_ONCE
+from training.model.loss import tokens_at_once
 
 if TYPE_CHECKING:
     from training.model.adapted import AdaptedModel
@@ -297,7 +297,8 @@ def _head_bytes(shapes: Shapes, width: int, supervised: int) -> int:
     if not shapes.is_packed:
         # transformers' loss has logits, their gradient, and two float32 tensors of the same shape.
         return supervised * shapes.vocabulary * (2 * width + 8)
-    of_slice = 8 * min(LOGITS_AT_ONCE, supervised * shapes.vocabulary)
+    logits = min(tokens_at_once(shapes.vocabulary), supervised) * shapes.vocabulary
+    of_slice = logits * (width if width == 4 else width + 4)  # on a card with a copy in float32
     return of_slice + 2 * width * (shapes.products.head - shapes.products.frozen_head)
 
 
