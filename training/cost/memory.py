@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from training.cost.flops import MatrixProducts, matrix_products
-from training.model.bloom import BloomForCausalLM, Documents, alibi_columns
+from training.model.bloom import BloomForCausalLM, packed_documents
 from training.model.load import is_packed
 from training.model.lora import add_adapter
 from training.model.loss import tokens_at_once
@@ -175,8 +175,8 @@ def _kept_bytes(
     config.num_hidden_layers = layers
     kept_storages: dict[int, torch.UntypedStorage] = {}
     if is_packed(config):  # before the mode: tensors made in it would stay in a cache
-        positions = torch.arange(batch.length).repeat(batch.examples)
-        documents = Documents([batch.length] * batch.examples, alibi_columns(positions, config, dtype))
+        lengths = [batch.length] * batch.examples
+        documents = packed_documents(lengths, config, dtype, torch.device("cpu"))
     model = empty_model(config, dtype, adapter, new_tokens).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _move_to_processor(model)
