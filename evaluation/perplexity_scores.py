@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
 from evaluation.tables import markdown
@@ -87,7 +88,7 @@ def total_loss(model: PreTrainedModel, examples: Sequence[dict[str, list[int]]],
     total = 0.0
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        batch = send_to_device(batch, model.device)
         total += model(**batch, num_items_in_batch=1).loss.item()
     if not math.isfinite(total):
         raise UserError(

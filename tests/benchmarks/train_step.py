@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.train_step --data-path FILE --input-model bigscience/bloomz-7b1-mt --base bloom
 
-A random model of one of BASES and real rows, tokenized by the input model's tokenizer; ids that the base does
-not have are taken modulo its vocabulary, which changes no cost. "plain" is transformers alone, the rows padded
-and all logits computed, as the original does; "trl" is TRL's SFTTrainer on that model. "Useful" tokens are
-those that are not padding.
+A random model of one of BASES and real rows, tokenized by the input model's tokenizer; ids that the base
+does not have are taken modulo its vocabulary, which changes no cost. "plain" is transformers alone, the rows
+padded and all logits computed, as the original does; "trl" is TRL's SFTTrainer on that model. "Useful" tokens
+are those that are not padding.
 """
 
 import json

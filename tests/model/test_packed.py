@@ -106,7 +106,7 @@ def test_a_boundary_that_is_moved_by_one_token_is_noticed(shape: str) -> None:
     plain, packed = pair(SHAPES[shape])
     examples = examples_of([63, 65])
     batch = collate(examples)
-    batch["document_lengths"] += torch.tensor([1, -1])
+    batch["document_lengths"] = [64, 64]
     moved, theirs = packed(**batch).loss, loss_of_padded(plain, examples)
     assert abs(moved.item() / theirs.item() - 1) > 1e-5
 

@@ -11,9 +11,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from training.cost.flops import MatrixProducts, matrix_products
-from training.model.bloom import BloomForCausalLM, Documents, alibi_columns, is_bloom
+from training.model.attention import documents_of
+from training.model.bloom import BloomForCausalLM, is_bloom, packed_documents
 from training.model.lora import add_adapter
-from training.model.loss import LOGITS_AT_ONCE
+from training.model.loss import tokens_at_once
 from training.model.packed import PACKED_ATTENTION, PackedModel, packed_class
 
 if TYPE_CHECKING:
@@ -183,9 +184,9 @@ def _kept_bytes(
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     kept_storages: dict[int, torch.UntypedStorage] = {}
+    lengths = [batch.length] * batch.examples
     if is_bloom(config):  # before the mode: tensors made in it would stay in a cache
-        positions = torch.arange(batch.length).repeat(batch.examples)
-        documents = Documents([batch.length] * batch.examples, alibi_columns(positions, config, dtype))
+        documents = packed_documents(lengths, config, dtype, torch.device("cpu"))
     model = empty_model(config, dtype, packed, adapter, new_tokens).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _move_to_processor(model)
@@ -206,7 +207,7 @@ def _kept_bytes(
                 causal_model._run_blocks(causal_model._embed(input_ids), documents)
             elif isinstance(causal_model, PackedModel):
                 input_ids = torch.zeros(1, batch.tokens, dtype=torch.int64)
-                causal_model.hidden_states(input_ids, [batch.length] * batch.examples)
+                causal_model.hidden_states(input_ids, documents_of(lengths, input_ids.device))
             else:
                 input_ids = torch.zeros(batch.examples, batch.length, dtype=torch.int64)
                 causal_model.base_model(input_ids=input_ids, use_cache=False)
@@ -308,7 +309,8 @@ def _head_bytes(shapes: Shapes, width: int, supervised: int) -> int:
     if not shapes.is_packed:
         # transformers' loss has logits, their gradient, and two float32 tensors of the same shape.
         return supervised * shapes.vocabulary * (2 * width + 8)
-    of_slice = 8 * min(LOGITS_AT_ONCE, supervised * shapes.vocabulary)
+    logits = min(tokens_at_once(shapes.vocabulary), supervised) * shapes.vocabulary
+    of_slice = logits * (width if width == 4 else width + 4)  # on a card with a copy in float32
     return of_slice + 2 * width * (shapes.products.head - shapes.products.frozen_head)
 
 

@@ -4,7 +4,7 @@ A model of `packed_class` is the library's own with one more way to be called: w
 
     input_ids          (1, tokens)     q1 a1 a1 | q2 q2 a2 | ...     documents one after the other, no padding
     labels             (1, tokens)      . a1 a1 |  .  . a2 | ...     . = -100
-    document_lengths   (documents,)       3     |    3     | ...
+    document_lengths   (documents,)       3     |    3     | ...     a list or a tensor
 
 Positions restart in each document, and no document sees another; logits are computed for supervised tokens
 only. Nothing here is about an architecture: `training.model.packing_trial` finds out by trying whether the
@@ -18,13 +18,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from training.consts import NOT_SUPERVISED
-from training.model.bloom import embed, split_off_trainable_rows
-from training.model.loss import Head
+from training.model.attention import Documents, attend_in_documents, documents_of, positions_in
+from training.model.loss import Head, packed_loss
+from training.model.trainable_rows import embed, split_off_trainable_rows
 
 # The name of `attend_to_documents` among transformers' attention functions.
 PACKED_ATTENTION = "packed_documents"
@@ -47,7 +46,7 @@ def attend_to_documents(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    document_lengths: list[int] | None = None,
+    documents: Documents | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document, as transformers' layers call it.
@@ -56,14 +55,15 @@ def attend_to_documents(
     (1, tokens, heads, width). Raises CannotPack for arguments that have no meaning here.
     """
     unknown = [name for name, given in others.items() if given is not None and name not in WITHOUT_EFFECT]
-    if unknown or attention_mask is not None or document_lengths is None:
+    if unknown or attention_mask is not None or documents is None:
         raise CannotPack(f"its attention takes {', '.join(unknown) or 'a mask of its own'}")
-    if sliding_window is not None and sliding_window < max(document_lengths):
-        raise CannotPack(f"its attention sees {sliding_window} tokens, and a row has {max(document_lengths)}")
-    documents = zip(*(x.split(document_lengths, dim=2) for x in (query, key, value)), strict=True)
-    how = {"dropout_p": dropout, "scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
-    attended = [F.scaled_dot_product_attention(*document, is_causal=True, **how) for document in documents]
-    return torch.cat(attended, dim=2).transpose(1, 2), None
+    if sliding_window is not None and sliding_window < max(documents.lengths):
+        raise CannotPack(
+            f"its attention sees {sliding_window} tokens, and a row has {max(documents.lengths)}"
+        )
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend_in_documents(query, key, value, documents, scale=scale, dropout=dropout)[None], None
 
 
 AttentionInterface.register(PACKED_ATTENTION, attend_to_documents)
@@ -95,7 +95,8 @@ class PackedModel(PreTrainedModel):
         self,
         input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        document_lengths: torch.Tensor | None = None,
+        document_lengths: torch.Tensor | list[int] | None = None,
+        supervised_positions: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -109,25 +110,30 @@ class PackedModel(PreTrainedModel):
                 kwargs["num_items_in_batch"] = num_items_in_batch
             return super().forward(input_ids=input_ids, labels=labels, **kwargs)
         assert input_ids is not None
-        hidden_states = self.hidden_states(input_ids, document_lengths.tolist())
+        documents = documents_of(document_lengths, input_ids.device)
+        hidden_states = self.hidden_states(input_ids, documents)
         head, trainable_rows = split_off_trainable_rows(cast(nn.Module, self.get_output_embeddings()))
         if labels is None:
             return CausalLMOutput(logits=head(hidden_states, trainable_rows=trainable_rows))
-        targets = labels[0].roll(-1)
-        targets[document_lengths.cumsum(0) - 1] = NOT_SUPERVISED
-        is_supervised = targets != NOT_SUPERVISED
-        loss = head(hidden_states[0, is_supervised], targets[is_supervised], trainable_rows)
-        count = is_supervised.sum() if num_items_in_batch is None else num_items_in_batch
-        return CausalLMOutput(loss=loss / torch.as_tensor(count, device=loss.device).clamp(min=1))
+        return CausalLMOutput(
+            loss=packed_loss(
+                head,
+                hidden_states[0],
+                labels[0],
+                documents,
+                supervised_positions,
+                num_items_in_batch,
+                trainable_rows,
+            )
+        )
 
-    def hidden_states(self, input_ids: torch.Tensor, document_lengths: list[int]) -> torch.Tensor:
+    def hidden_states(self, input_ids: torch.Tensor, documents: Documents) -> torch.Tensor:
         """What the head takes for the tokens of a packed batch, (1, tokens, hidden)."""
-        positions = torch.cat([torch.arange(length, device=input_ids.device) for length in document_lengths])
         return self.base_model(
             inputs_embeds=embed(cast(nn.Embedding, self.get_input_embeddings()), input_ids),
-            position_ids=positions[None],
+            position_ids=positions_in(documents)[None],
             use_cache=False,
-            document_lengths=document_lengths,
+            documents=documents,
         ).last_hidden_state
 
 
