@@ -3,8 +3,8 @@
     python -m tests.benchmarks.whole_step --data-path FILE --input-model bigscience/bloomz-7b1-mt
 
 Both fine-tune the same random model, one of `tests.benchmarks.train_step.BASES`, on the same rows and under
-the same DeepSpeed file, as one process: all weights, then (ours only) an adapter of rank 16. The plain Trainer
-pads its batches and computes all logits. The first steps, in which memory is taken, are not counted.
+the same DeepSpeed file, as one process: all weights, then (ours only) an adapter of rank 16. The plain
+Trainer pads its batches and computes all logits. The first steps, in which memory is taken, are not counted.
 """
 
 import json

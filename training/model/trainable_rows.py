@@ -1,7 +1,7 @@
 """The embedding rows that an adapter trains: those of its new tokens, in a frozen embedding and head.
 
-peft would make a copy of the whole matrix in each forward pass, with a gradient as large. Here the matrix stays
-as it is, and the rows are put in their place where they are used.
+peft would make a copy of the whole matrix in each forward pass, with a gradient as large. Here the matrix
+stays as it is, and the rows are put in their place where they are used.
 """
 
 from typing import NamedTuple, TypeVar
