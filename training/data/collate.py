@@ -16,7 +16,7 @@ NO_EXAMPLES = [{"input_ids": [0], "labels": [NOT_SUPERVISED]}]
 
 
 def collate(examples: EncodedExamples) -> dict[str, Any]:
-    """One packed batch for our Bloom: the examples end to end, without padding.
+    """One packed batch: the examples end to end, without padding.
 
     position    0 1 2 3 4                     document_lengths       3 2
     input_ids   7 8 9 7 8                     supervised_positions   1 2 4
@@ -58,7 +58,7 @@ def collate_padded(examples: EncodedExamples) -> dict[str, torch.Tensor]:
 
 
 def collator(is_packed: bool) -> Callable[[EncodedExamples], dict[str, Any]]:
-    """The function that makes a model's batches; `training.model.load.is_packed` says which it needs."""
+    """The function that makes a model's batches; `training.model.load.takes_packed_batches` says which it needs."""
     return collate if is_packed else collate_padded
 
 
