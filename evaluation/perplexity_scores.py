@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from transformers import PreTrainedModel
 
 from evaluation.tables import markdown
@@ -16,7 +17,7 @@ from training.data.collate import collator
 from training.data.findings import Unread
 from training.data.reader import parse, read_raw_rows
 from training.data.sources import expand_path
-from training.model.load import is_packed
+from training.model.load import takes_packed_batches
 from training.text.conversation import Conversation, read_row
 
 # The names for all domains together, and for rows whose instruction has no prefix.
@@ -86,11 +87,11 @@ def count_supervised(examples: Sequence[dict[str, list[int]]]) -> int:
 @torch.inference_mode()
 def total_loss(model: PreTrainedModel, examples: Sequence[dict[str, list[int]]], batch_size: int) -> float:
     """The summed loss of all supervised tokens in nats. Raises UserError where it is NaN or infinite."""
-    collate = collator(is_packed(model.config))
+    collate = collator(takes_packed_batches(model))
     total = 0.0
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        batch = send_to_device(batch, model.device)
         total += model(**batch, num_items_in_batch=1).loss.item()
     if not math.isfinite(total):
         raise UserError(

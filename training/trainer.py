@@ -25,9 +25,11 @@ from training.cost.ways import plan, this_machine
 from training.data.collate import collator
 from training.data.evaluation_files import leakage_lines, load_evaluation_files
 from training.data.examples import Examples, build_datasets
+from training.model.bloom import is_bloom
 from training.model.context import longest_row
-from training.model.load import is_packed, load_model
+from training.model.load import load_model, read_config, takes_packed_batches
 from training.model.lora import add_adapter, quantized_loading
+from training.model.packing_trial import why_padded
 from training.run.arguments import check_options, training_arguments
 from training.run.checkpoints import check_disk_space, export_model
 from training.run.continued import LoadedCheckpoint, universal_checkpoint
@@ -132,7 +134,7 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
     return SFTTrainer(
         model=model,
         args=args,
-        data_collator=collator(is_packed(model.config)),
+        data_collator=collator(takes_packed_batches(model)),
         train_dataset=data.training,
         eval_dataset=data.evaluated,
         tokenizer=data.tokenizer,
@@ -164,21 +166,25 @@ def load_trainable(run: Run, data: Data, device: torch.device) -> "PreTrainedMod
     # DeepSpeed's optimizer keeps float32 weights beside the model's bf16 ones. Without it the trainable
     # weights are float32, and autocast computes in bf16.
     in_bf16 = options.bf16 and (run.deepspeed_config or options.lora_rank)
+    reason = why_padded(read_config(options.input_model), options.max_length)
     model = load_model(
         options.input_model,
         data.tokenizer,
         dtype=torch.bfloat16 if in_bf16 else torch.float32,
         new_tokens=data.new_tokens,
         seed=options.seed,
+        packed=not reason,
         **(quantized_loading(device) if options.load_in_4bit else {}),
     )
-    if is_packed(model.config):
-        say("Bloom: no padding, fused attention, logits only where they are supervised")
+    kind = type(model).__name__
+    if reason:
+        say(f"{kind}: padded batches, all logits, by transformers' own implementation ({reason})")
+    else:
+        say(f"{kind}: no padding, fused attention, logits only where they are supervised")
+    if is_bloom(model.config):
         # Bloom itself limits no length; servers and our chat take this as the context length.
         known = getattr(model.config, "seq_length", CONTEXT)
         model.config.seq_length = max(known, options.max_length)
-    else:
-        say(f"{type(model).__name__}: transformers' implementation, with padded batches")
     if not options.lora_rank:
         return model
     torch.manual_seed(options.seed)  # for the adapter's initial weights

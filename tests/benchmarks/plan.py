@@ -122,7 +122,7 @@ def planned_bytes(size: str, how: str, stage: int, offload: bool, directory: Pat
         rows, _ = build_datasets(options, tokenizer)
     work = work_of(options, rows, cards=1, packed=True)
     config = fitted_config(options.input_model, tokenizer)
-    ways = ways_of(options, config, new_tokens(options.input_model, tokenizer), work, cards=1)
+    ways = ways_of(options, config, new_tokens(options.input_model, tokenizer), work, cards=1, packed=True)
     memory = next(way.memory for way in ways if CONFIGS[stage, offload] in way.options)
     return memory.peak + memory.offloaded
 

@@ -1,10 +1,11 @@
-"""One step of fine-tuning a Bloom, forward and backward, our way and others', each in a process of its own.
+"""One step of fine-tuning, forward and backward, our way and others', each in a process of its own.
 
-    python -m tests.benchmarks.train_step --data-path FILE --input-model bigscience/bloomz-7b1-mt
+    python -m tests.benchmarks.train_step --data-path FILE --input-model bigscience/bloomz-7b1-mt --base bloom
 
-A random Bloom (hidden 1024, 6 layers, 16 heads, 250,880 tokens) and real rows, tokenized by the model's
-tokenizer. "plain" is transformers alone, the rows padded and all logits computed, as the original does; "trl"
-is TRL's SFTTrainer on that model. "Useful" tokens are those that are not padding.
+A random model of one of BASES and real rows, tokenized by the input model's tokenizer; ids that the base
+does not have are taken modulo its vocabulary, which changes no cost. "plain" is transformers alone, the rows
+padded and all logits computed, as the original does; "trl" is TRL's SFTTrainer on that model. "Useful" tokens
+are those that are not padding.
 """
 
 import json
@@ -20,20 +21,38 @@ from itertools import islice
 
 import click
 import torch
-from transformers import BloomConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers import BloomForCausalLM as LibraryBloom
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    BloomConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
-from training.common.errors import UserError, run_command
+from training.common.errors import run_command
 from training.consts import NOT_SUPERVISED
 from training.cost.flops import matrix_products
+from training.cost.memory import empty_model
 from training.data.collate import collate, collate_padded
 from training.data.encoded import read_conversations
-from training.model.bloom import BloomForCausalLM
 from training.run.speed import count_tokens, product_flops_per_second
 from training.text.encoding import encode
 from training.text.tokenizer import load_tokenizer
 
-HIDDEN, LAYERS, HEADS, VOCABULARY = 1024, 6, 16, 250_880
+# The shapes of bloom-560m, Qwen2.5-0.5B and Llama-3.2-1B, with the whole vocabulary and a part of the layers.
+BASES: dict[str, PretrainedConfig] = {
+    "bloom": BloomConfig(vocab_size=250_880, hidden_size=1024, n_layer=6, n_head=16),
+    "qwen": Qwen2Config(
+        vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_hidden_layers=6,
+        num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+    "llama": LlamaConfig(
+        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=4,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
 WAYS = ("trl", "plain", "ours")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -41,19 +60,28 @@ Rows = list[dict[str, list[int]]]
 Step = Callable[[], torch.Tensor]
 
 
-def model_of(way: str, dtype: torch.dtype) -> PreTrainedModel:
+def model_of(base: str, way: str, dtype: torch.dtype) -> PreTrainedModel:
     """A model of the same random weights for every way."""
     torch.manual_seed(0)
-    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
-    config.hidden_dropout = config.attention_dropout = 0.0
-    model = LibraryBloom(config).to(dtype)
-    if way == "ours":
-        weights = model.state_dict()
-        with torch.device("meta"):
-            model = BloomForCausalLM(config)
-        model.load_state_dict(weights, assign=True)
-        model.tie_weights()
-    return model.train()
+    config = BASES[base]
+    plain = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).to(dtype)
+    if way != "ours":
+        return plain.train()
+    ours = empty_model(config, dtype, packed=True)
+    ours.load_state_dict(plain.state_dict(), assign=True)
+    ours.tie_weights()
+    for name, buffer in plain.named_buffers():  # those that are not saved, such as rotary frequencies
+        module, _, own_name = name.rpartition(".")
+        ours.get_submodule(module).register_buffer(own_name, buffer, persistent=False)
+    return ours.train()
+
+
+def in_vocabulary(row: dict[str, list[int]], config: PretrainedConfig) -> dict[str, list[int]]:
+    """A row whose ids and labels are tokens of the model."""
+    return {
+        name: [token if token == NOT_SUPERVISED else token % config.vocab_size for token in tokens]
+        for name, tokens in row.items()
+    }
 
 
 def step_of(way: str, model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedTokenizerFast) -> Step:
@@ -110,33 +138,31 @@ def measure(step: Step, model: PreTrainedModel, steps: int) -> dict[str, float]:
     }
 
 
-def needed_flops(rows: Rows) -> int:
+def needed_flops(base: str, rows: Rows) -> int:
     """The FLOPs of the matrix products of these rows in the benchmark's model."""
-    with torch.device("meta"):
-        model = BloomForCausalLM(
-            BloomConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS)
-        )
+    model = empty_model(BASES[base], torch.float32, packed=True)
     return matrix_products(model).flops(count_tokens(collate(rows)))
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--data-path", required=True, help="Rows to train on; the first usable ones are taken.")
 @click.option("--input-model", required=True, help="Model whose tokenizer is used.")
+@click.option("--base", type=click.Choice(list(BASES)), default="bloom", help="Shape of the model.")
 @click.option("--rows", "count", type=click.IntRange(min=1), default=8, help="Rows a step.")
 @click.option("--steps", type=click.IntRange(min=1), default=3, help="Steps to take the median of.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16")
 @click.option(
     "--way", type=click.Choice(WAYS), help="Used by this benchmark itself: run one way, and print JSON."
 )
-def main(data_path: str, input_model: str, count: int, steps: int, dtype: str, way: str | None) -> None:
+def main(
+    data_path: str, input_model: str, base: str, count: int, steps: int, dtype: str, way: str | None
+) -> None:
     """Print a table of tokens a second and peak memory."""
     tokenizer = load_tokenizer(input_model)
-    if len(tokenizer) > VOCABULARY:
-        raise UserError(f"{input_model}: its tokenizer has more than {VOCABULARY:,} tokens")
     conversations = islice(read_conversations(data_path), count)
-    rows = [encode(conversation, tokenizer) for _, conversation in conversations]
+    rows = [in_vocabulary(encode(conversation, tokenizer), BASES[base]) for _, conversation in conversations]
     if way:
-        model = model_of(way, DTYPES[dtype])
+        model = model_of(base, way, DTYPES[dtype])
         print(json.dumps(measure(step_of(way, model, rows, tokenizer), model, steps)))
         return
     tokens = sum(len(row["input_ids"]) for row in rows)
@@ -144,7 +170,7 @@ def main(data_path: str, input_model: str, count: int, steps: int, dtype: str, w
     supervised = sum(label != NOT_SUPERVISED for row in rows for label in row["labels"])
     click.echo(
         f"{len(rows)} examples, {tokens:,} tokens, {supervised:,} of them supervised, {padded:,} padded; "
-        f"{dtype}"
+        f"{base}, {dtype}"
     )
     click.echo(f"{'':8}{'s a step':>10}{'useful tokens/s':>17}{'peak GB':>9}{'of GEMM bound':>15}{'loss':>9}")
     found = {}
@@ -155,7 +181,7 @@ def main(data_path: str, input_model: str, count: int, steps: int, dtype: str, w
         command = [sys.executable, "-m", "tests.benchmarks.train_step", *sys.argv[1:], "--way", name]
         finished = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         found[name] = result = json.loads(finished.stdout.splitlines()[-1])
-        share = needed_flops(rows) / result["seconds"] / result["bound"]
+        share = needed_flops(base, rows) / result["seconds"] / result["bound"]
         click.echo(
             f"{name:8}{result['seconds']:10.2f}{tokens / result['seconds']:17.1f}"
             f"{result['peak'] / 1e9:9.2f}{share:15.0%}{result['loss']:9.4f}"

@@ -39,26 +39,28 @@ def kept_by(model: torch.nn.Module, **batch) -> int:
 
 
 @pytest.mark.parametrize("adapter", [None, ADAPTER])
-@pytest.mark.parametrize("architecture", ["bloom", "llama", "qwen"])
+@pytest.mark.parametrize(
+    ("architecture", "packed"), [("bloom", True), ("llama", True), ("qwen", True), ("llama", False)]
+)
 def test_what_is_counted_without_weights_is_what_a_real_model_has_and_keeps(
-    base: str, tmp_path: Path, architecture: str, adapter: Adapter | None
+    base: str, tmp_path: Path, architecture: str, packed: bool, adapter: Adapter | None
 ) -> None:
     make = {"bloom": lambda _: base, "llama": make_llama, "qwen": make_qwen}[architecture]
     path = make(tmp_path / "tiny")
     tokenizer = load_tokenizer(path)
     new = new_tokens(path, tokenizer)
-    model = load_model(path, tokenizer, dtype=torch.float32)
+    model = load_model(path, tokenizer, dtype=torch.float32, packed=packed)
     if adapter:
         model = add_adapter(model, new, **adapter._asdict())
     batch = MicroBatch(examples=3, length=40)
-    shapes = shapes_of(fitted_config(path, tokenizer), batch, torch.float32, adapter, new)
+    shapes = shapes_of(fitted_config(path, tokenizer), batch, torch.float32, packed, adapter, new)
     weights = list(model.parameters())
     assert shapes.trainable == sum(weight.numel() for weight in weights if weight.requires_grad)
     assert shapes.frozen == sum(weight.numel() for weight in weights if not weight.requires_grad)
     assert shapes.largest == max(weight.numel() for weight in weights)
 
     computed = shapes.outer_bytes + shapes.layers * shapes.block_bytes
-    if architecture == "bloom":
+    if packed:
         examples = [{"input_ids": [7] * batch.length, "labels": [7] * batch.length}] * batch.examples
         bare = model.get_base_model() if adapter else model
         bare.lm_head = torch.nn.Identity()
@@ -102,7 +104,7 @@ def test_the_states_of_a_full_run_are_those_of_deepspeed_s_estimators(ranks: int
 
 @pytest.fixture(scope="module")
 def bloomz() -> Shapes:
-    return shapes_of(BLOOMZ, MicroBatch(8, 2048), torch.bfloat16)
+    return shapes_of(BLOOMZ, MicroBatch(8, 2048), torch.bfloat16, packed=True)
 
 
 HOW = {

@@ -13,14 +13,23 @@ EXAMPLES = [
 
 def test_a_batch_as_drawn() -> None:
     """
-    input_ids       7 8 9 7 8      labels    . 8 9 . 8      document_lengths   3 2        . = -100
+    position    0 1 2 3 4                     document_lengths       3 2
+    input_ids   7 8 9 7 8                     supervised_positions   1 2 4
+    labels      . 8 9 . 8      . = -100
     """
-    batch = {name: tensor.tolist() for name, tensor in collate(EXAMPLES).items()}
-    assert batch == {
+    batch = collate(EXAMPLES)
+    assert batch.pop("document_lengths") == [3, 2]
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[7, 8, 9, 7, 8]],
         "labels": [[-100, 8, 9, -100, 8]],
-        "document_lengths": [3, 2],
+        "supervised_positions": [1, 2, 4],
     }
+
+
+def test_the_first_token_of_an_example_is_predicted_from_nothing() -> None:
+    first = {"input_ids": [7, 8], "labels": [7, 8]}
+    one = {"input_ids": [9], "labels": [9]}
+    assert collate([first, one, first])["supervised_positions"].tolist() == [1, 4]
 
 
 def test_a_padded_batch_as_drawn() -> None:

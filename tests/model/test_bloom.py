@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BloomConfig, DynamicCache
 from transformers import BloomForCausalLM as LibraryBloom
 
@@ -112,11 +113,43 @@ def test_slices_of_the_head_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     whole.backward()
     sliced = copy.deepcopy(ours)
     sliced.zero_grad()
-    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", 7 * VOCABULARY)
+    monkeypatch.setattr(loss_module, "TOKEN_MULTIPLE", 7)
+    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", 20 * VOCABULARY)
+    monkeypatch.setattr(loss_module, "LOGITS_IN_CACHE", 4 * VOCABULARY)
+    assert loss_module.tokens_at_once(VOCABULARY) == 14
     loss = sliced(**end_to_end(found)).loss
     assert loss.item() == pytest.approx(whole.item(), rel=1e-6)
     loss.backward()
     assert_equal_gradients(ours, sliced)
+
+
+class Products(TorchDispatchMode):
+    """Records the types of the factors of each matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            self.types |= {factor.dtype for factor in args[-2:]}
+        return function(*args, **(kwargs or {}))
+
+
+def test_under_autocast_the_heads_products_are_in_bf16_and_add_up_in_float32(monkeypatch) -> None:
+    torch.manual_seed(0)
+    head, hidden = loss_module.Head(64, VOCABULARY, bias=False), torch.randn(200, 64)
+    targets = torch.randint(0, VOCABULARY, (200,))
+    torch.nn.functional.cross_entropy(head(hidden), targets, reduction="sum").backward()
+    expected, head.weight.grad = head.weight.grad, None
+    monkeypatch.setattr(loss_module, "TOKEN_MULTIPLE", 1)
+    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", 2 * VOCABULARY)  # 100 products to add up
+    monkeypatch.setattr(loss_module, "ROWS_AT_ONCE", 128)
+    with Products() as products, torch.autocast("cpu", torch.bfloat16):
+        head(hidden, targets).backward()
+    assert products.types == {torch.bfloat16}
+    error = (head.weight.grad - expected).norm() / expected.norm()
+    assert error < 3e-3  # added up in bf16 it is 1e-2
 
 
 def test_a_second_backward_fails_instead_of_giving_other_gradients() -> None:

@@ -18,6 +18,7 @@ from tests.tiny_models import make_qwen
 from training import merge_adapter, plan, trainer
 from training.consts import END
 from training.data.collate import collate, collate_padded
+from training.model.bloom import split_off_trainable_rows
 from training.model.load import load_model
 from training.model.lora import add_adapter
 from training.model.save import save_model
@@ -78,6 +79,8 @@ def test_loss_and_gradients_are_those_of_peft_on_the_librarys_bloom(base: str, c
     expected.backward()
     found = {name: weight.grad for name, weight in ours.named_parameters() if weight.requires_grad}
     truth = {name: weight.grad for name, weight in theirs.named_parameters() if weight.requires_grad}
+    embedding = ours.get_base_model().transformer.word_embeddings
+    assert split_off_trainable_rows(embedding)[1].ids is split_off_trainable_rows(embedding)[1].ids
     assert found.keys() == truth.keys()
     assert sum("trainable_tokens_delta" in name for name in found) == 1
     for name, grad in truth.items():

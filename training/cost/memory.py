@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from training.cost.flops import MatrixProducts, matrix_products
-from training.model.bloom import BloomForCausalLM, Documents, alibi_columns
-from training.model.load import is_packed
+from training.model.attention import documents_of
+from training.model.bloom import BloomForCausalLM, is_bloom, packed_documents
 from training.model.lora import add_adapter
-from training.model.loss import LOGITS_AT_ONCE
+from training.model.loss import tokens_at_once
+from training.model.packed import PACKED_ATTENTION, PackedModel, packed_class
 
 if TYPE_CHECKING:
     from training.model.adapted import AdaptedModel
@@ -104,14 +105,21 @@ class Memory(NamedTuple):
 def empty_model(
     config: PretrainedConfig,
     dtype: torch.dtype,
+    packed: bool,
     adapter: Adapter | None = None,
     new_tokens: Collection[int] = (),
 ) -> "PreTrainedModel | AdaptedModel":
-    """The model of a configuration, on the meta device: shapes without values."""
+    """The model of a configuration, on the meta device: shapes without values.
+
+    packed: whether it is to take packed batches, as a Bloom always does.
+    """
     with torch.device("meta"):
-        if is_packed(config):
-            model = BloomForCausalLM(config)
+        if is_bloom(config) or packed:
+            library = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            model = BloomForCausalLM(config) if is_bloom(config) else packed_class(library)(config)
             model.to(dtype)  # pyright: ignore[reportArgumentType]  # transformers' type of `to` still takes self
+            if not is_bloom(config):
+                model.set_attn_implementation(PACKED_ATTENTION)
         else:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         return add_adapter(model, new_tokens, **adapter._asdict()) if adapter else model
@@ -137,21 +145,22 @@ def shapes_of(
     config: PretrainedConfig,
     batch: MicroBatch,
     dtype: torch.dtype,
+    packed: bool,
     adapter: Adapter | None = None,
     new_tokens: Collection[int] = (),
 ) -> Shapes:
     """The weights of a model, and what it keeps for a micro-batch; `config` has the fitted vocabulary."""
-    model = empty_model(config, dtype, adapter, new_tokens)
+    model = empty_model(config, dtype, packed, adapter, new_tokens)
     weights = list(model.parameters())
     frozen = [weight for weight in weights if not weight.requires_grad]
     products = matrix_products(model)
-    one, two = (_kept_bytes(config, batch, dtype, adapter, new_tokens, layers) for layers in (1, 2))
+    one, two = (_kept_bytes(config, batch, dtype, packed, adapter, new_tokens, layers) for layers in (1, 2))
     return Shapes(
         trainable=sum(weight.numel() for weight in weights if weight.requires_grad),
         frozen=sum(weight.numel() for weight in frozen),
         frozen_linear=products.frozen,
         largest=max(weight.numel() for weight in weights),
-        is_packed=is_packed(config),
+        is_packed=packed,
         vocabulary=config.vocab_size,
         hidden_size=config.hidden_size,
         layers=config.num_hidden_layers,
@@ -166,6 +175,7 @@ def _kept_bytes(
     config: PretrainedConfig,
     batch: MicroBatch,
     dtype: torch.dtype,
+    packed: bool,
     adapter: Adapter | None,
     new_tokens: Collection[int],
     layers: int,
@@ -174,10 +184,10 @@ def _kept_bytes(
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     kept_storages: dict[int, torch.UntypedStorage] = {}
-    if is_packed(config):  # before the mode: tensors made in it would stay in a cache
-        positions = torch.arange(batch.length).repeat(batch.examples)
-        documents = Documents([batch.length] * batch.examples, alibi_columns(positions, config, dtype))
-    model = empty_model(config, dtype, adapter, new_tokens).train()
+    lengths = [batch.length] * batch.examples
+    if is_bloom(config):  # before the mode: tensors made in it would stay in a cache
+        documents = packed_documents(lengths, config, dtype, torch.device("cpu"))
+    model = empty_model(config, dtype, packed, adapter, new_tokens).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _move_to_processor(model)
         weights = [weight.untyped_storage() for weight in model.parameters()]
@@ -192,10 +202,12 @@ def _kept_bytes(
         # With an adapter, this is the model inside it.
         causal_model = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            if is_packed(config):
-                assert isinstance(causal_model, BloomForCausalLM)
+            if isinstance(causal_model, BloomForCausalLM):
                 input_ids = torch.zeros(1, batch.tokens, dtype=torch.int64)
                 causal_model._run_blocks(causal_model._embed(input_ids), documents)
+            elif isinstance(causal_model, PackedModel):
+                input_ids = torch.zeros(1, batch.tokens, dtype=torch.int64)
+                causal_model.hidden_states(input_ids, documents_of(lengths, input_ids.device))
             else:
                 input_ids = torch.zeros(batch.examples, batch.length, dtype=torch.int64)
                 causal_model.base_model(input_ids=input_ids, use_cache=False)
@@ -291,13 +303,14 @@ def memory_of(
 def _head_bytes(shapes: Shapes, width: int, supervised: int) -> int:
     """Bytes of the logits and of what is computed from them.
 
-    For a packed batch, these include the gradients of the head, which our Bloom computes beside the loss, and
-    of the embedding.
+    For a packed batch, these include the gradients of the head, which are computed beside the loss, and of
+    the embedding.
     """
     if not shapes.is_packed:
         # transformers' loss has logits, their gradient, and two float32 tensors of the same shape.
         return supervised * shapes.vocabulary * (2 * width + 8)
-    of_slice = 8 * min(LOGITS_AT_ONCE, supervised * shapes.vocabulary)
+    logits = min(tokens_at_once(shapes.vocabulary), supervised) * shapes.vocabulary
+    of_slice = logits * (width if width == 4 else width + 4)  # on a card with a copy in float32
     return of_slice + 2 * width * (shapes.products.head - shapes.products.frozen_head)
 
 

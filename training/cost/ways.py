@@ -23,7 +23,8 @@ from training.cost.memory import (
 )
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
-from training.model.load import fitted_rows, is_packed, read_config
+from training.model.load import fitted_rows, read_config
+from training.model.packing_trial import why_padded
 
 # The peak of an A100 in bf16, without sparsity (NVIDIA's data sheet), and the share of it that a run is
 # assumed to reach.
@@ -99,9 +100,10 @@ def plan(
     --lora-target that no layer has.
     """
     config = fitted_config(options.input_model, tokenizer)
-    work = work_of(options, examples, machine.cards, packed=is_packed(config))
-    ways = list(ways_of(options, config, new_tokens, work, machine.cards))
-    parameters = empty_model(config, torch.float32).num_parameters()
+    packed = why_padded(config, options.max_length) is None
+    work = work_of(options, examples, machine.cards, packed)
+    ways = list(ways_of(options, config, new_tokens, work, machine.cards, packed))
+    parameters = empty_model(config, torch.float32, packed).num_parameters()
     yield (
         f"{options.input_model}: {parameters / 1e6:,.1f} M parameters, vocabulary {config.vocab_size:,}; "
         f"{machine.cards} x {bytes_text(machine.memory)}"
@@ -181,15 +183,15 @@ def work_of(options: Options, examples: Examples | None, cards: int, packed: boo
 
 
 def ways_of(
-    options: Options, config: PretrainedConfig, new: Collection[int], work: Work, cards: int
+    options: Options, config: PretrainedConfig, new: Collection[int], work: Work, cards: int, packed: bool
 ) -> Iterator[Way]:
     """The ways: all weights, unless the options ask for an adapter, then an adapter; the quickest first."""
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     rank = options.lora_rank or LORA_RANK
     adapter = Adapter(rank, 2 * rank, options.lora_dropout, options.lora_target)  # alpha costs nothing
-    of_adapter = shapes_of(config, work.longest, dtype, adapter, new)
+    of_adapter = shapes_of(config, work.longest, dtype, packed, adapter, new)
     if not options.lora_rank:
-        of_all = shapes_of(config, work.longest, dtype)
+        of_all = shapes_of(config, work.longest, dtype, packed)
         for stage, offload in CONFIGS:
             yield _way("all weights", "", of_all, options, work, cards, stage, offload)
     lora = f"--lora-rank {rank} "

@@ -1,8 +1,10 @@
 """Examples -> one batch of tensors, packed or padded."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from training.consts import NOT_SUPERVISED
@@ -13,19 +15,27 @@ EncodedExamples = Sequence[Mapping[str, Sequence[int]]]
 NO_EXAMPLES = [{"input_ids": [0], "labels": [NOT_SUPERVISED]}]
 
 
-def collate(examples: EncodedExamples) -> dict[str, torch.Tensor]:
-    """One packed batch for our Bloom: the examples end to end, without padding.
+def collate(examples: EncodedExamples) -> dict[str, Any]:
+    """One packed batch: the examples end to end, without padding.
 
-    input_ids       7 8 9 7 8      labels    . 8 9 . 8      document_lengths   3 2        . = -100
+    position    0 1 2 3 4                     document_lengths       3 2
+    input_ids   7 8 9 7 8                     supervised_positions   1 2 4
+    labels      . 8 9 . 8      . = -100
 
-    Returns int64 tensors of shape (1, tokens), (1, tokens) and (examples,), such that `model(**batch).loss`
-    is the mean over the supervised tokens. Without examples, the batch is one token that is not supervised.
+    Returns int64 tensors of shape (1, tokens), (1, tokens) and (supervised tokens,), and the lengths as a
+    list of int, such that `model(**batch).loss` is the mean over the supervised tokens. An example's first
+    token is predicted from nothing, and so has no place among the positions. Without examples, the batch is
+    one token that is not supervised.
     """
     examples = examples or NO_EXAMPLES
+    labels = _tensors(examples, "labels")
+    is_supervised = torch.cat([F.pad(of_example[1:] != NOT_SUPERVISED, (1, 0)) for of_example in labels])
     return {
         "input_ids": torch.cat(_tensors(examples, "input_ids"))[None],
-        "labels": torch.cat(_tensors(examples, "labels"))[None],
-        "document_lengths": torch.tensor([len(example["input_ids"]) for example in examples]),
+        "labels": torch.cat(labels)[None],
+        # What decides on shapes is known here: a model on a card would have to wait for the card to learn it.
+        "document_lengths": [len(example["input_ids"]) for example in examples],
+        "supervised_positions": is_supervised.nonzero()[:, 0],
     }
 
 
@@ -47,8 +57,8 @@ def collate_padded(examples: EncodedExamples) -> dict[str, torch.Tensor]:
     }
 
 
-def collator(is_packed: bool) -> Callable[[EncodedExamples], dict[str, torch.Tensor]]:
-    """The function that makes a model's batches; `training.model.load.is_packed` says which it needs."""
+def collator(is_packed: bool) -> Callable[[EncodedExamples], dict[str, Any]]:
+    """The function that makes a model's batches; `training.model.load.takes_packed_batches` says which it needs."""
     return collate if is_packed else collate_padded
 
 

@@ -4,42 +4,47 @@ Parameters, configuration and saved files are the library's own. With `document_
 
     input_ids          (1, tokens)     q1 a1 a1 | q2 q2 a2 | ...     documents one after the other, no padding
     labels             (1, tokens)      . a1 a1 |  .  . a2 | ...     . = -100
-    document_lengths   (documents,)       3     |    3     | ...
+    document_lengths   (documents,)       3     |    3     | ...     a list or a tensor
 
 and no document sees another; logits are computed for supervised tokens only. With `past_key_values`, as
 `generate` calls it, new tokens see those in the cache. Called with neither, it is the library's model.
+
+A step on a card does not wait for the card where the lengths are a list, and where `supervised_positions`
+says where the supervised tokens are.
 """
 
 import functools
 import math
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BloomConfig, Cache, DynamicCache
+from transformers import BloomConfig, Cache, DynamicCache, PretrainedConfig
 from transformers import BloomForCausalLM as LibraryBloom
 from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomBlock, dropout_add
 
-from training.consts import NOT_SUPERVISED
-from training.model.loss import Head, TrainableRows
+from training.model.attention import (
+    WIDTH_MULTIPLE,
+    Documents,
+    attend_in_documents,
+    documents_of,
+    positions_in,
+)
+from training.model.loss import Head, packed_loss
+from training.model.trainable_rows import embed, split_off_trainable_rows
 
 # bfloat16 holds 8 bits: a position up to 2**16 is exact as the sum of a multiple of 2**8 and the rest.
 POSITION_STEP = 2**8
 LONGEST_DOCUMENT = 2**16
 
-# The attention kernels need an attention head's width to be a multiple of this.
-WIDTH_MULTIPLE = 8
-
-Layer = TypeVar("Layer", bound=nn.Module)
-
 
 class Columns(NamedTuple):
     """What ALiBi adds to the queries and keys."""
 
-    query: torch.Tensor  # (1, heads, 1, columns)
-    key: torch.Tensor  # (1, 1, tokens, columns)
+    query: torch.Tensor  # (heads, columns)
+    key: torch.Tensor  # (tokens, 1, columns)
 
 
 def alibi_columns(positions: torch.Tensor, config: BloomConfig, dtype: torch.dtype) -> Columns:
@@ -55,7 +60,7 @@ def alibi_columns(positions: torch.Tensor, config: BloomConfig, dtype: torch.dty
     if dtype != torch.float32:
         positions = torch.stack([positions // POSITION_STEP * POSITION_STEP, positions % POSITION_STEP])
     key = positions.to(dtype).reshape(-1, positions.shape[-1]).T.repeat(1, parts)
-    return Columns(query, F.pad(key, (0, query.shape[-1] - key.shape[-1]))[None, None])
+    return Columns(query, F.pad(key, (0, query.shape[-1] - key.shape[-1]))[:, None])
 
 
 def alibi_slopes(heads: int) -> torch.Tensor:
@@ -87,32 +92,32 @@ def _slope_columns(
             rest = rest - columns[-1].double()
     empty = -(head_width + len(columns)) % WIDTH_MULTIPLE
     query = torch.stack([column.to(dtype) for column in columns], dim=-1)
-    return F.pad(query, (0, empty))[None, :, None, :], parts
+    return F.pad(query, (0, empty)), parts
 
 
-class Documents(NamedTuple):
-    """The lengths, in tokens, of the documents of a packed batch, and their ALiBi columns."""
+class PackedDocuments(NamedTuple):
+    """What a token of a packed batch attends to: the tokens of its document up to itself."""
 
-    lengths: list[int]
+    documents: Documents
     columns: Columns
 
-    def attend(self, query, key, value, layer: int, **how) -> torch.Tensor:
-        documents = zip(*(x.split(self.lengths, dim=2) for x in (query, key, value)), strict=True)
-        return torch.cat(
-            [F.scaled_dot_product_attention(*document, is_causal=True, **how) for document in documents],
-            dim=2,
-        )
+    def attend(self, query, key, value, layer: int, *, scale: float, dropout: float) -> torch.Tensor:
+        """query, key, value, and what is returned: (1, tokens, heads, width)."""
+        return attend_in_documents(query[0], key[0], value[0], self.documents, scale=scale, dropout=dropout)[
+            None
+        ]
 
 
-def documents_of(lengths: torch.Tensor, config: BloomConfig, dtype: torch.dtype) -> Documents:
-    """The documents of these lengths, (documents,); positions restart in each.
+def packed_documents(
+    lengths: torch.Tensor | list[int], config: BloomConfig, dtype: torch.dtype, device: torch.device
+) -> PackedDocuments:
+    """The documents of these lengths; positions restart in each.
 
     Raises ValueError for one that is longer than LONGEST_DOCUMENT.
     """
-    counts = lengths.tolist()  # once: on a card this waits for all work in the queue
-    _check_length(max(counts))
-    positions = torch.cat([torch.arange(count, device=lengths.device) for count in counts])
-    return Documents(counts, alibi_columns(positions, config, dtype))
+    documents = documents_of(lengths, device)
+    _check_length(max(documents.lengths))
+    return PackedDocuments(documents, alibi_columns(positions_in(documents), config, dtype))
 
 
 class Past(NamedTuple):
@@ -122,12 +127,14 @@ class Past(NamedTuple):
     mask: torch.Tensor | None  # booleans, (batch, 1, new tokens, all tokens); None: all before
     columns: Columns
 
-    def attend(self, query, key, value, layer: int, **how) -> torch.Tensor:
+    def attend(self, query, key, value, layer: int, *, scale: float, dropout: float) -> torch.Tensor:
+        """query, key, value, and what is returned: (batch, new tokens, heads, width)."""
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         key, value = self.cache.update(key, value, layer)
         is_causal = self.mask is None and query.shape[2] > 1
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=self.mask, is_causal=is_causal, **how
-        )
+            query, key, value, attn_mask=self.mask, is_causal=is_causal, scale=scale, dropout_p=dropout
+        ).transpose(1, 2)
 
 
 def past_of(
@@ -162,7 +169,7 @@ def _check_length(tokens: int) -> None:
 
 
 class FusedAttention(BloomAttention):
-    """The library's attention, by a fused kernel where `alibi` is `Documents` or `Past`."""
+    """The library's attention, by a fused kernel where `alibi` is `PackedDocuments` or `Past`."""
 
     def forward(self, hidden_states, residual, alibi, attention_mask, **kwargs):
         if isinstance(alibi, torch.Tensor):
@@ -170,34 +177,21 @@ class FusedAttention(BloomAttention):
         # (batch, tokens, heads * 3 * width): the query, key and value of each head lie side by side
         fused = self.query_key_value(hidden_states)
         fused = fused.view(*fused.shape[:2], self.num_heads, 3, self.head_dim)
-        query, key, value = (part.transpose(1, 2) for part in fused.unbind(dim=3))
-        batch, heads, tokens, width = query.shape
-        query = torch.cat([query, alibi.columns.query.expand(batch, -1, tokens, -1)], dim=-1)
-        key = torch.cat([key, alibi.columns.key.expand(batch, heads, -1, -1)], dim=-1)
-        value = F.pad(value, (0, query.shape[-1] - width))
-        dropout = self.attention_dropout.p if self.training else 0.0
-        context = alibi.attend(
-            query, key, value, self.layer_idx, scale=self.inv_norm_factor, dropout_p=dropout
+        query, key, value = fused.unbind(dim=3)
+        query, key = (
+            torch.cat([part, columns.expand(*part.shape[:3], -1)], dim=-1)
+            for part, columns in zip((query, key), alibi.columns, strict=True)
         )
-        context = context[..., :width].transpose(1, 2).reshape(hidden_states.shape)
+        value = F.pad(value, (0, query.shape[-1] - self.head_dim))
+        dropout = self.attention_dropout.p if self.training else 0.0
+        context = alibi.attend(query, key, value, self.layer_idx, scale=self.inv_norm_factor, dropout=dropout)
+        context = context[..., : self.head_dim].reshape(hidden_states.shape)
         return dropout_add(self.dense(context), residual, self.hidden_dropout, self.training), None
 
 
-def split_off_trainable_rows(layer: Layer) -> tuple[Layer, TrainableRows | None]:
-    """(the embedding or head without an adapter, the rows of it that the adapter trains or None).
-
-    peft would make a copy of the whole matrix in each forward pass, with a gradient as large.
-    """
-    adapter = getattr(layer, "token_adapter", None)
-    if adapter is None:
-        return layer, None
-    if adapter.merged or adapter.disable_adapters:
-        return adapter.base_layer, None
-    (name,) = adapter.active_adapters
-    values = adapter.trainable_tokens_delta[name]
-    return adapter.base_layer, TrainableRows(
-        torch.tensor(adapter.token_indices[name], device=values.device), values
-    )
+def is_bloom(config: PretrainedConfig) -> TypeGuard[BloomConfig]:
+    """Whether models of this configuration are Blooms, for which there is `BloomForCausalLM`."""
+    return config.model_type == "bloom"
 
 
 class BloomForCausalLM(LibraryBloom):
@@ -223,7 +217,8 @@ class BloomForCausalLM(LibraryBloom):
         self,
         input_ids: torch.LongTensor | None = None,
         labels: torch.Tensor | None = None,
-        document_lengths: torch.Tensor | None = None,
+        document_lengths: torch.Tensor | list[int] | None = None,
+        supervised_positions: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         logits_to_keep: int = 0,
@@ -235,10 +230,15 @@ class BloomForCausalLM(LibraryBloom):
         The loss is summed over the supervised tokens and divided by `num_items_in_batch`, or by their number;
         it is 0 where there are none. Logits have the shape (batch, tokens, vocabulary), or are those of the
         last `logits_to_keep` tokens only.
+
+        supervised_positions: (supervised tokens,), where they are in a packed batch; none is the first of its
+        document, which is predicted from nothing. Where None, they are looked for in the labels.
         """
         if document_lengths is not None:
             assert input_ids is not None
-            return self._forward_packed(input_ids, labels, document_lengths, num_items_in_batch)
+            return self._forward_packed(
+                input_ids, labels, document_lengths, supervised_positions, num_items_in_batch
+            )
         if isinstance(past_key_values, DynamicCache) and input_ids is not None and labels is None:
             return self._forward_cached(past_key_values, input_ids, attention_mask, logits_to_keep)
         if num_items_in_batch is not None:
@@ -271,39 +271,36 @@ class BloomForCausalLM(LibraryBloom):
         self,
         input_ids: torch.Tensor,
         labels: torch.Tensor | None,
-        document_lengths: torch.Tensor,
+        document_lengths: torch.Tensor | list[int],
+        supervised_positions: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> CausalLMOutput:
         hidden_states = self._embed(input_ids)
-        documents = documents_of(document_lengths, self.config, self._compute_dtype(hidden_states))
-        hidden_states = self._run_blocks(hidden_states, documents)
+        dtype = self._compute_dtype(hidden_states)
+        packed = packed_documents(document_lengths, self.config, dtype, hidden_states.device)
+        hidden_states = self._run_blocks(hidden_states, packed)
         head, trainable_rows = split_off_trainable_rows(self.lm_head)
         if labels is None:
             return CausalLMOutput(logits=head(hidden_states, trainable_rows=trainable_rows))
 
-        # A token is predicted from the one before it; the first of a document from nothing.
-        targets = labels[0].roll(-1)
-        targets[document_lengths.cumsum(0) - 1] = NOT_SUPERVISED
-        is_supervised = targets != NOT_SUPERVISED
-        loss = head(hidden_states[0, is_supervised], targets[is_supervised], trainable_rows)
-        count = is_supervised.sum() if num_items_in_batch is None else num_items_in_batch
-        return CausalLMOutput(loss=loss / torch.as_tensor(count, device=loss.device).clamp(min=1))
+        return CausalLMOutput(
+            loss=packed_loss(
+                head,
+                hidden_states[0],
+                labels[0],
+                packed.documents,
+                supervised_positions,
+                num_items_in_batch,
+                trainable_rows,
+            )
+        )
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        model = self.transformer
         # Its setter makes transformers' type of it a tensor or a module.
-        word_embeddings = cast(nn.Embedding, model.word_embeddings)
-        embedding, trainable_rows = split_off_trainable_rows(word_embeddings)
-        embedded = embedding(input_ids)
-        if trainable_rows:
-            place = torch.full((embedding.num_embeddings,), -1, device=input_ids.device)
-            place[trainable_rows.ids] = torch.arange(len(trainable_rows.ids), device=input_ids.device)
-            place = place[input_ids]
-            own = F.embedding(place.clamp(min=0), trainable_rows.values).to(embedded.dtype)
-            embedded = torch.where(place[..., None] >= 0, own, embedded)
-        return model.word_embeddings_layernorm(embedded)
+        word_embeddings = cast(nn.Embedding, self.transformer.word_embeddings)
+        return self.transformer.word_embeddings_layernorm(embed(word_embeddings, input_ids))
 
-    def _run_blocks(self, hidden_states: torch.Tensor, alibi: Documents | Past) -> torch.Tensor:
+    def _run_blocks(self, hidden_states: torch.Tensor, alibi: PackedDocuments | Past) -> torch.Tensor:
         for block in self.transformer.h:
             hidden_states, _ = block(hidden_states, alibi=alibi, attention_mask=None)
         return self.transformer.ln_f(hidden_states)

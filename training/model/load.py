@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    BloomConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -21,7 +21,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
 from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
-from training.model.bloom import BloomForCausalLM
+from training.model.bloom import BloomForCausalLM, is_bloom
+from training.model.packed import PACKED_ATTENTION, PackedModel, packed_class
 from training.text.tokenizer import NewTokens
 from training.text.tokenizer import new_tokens as find_new_tokens
 
@@ -39,17 +40,19 @@ def load_model(
     dtype: torch.dtype | str = "auto",
     new_tokens: NewTokens | None = None,
     seed: int = 0,
+    packed: bool = False,
     **loading: Any,
 ) -> PreTrainedModel:
     """The causal language model at `path`, with embedding rows, in and out, for every token of `tokenizer`.
 
-    A Bloom is an instance of `training.model.bloom.BloomForCausalLM`, any other model of transformers' own.
+    A Bloom is an instance of `training.model.bloom.BloomForCausalLM`, any other model of transformers' own
+    class, or of its `packed_class` if `packed`, which `why_padded` must allow.
     dtype: the type of the weights in memory; "auto" is that of the saved ones. new_tokens: the tokens of
     `tokenizer` that the tokenizer at `path` does not have; where None, that tokenizer is read to find them.
     seed: of the noise in new embedding rows. loading: more arguments for transformers' `from_pretrained`.
     Raises UserError where there is no model.
     """
-    model = load_base_model(path, dtype=dtype, **loading)
+    model = load_base_model(path, dtype=dtype, packed=packed, **loading)
     if new_tokens is None:
         new_tokens = find_new_tokens(path, tokenizer)
     end = tokenizer.get_vocab()[END]
@@ -61,21 +64,30 @@ def load_model(
     return model
 
 
-def load_base_model(path: str, *, dtype: torch.dtype | str = "auto", **loading: Any) -> PreTrainedModel:
+def load_base_model(
+    path: str, *, dtype: torch.dtype | str = "auto", packed: bool = False, **loading: Any
+) -> PreTrainedModel:
     """The causal language model at `path`, unchanged. Raises UserError where there is none."""
-    model_class = BloomForCausalLM if is_packed(read_config(path)) else AutoModelForCausalLM
+    config = read_config(path)
+    if is_bloom(config):
+        model_class = BloomForCausalLM
+    elif packed:
+        model_class = packed_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+        loading["attn_implementation"] = PACKED_ATTENTION
+    else:
+        model_class = AutoModelForCausalLM
     try:
         return model_class.from_pretrained(path, dtype=dtype, trust_remote_code=False, **loading)
     except (OSError, ValueError, SafetensorError, EOFError, UnpicklingError) as error:
         raise _no_model(path, error) from None
 
 
-def is_packed(config: PretrainedConfig) -> TypeGuard[BloomConfig]:
-    """Whether models of this configuration take packed batches, examples laid end to end without padding.
+def takes_packed_batches(model: torch.nn.Module) -> bool:
+    """Whether a model takes examples laid end to end without padding, with an adapter or without.
 
-    A Bloom does, for which we have a class of our own; every other model takes padded batches.
+    A Bloom does, and any other model that was loaded with `packed`.
     """
-    return config.model_type == "bloom"
+    return any(isinstance(module, BloomForCausalLM | PackedModel) for module in model.modules())
 
 
 def read_config(path: str) -> PretrainedConfig:

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from training.common.errors import UserError, first_line
 from training.common.files import place_files
 from training.common.hub import ADAPTER_CONFIG, is_adapter
-from training.model.load import gather_weights, is_packed, load_model, token_matrices
+from training.model.load import gather_weights, load_model, takes_packed_batches, token_matrices
 from training.text.tokenizer import NewTokens
 
 if TYPE_CHECKING:
@@ -104,8 +104,10 @@ def _target_modules(model: PreTrainedModel, target: str) -> str | list[str]:
         return "all-linear"
     wanted = target.split(",")
     head = name_of(model, model.get_output_embeddings())
-    if is_packed(model.config) and {head, head.rpartition(".")[2]} & set(wanted):
-        raise UserError(f"--lora-target {target}: {head} of a Bloom takes no adapter; leave it out")
+    if takes_packed_batches(model) and {head, head.rpartition(".")[2]} & set(wanted):
+        raise UserError(
+            f"--lora-target {target}: {head} takes no adapter where batches are packed; leave it out"
+        )
     linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
     for name in wanted:
         if not any(f".{layer}".endswith(f".{name}") for layer in linear):

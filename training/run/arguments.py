@@ -11,7 +11,9 @@ from training.common.console import say
 from training.common.errors import UserError
 from training.common.hub import check_base_model
 from training.common.options import Options
-from training.model.load import is_packed, read_config
+from training.consts import CONTEXT
+from training.model.load import read_config
+from training.model.packing_trial import why_padded
 from training.run.deepspeed_config import read_deepspeed_config
 from training.run.deepspeed_values import adam_settings, check_learning_rate, take_values_of_file
 from training.run.launch import check_bf16
@@ -38,8 +40,13 @@ def check_options(options: Options) -> tuple[Options, dict[str, Any] | None]:
     if options.bf16:
         check_bf16()
         check_learning_rate(deepspeed_config or {}, options.lr)
-    if options.tokens_per_batch and not is_packed(read_config(options.input_model)):
-        raise UserError("--tokens-per-batch: for a Bloom only; other models' batches are padded")
+    if options.tokens_per_batch:
+        reason = why_padded(read_config(options.input_model), options.max_length or CONTEXT)
+        if reason:
+            raise UserError(
+                f"--tokens-per-batch: for packed batches, and those of {options.input_model} are padded "
+                f"({reason})"
+            )
     return options, deepspeed_config
 
 

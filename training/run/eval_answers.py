@@ -11,6 +11,7 @@ from training.consts import END, NOT_SUPERVISED
 from training.data.encoded import Example
 from training.data.examples import Examples
 from training.model.context import context_limit
+from training.model.packed import with_library_attention
 
 PROMPTS = 4
 
@@ -46,7 +47,7 @@ def answer_held_out_prompts(
     if limit := context_limit(model.config):
         most = min(most, limit - longest)
     config = GenerationConfig(max_new_tokens=most, do_sample=False, eos_token_id=end, pad_token_id=end)
-    with torch.no_grad():
+    with torch.no_grad(), with_library_attention(model):
         output = model.generate(
             input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),

@@ -30,7 +30,8 @@ AGREEMENT, PATIENCE = 0.8, 6
 
 def count_tokens(batch: Mapping[str, torch.Tensor]) -> Tokens:
     """The tokens of a batch that a collator of `training.data.collate` made, by their kinds."""
-    lengths = batch["document_lengths"] if "document_lengths" in batch else batch["attention_mask"].sum(dim=1)
+    is_packed = "document_lengths" in batch
+    lengths = torch.as_tensor(batch["document_lengths"]) if is_packed else batch["attention_mask"].sum(dim=1)
     total = int(lengths.sum())
     return Tokens(
         total=total,

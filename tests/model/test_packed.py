@@ -1,0 +1,171 @@
+"""Packed batches of the library's decoders are the library's own padded batches, in losses and gradients."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    PhiConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from tests.tiny_models import SIZE
+from training.consts import NOT_SUPERVISED
+from training.data.collate import collate
+from training.model.load import takes_packed_batches
+from training.model.packed import PACKED_ATTENTION, PackedModel, packed_class, with_library_attention
+from training.model.packing_trial import why_padded
+
+LENGTHS = [1, 2, 63, 64, 65, 500]
+
+WIDE = {"vocab_size": 320} | SIZE
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+# Untied and tied heads, groups of heads, norms of queries and keys, biases, scaled rotary embeddings.
+SHAPES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**WIDE, rope_parameters=LLAMA3_ROPE),
+    "qwen2": Qwen2Config(**WIDE, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**WIDE, head_dim=16),
+    "mistral": MistralConfig(**WIDE, sliding_window=512),
+    "gpt_neox": GPTNeoXConfig(**WIDE, pad_token_id=None),
+    "phi": PhiConfig(**WIDE),
+}
+
+
+def pair(config: PretrainedConfig) -> tuple[PreTrainedModel, PackedModel]:
+    """The library's model with its eager attention, and ours with the same weights."""
+    torch.manual_seed(0)
+    library = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    plain = library(copy.deepcopy(config)).eval()
+    plain.set_attn_implementation("eager")
+    packed = packed_class(library)(copy.deepcopy(config)).eval()
+    packed.set_attn_implementation(PACKED_ATTENTION)
+    packed.load_state_dict(plain.state_dict())
+    return plain, packed
+
+
+def examples_of(lengths: list[int]) -> list[dict[str, list[int]]]:
+    """Random tokens, of which the first third of each document is not supervised."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(300, (length,), generator=generator).tolist() for length in lengths]
+    return [
+        {"input_ids": row, "labels": [NOT_SUPERVISED] * (len(row) // 3) + row[len(row) // 3 :]}
+        for row in rows
+    ]
+
+
+def loss_of_padded(model: PreTrainedModel, examples: list[dict[str, list[int]]]) -> torch.Tensor:
+    """The library's own loss, on the padded batch, of which no part is ours."""
+    ids, labels = ([torch.tensor(each[name]) for each in examples] for name in ("input_ids", "labels"))
+    return model(
+        input_ids=pad_sequence(ids, batch_first=True),
+        labels=pad_sequence(labels, batch_first=True, padding_value=NOT_SUPERVISED),
+        attention_mask=pad_sequence([torch.ones_like(each) for each in ids], batch_first=True),
+    ).loss
+
+
+def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [64]], ids=["several", "one"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_losses_and_gradients_are_those_of_the_librarys_padded_batch(shape: str, lengths: list[int]) -> None:
+    plain, packed = pair(SHAPES[shape])
+    examples = examples_of(lengths)
+    theirs, ours = loss_of_padded(plain, examples), packed(**collate(examples)).loss
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    theirs, ours = gradients(plain, theirs), gradients(packed, ours)
+    assert theirs.keys() == ours.keys()
+    largest = max(gradient.abs().max() for gradient in theirs.values())
+    for name, gradient in theirs.items():
+        # A bias of the keys has no gradient but rounding.
+        most = 1e-5 * max(gradient.abs().max(), 1e-3 * largest)
+        assert (ours[name] - gradient).abs().max() <= most, name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_boundary_that_is_moved_by_one_token_is_noticed(shape: str) -> None:
+    plain, packed = pair(SHAPES[shape])
+    examples = examples_of([63, 65])
+    batch = collate(examples)
+    batch["document_lengths"] = [64, 64]
+    moved, theirs = packed(**batch).loss, loss_of_padded(plain, examples)
+    assert abs(moved.item() / theirs.item() - 1) > 1e-5
+
+
+def test_a_document_of_one_token_has_no_loss_and_changes_no_other() -> None:
+    _, packed = pair(SHAPES["llama"])
+    alone, with_others = examples_of([1]), examples_of([40, 1, 30])
+    assert packed(**collate(alone)).loss.item() == 0
+    without = [with_others[0], with_others[2]]
+    one, other = (
+        packed(**collate(examples), num_items_in_batch=1).loss for examples in (with_others, without)
+    )
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_trying_finds_that_a_shape_can_be_packed(shape: str) -> None:
+    assert why_padded(SHAPES[shape], 512) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MistralConfig(**WIDE, sliding_window=64), "sliding_window is 64, and rows have up to 512 tokens"),
+        (Gemma2Config(**WIDE), "its attention takes softcap"),
+        (GraniteConfig(**WIDE, logits_scaling=2.0), "a packed batch has the loss"),
+        (MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2), "num_attention_heads"),
+    ],
+    ids=["sliding window", "capped scores", "scaled logits", "state"],
+)  # fmt: skip
+def test_trying_finds_that_a_shape_cannot_be_packed(config: PretrainedConfig, reason: str) -> None:
+    assert reason in str(why_padded(config, 512))
+
+
+def test_saved_it_is_the_librarys_and_it_samples_with_the_librarys_attention(tmp_path) -> None:
+    plain, packed = pair(SHAPES["qwen2"])
+    assert takes_packed_batches(packed)
+    assert not takes_packed_batches(plain)
+    packed.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is MODEL_FOR_CAUSAL_LM_MAPPING[Qwen2Config]
+    prompts = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    how = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    with with_library_attention(packed):
+        said = packed.generate(prompts, **how)
+    assert torch.equal(said, loaded.generate(prompts, **how))
+    examples = examples_of([5, 9])
+    assert packed(**collate(examples)).loss.item() == pytest.approx(
+        loss_of_padded(plain, examples).item(), rel=1e-6
+    )
+
+
+def test_a_vocabulary_that_grows_keeps_the_head(tmp_path) -> None:
+    _, packed = pair(SHAPES["phi"])
+    packed.resize_token_embeddings(384, mean_resizing=False)
+    plain, _ = pair(PhiConfig(**WIDE | {"vocab_size": 384}))
+    plain.load_state_dict(packed.state_dict())
+    examples = examples_of([5, 9])
+    assert packed(**collate(examples)).loss.item() == pytest.approx(
+        loss_of_padded(plain.eval(), examples).item(), rel=1e-6
+    )
