@@ -28,9 +28,10 @@ from training.model.context import longest_row
 from training.model.load import is_packed, load_model
 from training.model.lora import add_adapter, quantized_loading
 from training.run.arguments import check_options, training_arguments
+from training.run.cards import check_card
 from training.run.checkpoints import check_disk_space, export_model
 from training.run.continued import LoadedCheckpoint, universal_checkpoint
-from training.run.launch import check_card, port_in_use_refused, share_cores, start_deepspeed
+from training.run.launch import port_in_use_refused, share_cores, start_deepspeed
 from training.run.record import check_same_run, describe, rows_together
 from training.run.report import opening_lines, remove_report, write_report
 from training.run.resume import Run, find_run, recorded_options

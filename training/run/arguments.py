@@ -12,9 +12,10 @@ from training.common.errors import UserError
 from training.common.hub import check_base_model
 from training.common.options import Options
 from training.model.load import is_packed, read_config
+from training.run.cards import check_bf16, check_cards
 from training.run.deepspeed_config import read_deepspeed_config
 from training.run.deepspeed_values import adam_settings, check_learning_rate, take_values_of_file
-from training.run.launch import check_bf16
+from training.run.launch import check_build_tools
 from training.run.reporters import check_reporters
 
 
@@ -29,8 +30,11 @@ def check_options(options: Options) -> tuple[Options, dict[str, Any] | None]:
             "ACCELERATE_USE_DEEPSPEED), and its settings for that are not read here; take distributed_type "
             "MULTI_GPU, or unset the variable, and give DeepSpeed's file by --deepspeed"
         )
+    check_cards()
     deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
     options = take_values_of_file(options, deepspeed_config or {})
+    if deepspeed_config and not options.plan:
+        check_build_tools(deepspeed_config)
     check_reporters(options.report_to)
     check_base_model(options.input_model)
     if options.load_in_4bit and (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3:
