@@ -2,8 +2,9 @@
 
 Each rank imports the trainer once and forks a process for each run, so that a run costs its steps and not
 its imports. RUNS is a file, a list of {"port": of its process group, "log": a file, "arguments": of the
-trainer}. LOG then has what the run printed and LOG.status its exit status, for rank 0; for another rank both
-names have .RANK after LOG.
+trainer}; with "tried": true the run tries its longest micro-batch first, as one on a card does. LOG then has
+what the run printed and LOG.status its exit status, for rank 0; for another rank both names have .RANK after
+LOG.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 from training import trainer
 from training.common.errors import run_command
+from training.run import trial
 
 
 def fork(run: dict, log: Path) -> int:
@@ -31,6 +33,8 @@ def become(run: dict, log: Path) -> NoReturn:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ["MASTER_PORT"] = str(run["port"])
+    if run.get("tried"):
+        trial.is_wanted = lambda device: True
     sys.argv = ["trainer", *run["arguments"]]
     run_command(trainer.main)
 

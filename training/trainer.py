@@ -2,7 +2,7 @@
 
     deepspeed --num_gpus=8 --module training.trainer \\
         --data-path data/yayi_train_example.json --input-model bigscience/bloomz-7b1-mt \\
-        --deepspeed config/deepspeed_zero2_bf16.json --local-output-dir checkpoints
+        --deepspeed config/deepspeed_zero2_bf16_no_offload.json --local-output-dir checkpoints
 
 For a single process, with or without a card, use `python -m training.trainer` and the same options.
 """
@@ -28,6 +28,7 @@ from training.model.context import longest_row
 from training.model.load import is_packed, load_model
 from training.model.lora import add_adapter, quantized_loading
 from training.run.arguments import check_options, training_arguments
+from training.run.card_memory import opening_advice, out_of_memory_refused, planned_memory
 from training.run.cards import check_card
 from training.run.checkpoints import check_disk_space, export_model
 from training.run.continued import LoadedCheckpoint, universal_checkpoint
@@ -37,6 +38,7 @@ from training.run.report import opening_lines, remove_report, write_report
 from training.run.resume import Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import STOPPED_STATUS, note_stop
+from training.run.trial import is_wanted
 from training.run.typed_command import command_to_continue
 from training.text.tokenizer import NewTokens, load_tokenizer_and_new_tokens
 
@@ -58,7 +60,7 @@ def main(**values: Any) -> None:
 
 def train(options: Options) -> None:
     """Do the whole run, from the options to the saved model."""
-    with open_run(options) as run:
+    with open_run(options) as run, out_of_memory_refused(run):
         data = prepare_data(run)
         if options.plan:
             for line in plan(
@@ -117,8 +119,10 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
     """The trainer, with the model that it is to fit. All ranks call this together."""
     with port_in_use_refused():
         args = join_ranks(run, data)
+    if is_wanted(args.device):
+        run.planned = planned_memory(run, data.tokenizer, data.new_tokens, data.training)
     model = load_trainable(run, data, args.device)
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=args,
         data_collator=collator(is_packed(model.config)),
@@ -129,7 +133,10 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
         stop_request=run.stop_request,
         save_total_limit=run.options.save_total_limit,
         warmup_shape=run.options.warmup_shape,
+        planned=run.planned,
     )
+    run.steps_taken = lambda: trainer.state.global_step
+    return trainer
 
 
 def join_ranks(run: Run, data: Data) -> TrainingArguments:
@@ -183,7 +190,7 @@ def load_trainable(run: Run, data: Data, device: torch.device) -> "PreTrainedMod
 
 def fit(run: Run, trainer: SFTTrainer) -> bool:
     """Take the optimizer steps that are left. Returns whether there is a new model to save."""
-    for line in opening_lines(trainer, check_disk_space(trainer, run.directory)):
+    for line in [*opening_lines(trainer, check_disk_space(trainer, run.directory)), *opening_advice(run)]:
         say(line)
     if run.is_finished(trainer.total_steps):
         say(f"{run.directory}: finished already; more --epochs or --max-steps would continue it")

@@ -111,15 +111,26 @@ def log_line(logs: dict[str, float]) -> str:
         return (
             f"loss {logs['loss']:.4f}  {norm}rate {logs['learning_rate']:.3g}  "
             f"{logs['tokens_per_second']:,.0f} tokens/s, {logs['learnt_tokens_per_second']:,.0f} supervised, "
-            f"{logs['padding_share']:.0%} padding  {share}epoch {logs['epoch']:.2f}{left}"
+            f"{logs['padding_share']:.0%} padding  {share}epoch {logs['epoch']:.2f}{left}{_card_text(logs)}"
         )
     if "eval_loss" in logs:
         return (
             f"evaluation loss {logs['eval_loss']:.4f} on {logs['eval_tokens']:,} tokens; answers: "
             f"{logs['eval_ended_share']:.0%} ended, {logs['eval_length_share']:.2f} times as long as the "
-            f"data's, {logs['eval_repeated_share']:.0%} repeated"
+            f"data's, {logs['eval_repeated_share']:.0%} repeated{_card_text(logs)}"
         )
     return f"trained for {duration(logs['train_runtime'])}"
+
+
+def _card_text(logs: dict[str, float]) -> str:
+    """What a log entry says of the memory of a card, if anything."""
+    if "card_allocated" not in logs:
+        return ""
+    planned = f", planned {bytes_text(logs['card_planned'])}" if "card_planned" in logs else ""
+    return (
+        f"; a card had at most {bytes_text(logs['card_allocated'])} allocated{planned}, and "
+        f"{bytes_text(logs['card_reserved'])} reserved"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,12 @@ from training.common.options import Options
 from training.model.load import is_packed, read_config
 from training.run.cards import check_bf16, check_cards
 from training.run.deepspeed_config import read_deepspeed_config
-from training.run.deepspeed_values import adam_settings, check_learning_rate, take_values_of_file
+from training.run.deepspeed_values import (
+    adam_settings,
+    check_gradient_sums,
+    check_learning_rate,
+    take_values_of_file,
+)
 from training.run.launch import check_build_tools
 from training.run.reporters import check_reporters
 
@@ -33,6 +38,7 @@ def check_options(options: Options) -> tuple[Options, dict[str, Any] | None]:
     check_cards()
     deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
     options = take_values_of_file(options, deepspeed_config or {})
+    check_gradient_sums(deepspeed_config or {}, options.bf16)
     if deepspeed_config and not options.plan:
         check_build_tools(deepspeed_config)
     check_reporters(options.report_to)

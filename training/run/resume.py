@@ -3,12 +3,13 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
 
@@ -24,6 +25,9 @@ from training.run.record import RECORD, check_checkpoint, keep_global_batch, kee
 from training.run.report import steps_of_report
 from training.run.stopping import STOPPED, StopRequest, is_stopped, note_stop
 from training.run.typed_command import typed_command
+
+if TYPE_CHECKING:
+    from training.run.card_memory import Planned
 
 # The options of the run, as a file for --config.
 OPTIONS = "options.yaml"
@@ -41,7 +45,8 @@ class Run:
 
     record: what the run's last start went by, or None if it begins now. checkpoint: the checkpoint that it
     goes on from, or None to start at step 0. description: what this start would record; it must agree with
-    `record`. command: what was typed.
+    `record`. command: what was typed. planned: what it is computed to take of a card, where there is one.
+    steps_taken: gives the optimizer steps that are taken, once there is a trainer.
     """
 
     options: Options
@@ -52,6 +57,8 @@ class Run:
     description: dict[str, Any] = field(default_factory=dict)
     command: str = field(default_factory=typed_command)
     stop_request: StopRequest = field(default_factory=StopRequest)
+    planned: "Planned | None" = None
+    steps_taken: Callable[[], int] | None = None
     _held: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> "Run":

@@ -33,6 +33,8 @@ from training.common.options import WarmupShape
 from training.consts import NOT_SUPERVISED
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
+from training.run import trial
+from training.run.card_memory import Planned, peak_memory, say_trial
 from training.run.checkpoints import CheckpointWriter, find_checkpoints
 from training.run.curves import draw_curves
 from training.run.eval_answers import answer_held_out_prompts
@@ -77,6 +79,8 @@ class StepCallback(TrainerCallback):
     ) -> None:
         limit_collectives(timedelta(seconds=args.ddp_timeout))
         self._trainer.keep_to_arguments(state)
+        if trial.is_wanted(args.device):
+            say_trial(self._trainer, trial.try_longest_batch(self._trainer), self._trainer.planned)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,6 +110,7 @@ class SFTTrainer(Trainer):
     says why.
     save_total_limit: how many complete checkpoints to keep, or None for all; args must have none.
     warmup_shape: how the learning rate rises over args.warmup_steps.
+    planned: what the run is computed to take of a card.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class SFTTrainer(Trainer):
         stop_request: StopRequest | None = None,
         save_total_limit: int | None = None,
         warmup_shape: WarmupShape = "linear",
+        planned: Planned | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
@@ -126,7 +132,7 @@ class SFTTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(StepCallback(self))  # after transformers' own, which decides what follows a step
         self.run_dir = Path(self.args.output_dir)
-        self.save_total_limit, self.warmup_shape = save_total_limit, warmup_shape
+        self.save_total_limit, self.warmup_shape, self.planned = save_total_limit, warmup_shape, planned
         self.checkpoints = CheckpointWriter(self.run_dir, self)
         self.tokens_per_batch = tokens_per_batch
         self.stop_request = stop_request or StopRequest()
@@ -217,6 +223,8 @@ class SFTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= {"learning_rate": self._applied_rate} | self.speed.entry()
+            if not any("loss" in entry for entry in self.state.log_history):
+                logs |= peak_memory(self, self.planned)
             before = [entry["loss"] for entry in self.state.log_history if "loss" in entry][-SPIKE_WINDOW:]
             if len(before) == SPIKE_WINDOW and logs["loss"] > SPIKE_FACTOR * mean(before):
                 say(
@@ -333,6 +341,7 @@ class SFTTrainer(Trainer):
             f"{metric_key_prefix}_ended_share": answers.ended,
             f"{metric_key_prefix}_length_share": answers.length,
             f"{metric_key_prefix}_repeated_share": answers.repeated,
+            **peak_memory(self, self.planned),
         }
         return EvalLoopOutput(
             predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset)
