@@ -32,7 +32,8 @@ from training.run.card_memory import opening_advice, out_of_memory_refused, plan
 from training.run.cards import check_card
 from training.run.checkpoints import check_disk_space, export_model
 from training.run.continued import LoadedCheckpoint, universal_checkpoint
-from training.run.launch import port_in_use_refused, share_cores, start_deepspeed
+from training.run.launch import share_cores, start_deepspeed
+from training.run.process_group import port_in_use_refused, settle_gloo_interface
 from training.run.record import check_same_run, describe, rows_together
 from training.run.report import opening_lines, remove_report, write_report
 from training.run.resume import Run, find_run, recorded_options
@@ -143,6 +144,7 @@ def join_ranks(run: Run, data: Data) -> TrainingArguments:
     """Start the process group, in which the ranks agree on the run directory, and take its lock."""
     options, deepspeed_config = run.options, run.deepspeed_config
     share_cores()
+    settle_gloo_interface()
     check_card()
     if deepspeed_config:
         start_deepspeed(timedelta(seconds=options.ddp_timeout))

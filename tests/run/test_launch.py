@@ -1,5 +1,4 @@
 import os
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed as dist
 
 from tests.conftest import ROOT
 from training.common.errors import UserError
@@ -17,7 +15,6 @@ from training.run import launch
 from training.run.launch import (
     build_optimizer_operation,
     check_build_tools,
-    port_in_use_refused,
     settle_build_directories,
     share_cores,
 )
@@ -32,14 +29,6 @@ def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, ranks: str, expe
     share_cores()
     assert threads == [expected]
     assert os.environ["OMP_NUM_THREADS"] == str(expected)
-
-
-def test_a_port_in_use_is_one_line_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("", 0)) as other:
-        port = other.getsockname()[1]
-        monkeypatch.setenv("MASTER_PORT", str(port))
-        with pytest.raises(UserError, match=f"port {port}.* in use.*--master_port"), port_in_use_refused():
-            dist.TCPStore("127.0.0.1", port, 1, is_master=True)
 
 
 def test_operations_are_built_elsewhere_where_the_home_directory_cannot_be_written(

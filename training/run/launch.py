@@ -4,14 +4,12 @@ import os
 import shutil
 import socket
 import sysconfig
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
 from training.common.console import say
 from training.common.errors import UserError
@@ -145,25 +143,3 @@ def start_deepspeed(timeout: timedelta) -> None:
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free)
         )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
-
-
-@contextmanager
-def port_in_use_refused() -> Iterator[None]:
-    """A block that starts the process group. Raises UserError where another program has the port for it."""
-    try:
-        yield
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise UserError(
-            f"port {os.environ['MASTER_PORT']}, at which the ranks meet, is in use by another program; give "
-            "a free one: --master_port for deepspeed and torchrun, --main_process_port for accelerate, "
-            "MASTER_PORT for srun"
-        ) from None
-
-
-def limit_collectives(timeout: timedelta) -> None:
-    """Set the timeout of all process groups, since DeepSpeed makes groups of its own without one."""
-    if dist.is_initialized():
-        for group in list(dist.distributed_c10d._world.pg_map):
-            group.set_timeout(timeout)

@@ -38,24 +38,15 @@ from training.run.card_memory import Planned, peak_memory, say_trial
 from training.run.checkpoints import CheckpointWriter, find_checkpoints
 from training.run.curves import draw_curves
 from training.run.eval_answers import answer_held_out_prompts
-from training.run.launch import build_optimizer_operation, limit_collectives
+from training.run.launch import build_optimizer_operation
+from training.run.process_group import control_group, limit_collectives, tells_of_lost_rank
 from training.run.reporters import add_reporters
 from training.run.schedule import apply_schedule, make_schedule
 from training.run.speed import Speed, count_tokens
 from training.run.stopping import StopRequest
 
-# Texts in errors of torch's process group and of gloo that mean that another rank is gone.
-LOST_RANK = ("Connection closed by peer", "Connection reset", "Timed out", "Broken pipe", "recv timeout")
-
 # A loss that is SPIKE_FACTOR times the mean of the SPIKE_WINDOW log lines before it is reported.
 SPIKE_FACTOR, SPIKE_WINDOW = 2, 10
-
-
-def control_group(timeout_s: int) -> dist.ProcessGroup | None:
-    """A gloo group for flags that ranks exchange without waiting for their cards; None for a single rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return None
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
 
 class Batches(DataLoader):
@@ -77,7 +68,7 @@ class StepCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        limit_collectives(timedelta(seconds=args.ddp_timeout))
+        limit_collectives(timedelta(seconds=args.ddp_timeout), but=self._trainer.checkpoints.waiting_group)
         self._trainer.keep_to_arguments(state)
         if trial.is_wanted(args.device):
             say_trial(self._trainer, trial.try_longest_batch(self._trainer), self._trainer.planned)
@@ -184,7 +175,7 @@ class SFTTrainer(Trainer):
                 with self.checkpoints:
                     return super().train(*args, **kwargs)
             except RuntimeError as error:
-                if not any(sign in str(error) for sign in LOST_RANK):
+                if not tells_of_lost_rank(error):
                     raise
                 raise UserError(
                     f"another rank ended, or did not answer within --ddp-timeout {self.args.ddp_timeout} "
@@ -249,10 +240,13 @@ class SFTTrainer(Trainer):
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, which begins each checkpoint with this call, on all ranks."""
-        if self.args.output_dir != str(self.run_dir):
+        is_checkpoint = self.args.output_dir != str(self.run_dir)
+        if is_checkpoint:
             self.speed.throughput.pause()
             self.checkpoints.begin(self.state.global_step)
         super().save_model(*args, **kwargs)
+        if is_checkpoint:  # DeepSpeed's own save comes next, in which all ranks meet within --ddp-timeout
+            self.checkpoints.wait_for_all()
 
     def complete_checkpoint(self) -> None:
         """Make a checkpoint of what transformers has saved, and start the speed's clock again."""
