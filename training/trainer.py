@@ -28,15 +28,22 @@ from training.model.context import longest_row
 from training.model.load import is_packed, load_model
 from training.model.lora import add_adapter, quantized_loading
 from training.run.arguments import check_options, training_arguments
-from training.run.card_memory import opening_advice, out_of_memory_refused, planned_memory
+from training.run.card_memory import (
+    opening_advice,
+    out_of_memory_refused,
+    place_of_loading,
+    planned_memory,
+)
 from training.run.cards import check_card
 from training.run.checkpoints import check_disk_space, export_model
 from training.run.continued import LoadedCheckpoint, universal_checkpoint
+from training.run.deepspeed_values import offload_device
 from training.run.launch import share_cores, start_deepspeed
+from training.run.machine import describe_machine
 from training.run.process_group import port_in_use_refused, settle_gloo_interface
 from training.run.record import check_same_run, describe, rows_together
 from training.run.report import opening_lines, remove_report, write_report
-from training.run.resume import Run, find_run, recorded_options
+from training.run.resume import RecordInEffect, Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import STOPPED_STATUS, note_stop
 from training.run.trial import is_wanted
@@ -143,7 +150,7 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
 def join_ranks(run: Run, data: Data) -> TrainingArguments:
     """Start the process group, in which the ranks agree on the run directory, and take its lock."""
     options, deepspeed_config = run.options, run.deepspeed_config
-    share_cores()
+    share_cores(offloads=offload_device(deepspeed_config or {}) != "none")
     settle_gloo_interface()
     check_card()
     if deepspeed_config:
@@ -168,7 +175,7 @@ def load_trainable(run: Run, data: Data, device: torch.device) -> "PreTrainedMod
         dtype=torch.bfloat16 if in_bf16 else torch.float32,
         new_tokens=data.new_tokens,
         seed=options.seed,
-        **(quantized_loading(device) if options.load_in_4bit else {}),
+        **(quantized_loading(device) if options.load_in_4bit else place_of_loading(run, device)),
     )
     if is_packed(model.config):
         say("Bloom: no padding, fused attention, logits only where they are supervised")
@@ -198,7 +205,9 @@ def fit(run: Run, trainer: SFTTrainer) -> bool:
         say(f"{run.directory}: finished already; more --epochs or --max-steps would continue it")
         return False
     if trainer.is_world_process_zero():
+        run.description["machine"] = describe_machine(trainer)
         run.write_record()
+        trainer.add_callback(RecordInEffect(run, trainer))
         remove_report(run.directory)
         run.note_signals()
     run.stop_request.ends_at_once = False

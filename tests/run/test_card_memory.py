@@ -18,6 +18,7 @@ from training.run.card_memory import (
     opening_advice,
     out_of_memory_refused,
     peak_memory,
+    place_of_loading,
     planned_memory,
     say_trial,
 )
@@ -86,6 +87,24 @@ def test_a_run_that_fits_without_offload_is_told_so(card: None) -> None:
                          "config/deepspeed_zero2_bf16_no_offload.json")  # fmt: skip
     larger = MEMORY._replace(weights=18 * GB)
     assert opening_advice(a_run(offloaded._replace(without_offload=larger))) == []
+
+
+def test_weights_are_loaded_straight_to_the_card_where_there_is_room_for_them_twice(
+    card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, planned = torch.device("cuda:3"), Planned(MEMORY, 0)
+    assert place_of_loading(a_run(planned), device) == {"device_map": {"": "cuda:3"}}  # 28 of 30 GB
+    assert place_of_loading(a_run(planned, stage=3), device) == {}
+    assert place_of_loading(a_run(planned), torch.device("cpu")) == {}
+    larger = Planned(MEMORY._replace(weights=16 * GB), 0)
+    assert place_of_loading(a_run(larger), device) == {}
+
+    asked = {}
+    monkeypatch.setattr(trainer, "load_model", lambda path, tokenizer, **how: asked.update(how) or 1 / 0)
+    data = SimpleNamespace(tokenizer=None, new_tokens={})
+    with pytest.raises(ZeroDivisionError):
+        trainer.load_trainable(a_run(planned), data, device)
+    assert asked["device_map"] == {"": "cuda:3"}
 
 
 def stand_in(device: str, state: dict | None = None) -> SimpleNamespace:

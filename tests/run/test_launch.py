@@ -26,9 +26,14 @@ def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, ranks: str, expe
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(os, "environ", {"LOCAL_SIZE": ranks})
-    share_cores()
+    share_cores(offloads=False)
     assert threads == [expected]
-    assert os.environ["OMP_NUM_THREADS"] == str(expected)
+    assert os.environ.pop("OMP_NUM_THREADS") == str(expected)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    share_cores(offloads=False)  # the cards compute
+    assert threads == [expected]
+    share_cores(offloads=True)
+    assert threads == [expected, expected]
 
 
 def test_operations_are_built_elsewhere_where_the_home_directory_cannot_be_written(

@@ -284,9 +284,12 @@ class BloomForCausalLM(LibraryBloom):
         # A token is predicted from the one before it; the first of a document from nothing.
         targets = labels[0].roll(-1)
         targets[document_lengths.cumsum(0) - 1] = NOT_SUPERVISED
-        is_supervised = targets != NOT_SUPERVISED
-        loss = head(hidden_states[0, is_supervised], targets[is_supervised], trainable_rows)
-        count = is_supervised.sum() if num_items_in_batch is None else num_items_in_batch
+        positions = (targets != NOT_SUPERVISED).nonzero()[:, 0]
+        # A model spread over several cards has its last block on another one than its embedding.
+        device = hidden_states.device
+        supervised = hidden_states[0].index_select(0, positions.to(device))
+        loss = head(supervised, targets[positions].to(device), trainable_rows)
+        count = len(positions) if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=loss / torch.as_tensor(count, device=loss.device).clamp(min=1))
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerFast, Trainer
@@ -67,6 +67,19 @@ def planned_memory(
 
     moments = 0 if is_offloaded else ADAM_BYTES * shapes.trainable // (ranks if stage else 1)
     return Planned(memory(is_offloaded), moments, memory(False) if is_offloaded else None)
+
+
+def place_of_loading(run: Run, device: torch.device) -> dict[str, Any]:
+    """Arguments by which transformers loads the weights straight to this rank's own card, not to the host.
+
+    Empty where the card has no room for them twice, which DeepSpeed needs to lay them end to end, and under
+    ZeRO-3, which hands out shares of them.
+    """
+    stage = (run.deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
+    if device.type != "cuda" or run.planned is None or stage == 3:
+        return {}
+    free, _ = torch.cuda.mem_get_info(device)
+    return {"device_map": {"": str(device)}} if free >= 2 * run.planned.memory.weights else {}
 
 
 def opening_advice(run: Run) -> list[str]:

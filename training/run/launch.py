@@ -17,10 +17,14 @@ from training.common.files import hold_lock, home_cache_dir, user_cache_dir
 from training.run.deepspeed_values import is_adam, offload_device
 
 
-def share_cores() -> None:
-    """Without a card the ranks of a node share its cores, instead of each starting a thread on every core."""
+def share_cores(offloads: bool) -> None:
+    """The ranks of a node share its cores, instead of each starting a thread on every core.
+
+    They do where the processor computes: without a card, and where the optimizer is offloaded to it.
+    """
     ranks = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    if ranks == 1 or torch.accelerator.is_available() or "OMP_NUM_THREADS" in os.environ:
+    computes = offloads or not torch.accelerator.is_available()
+    if ranks == 1 or not computes or "OMP_NUM_THREADS" in os.environ:
         return
     threads = max(1, torch.get_num_threads() // ranks)
     torch.set_num_threads(threads)

@@ -16,6 +16,7 @@ from training.cost.memory import model_states, numel, stored_bytes, trainable_we
 from training.model.lora import has_adapter
 from training.run.curves import draw_curves
 from training.run.deepspeed_values import sum_width
+from training.run.machine import machine_text
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets")
 
@@ -99,7 +100,7 @@ def write_report(
         "last_evaluation": evaluation[-1] if evaluation else None,
         "history": history,
     }
-    text = json.dumps(report, ensure_ascii=False, indent=1)
+    text = json.dumps(report, ensure_ascii=False, indent=1, default=str)
     write_atomic(run_dir / "report.json", text)
     write_atomic(run_dir / "report.md", _as_markdown(report))
     draw_curves(history, run_dir / "loss.png")
@@ -147,6 +148,9 @@ def _as_markdown(report: Mapping[str, Any]) -> str:
         rows[f"`{path}`"] = (
             f"{kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} supervised"
         )
+    if "machine" in report["run"]:
+        rows["machine"] = machine_text(report["run"]["machine"])
+        rows["attention"] = report["run"]["machine"]["attention"]
     rows["git commit"] = report["git_commit"] or "-"
     rows["versions"] = ", ".join(f"{name} {of}" for name, of in report["versions"].items())
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

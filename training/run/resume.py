@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.common.command_line import as_yaml
 from training.common.console import say
@@ -123,8 +124,23 @@ class Run:
         # "ranks" stay those that the run began with, for `keep_global_batch`, as long as its batch does.
         if self.record and self.record["global batch"] == description["global batch"]:
             description = description | {"ranks": self.record["ranks"]}
-        write_atomic(self.directory / RECORD, json.dumps(description, ensure_ascii=False, indent=1))
+        text = json.dumps(description, ensure_ascii=False, indent=1, default=str)
+        write_atomic(self.directory / RECORD, text)
         write_atomic(self.directory / OPTIONS, as_yaml(values_of_run(self.options)))
+
+
+class RecordInEffect(TrainerCallback):
+    """Adds DeepSpeed's configuration to the run's record, once transformers has filled it in. For rank 0."""
+
+    def __init__(self, run: Run, trainer: Trainer) -> None:
+        self._run, self._trainer = run, trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer.is_deepspeed_enabled:
+            self._run.description["deepspeed"] = args.hf_deepspeed_config.config
+            self._run.write_record()
 
 
 def recorded_options(options: Options) -> Options:
