@@ -14,9 +14,12 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from transformers import Trainer
+
 from training import trainer
 from training.common.errors import run_command
 from training.run import trial
+from training.run.trial import try_longest_batch
 
 
 def fork(run: dict, log: Path) -> int:
@@ -27,6 +30,13 @@ def fork(run: dict, log: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def tried(trainer: Trainer) -> int:
+    """Try the longest micro-batch, and say so."""
+    tokens = try_longest_batch(trainer)
+    print(f"tried {tokens} tokens", flush=True)
+    return tokens
+
+
 def become(run: dict, log: Path) -> NoReturn:
     """Go on as the trainer, to the end of this process."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -35,6 +45,7 @@ def become(run: dict, log: Path) -> NoReturn:
     os.environ["MASTER_PORT"] = str(run["port"])
     if run.get("tried"):
         trial.is_wanted = lambda device: True
+        trial.try_longest_batch = tried
     sys.argv = ["trainer", *run["arguments"]]
     run_command(trainer.main)
 

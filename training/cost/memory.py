@@ -269,7 +269,7 @@ def model_states(
     if offload:
         # The estimate for one rank: for more, it adds the float32 weights that each would load.
         offloaded, _ = estimate_zero2_model_states_mem_needs(trainable, additional_buffer_factor=HOST_BUFFERS)
-        buffer = width * largest if stage == 2 else 0
+        buffer = width * min(largest, trainable) if stage == 2 else 0
         pinned = [4 * share, 4 * share, width * share if stage == 2 else sum_width * share, buffer]
         offloaded += ranks * (buffer + sum(pinned_bytes(count) - count for count in pinned))
         in_float32 = sum_width * share if sum_width > width else 0  # ZeRO-2 has these sums on the card
