@@ -22,6 +22,7 @@ from transformers import (
 from transformers.generation import BaseStreamer
 
 from inference.kv_cache import KVCache
+from inference.placing import auto_placing
 from training.common.errors import UserError, first_line
 from training.consts import (
     CONTEXT,
@@ -50,10 +51,11 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """(model, tokenizer) of a fine-tuned model, or of an adapter and its base, ready to answer.
 
-    dtype: "auto" is the one that was saved. device: "auto" lets accelerate place the weights; other names are
-    torch's. bits: 8 or 4 quantizes the weights of the layers to that many. allow_untaught: whether a model
-    without control tokens is accepted; it gets them, untrained, and this recipe's chat template. Raises
-    UserError where there is no such device, no model, or one that was trained with another chat template.
+    dtype: "auto" is the one that was saved. device: "auto" is one card where the model fits on it, and else
+    what accelerate makes of all cards and the processor; other names are torch's. bits: 8 or 4 quantizes the
+    weights of the layers to that many. allow_untaught: whether a model without control tokens is accepted; it
+    gets them, untrained, and this recipe's chat template. Raises UserError where there is no such device, no
+    model, or one that was trained with another chat template.
     """
     if device != "auto":
         check_device(device)
@@ -64,7 +66,7 @@ def load(
         tokenizer,
         dtype=dtype,
         new_tokens=teach_to_chat(tokenizer),
-        device_map="auto" if device == "auto" else {"": device},
+        device_map=auto_placing(path, dtype, bits) if device == "auto" else {"": device},
         quantization_config=quantization_config(bits) if bits else None,
         use_safetensors=True,  # other files of weights can carry code
     )

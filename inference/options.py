@@ -33,7 +33,7 @@ MODEL_OPTIONS = (
     click.option(
         "--device",
         default="auto",
-        help="Where the model runs: cpu, cuda:0, ...; auto lets accelerate decide.",
+        help="Where the model runs: cpu, cuda:0, ...; auto takes one card where the model fits on it.",
     ),
 )
 

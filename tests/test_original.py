@@ -72,11 +72,13 @@ def test_the_deepspeed_file_differs_as_stated() -> None:
     ours = json.loads((ROOT / "config" / "deepspeed_zero2_bf16.json").read_text("utf-8"))
     rows = table("DeepSpeed's ZeRO-2 file")
     assert {row[0].strip("`") for row in rows} == {
-        "scheduler", "fp16", "steps_per_print", "allgather_bucket_size", "reduce_bucket_size"
+        "scheduler", "fp16", "steps_per_print", "allgather_bucket_size", "reduce_bucket_size",
+        "grad_accum_dtype",
     }  # fmt: skip
     for key, _, value in rows:
-        found = {**ours, **ours["zero_optimization"]}.get(key.strip("`"))
-        assert value == ("not there" if found is None else f"{found:.0e}".replace("e+0", "e")), key
+        found = {**ours, **ours["zero_optimization"], **ours["data_types"]}.get(key.strip("`"))
+        text = f"{found:.0e}".replace("e+0", "e") if isinstance(found, float) else found
+        assert value == (text or "not there"), key
 
 
 def test_the_command_for_the_originals_defaults_parses() -> None:

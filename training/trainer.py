@@ -2,7 +2,7 @@
 
     deepspeed --num_gpus=8 --module training.trainer \\
         --data-path data/yayi_train_example.json --input-model bigscience/bloomz-7b1-mt \\
-        --deepspeed config/deepspeed_zero2_bf16.json --local-output-dir checkpoints
+        --deepspeed config/deepspeed_zero2_bf16_no_offload.json --local-output-dir checkpoints
 
 For a single process, with or without a card, use `python -m training.trainer` and the same options.
 """
@@ -31,14 +31,25 @@ from training.model.load import load_model, read_config, takes_packed_batches
 from training.model.lora import add_adapter, quantized_loading
 from training.model.packing_trial import why_padded
 from training.run.arguments import check_options, training_arguments
+from training.run.card_memory import (
+    opening_advice,
+    out_of_memory_refused,
+    place_of_loading,
+    planned_memory,
+)
+from training.run.cards import check_card
 from training.run.checkpoints import check_disk_space, export_model
 from training.run.continued import LoadedCheckpoint, universal_checkpoint
-from training.run.launch import check_card, port_in_use_refused, share_cores, start_deepspeed
+from training.run.deepspeed_values import offload_device
+from training.run.launch import share_cores, start_deepspeed
+from training.run.machine import describe_machine
+from training.run.process_group import port_in_use_refused, settle_gloo_interface
 from training.run.record import check_same_run, describe, rows_together
 from training.run.report import opening_lines, remove_report, write_report
-from training.run.resume import Run, find_run, recorded_options
+from training.run.resume import RecordInEffect, Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import STOPPED_STATUS, note_stop
+from training.run.trial import is_wanted
 from training.run.typed_command import command_to_continue
 from training.text.tokenizer import NewTokens, load_tokenizer_and_new_tokens
 
@@ -60,7 +71,7 @@ def main(**values: Any) -> None:
 
 def train(options: Options) -> None:
     """Do the whole run, from the options to the saved model."""
-    with open_run(options) as run:
+    with open_run(options) as run, out_of_memory_refused(run):
         data = prepare_data(run)
         if options.plan:
             for line in plan(
@@ -130,8 +141,10 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
     """The trainer, with the model that it is to fit. All ranks call this together."""
     with port_in_use_refused():
         args = join_ranks(run, data)
+    if is_wanted(args.device):
+        run.planned = planned_memory(run, data.tokenizer, data.new_tokens, data.training)
     model = load_trainable(run, data, args.device)
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=args,
         data_collator=collator(takes_packed_batches(model)),
@@ -142,13 +155,17 @@ def prepare_model(run: Run, data: Data) -> SFTTrainer:
         stop_request=run.stop_request,
         save_total_limit=run.options.save_total_limit,
         warmup_shape=run.options.warmup_shape,
+        planned=run.planned,
     )
+    run.steps_taken = lambda: trainer.state.global_step
+    return trainer
 
 
 def join_ranks(run: Run, data: Data) -> TrainingArguments:
     """Start the process group, in which the ranks agree on the run directory, and take its lock."""
     options, deepspeed_config = run.options, run.deepspeed_config
-    share_cores()
+    share_cores(offloads=offload_device(deepspeed_config or {}) != "none")
+    settle_gloo_interface()
     check_card()
     if deepspeed_config:
         start_deepspeed(timedelta(seconds=options.ddp_timeout))
@@ -174,7 +191,7 @@ def load_trainable(run: Run, data: Data, device: torch.device) -> "PreTrainedMod
         new_tokens=data.new_tokens,
         seed=options.seed,
         packed=not reason,
-        **(quantized_loading(device) if options.load_in_4bit else {}),
+        **(quantized_loading(device) if options.load_in_4bit else place_of_loading(run, device)),
     )
     kind = type(model).__name__
     if reason:
@@ -200,14 +217,16 @@ def load_trainable(run: Run, data: Data, device: torch.device) -> "PreTrainedMod
 
 def fit(run: Run, data: Data, trainer: SFTTrainer) -> bool:
     """Take the optimizer steps that are left. Returns whether there is a new model to save."""
-    for line in opening_lines(trainer, check_disk_space(trainer, run.directory)):
+    for line in [*opening_lines(trainer, check_disk_space(trainer, run.directory)), *opening_advice(run)]:
         say(line)
     if run.is_finished(trainer.total_steps):
         say(f"{run.directory}: finished already; more --epochs or --max-steps would continue it")
         return False
     if trainer.is_world_process_zero():
+        run.description["machine"] = describe_machine(trainer)
         run.write_record()
         run.keep_held_out(data.held_out)
+        trainer.add_callback(RecordInEffect(run, trainer))
         remove_report(run.directory)
         run.note_signals()
     run.stop_request.ends_at_once = False

@@ -9,7 +9,17 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from transformers import BloomConfig
 
 from tests.tiny_models import make_llama, make_qwen
-from training.cost.memory import Adapter, MicroBatch, Shapes, memory_of, model_states, shapes_of
+from training import ALLOCATOR
+from training.cost.memory import (
+    Adapter,
+    MicroBatch,
+    Shapes,
+    States,
+    memory_of,
+    model_states,
+    pinned_bytes,
+    shapes_of,
+)
 from training.cost.ways import fitted_config
 from training.data.collate import collate
 from training.model.load import load_model
@@ -78,7 +88,7 @@ def test_what_is_counted_without_weights_is_what_a_real_model_has_and_keeps(
 @pytest.mark.parametrize("ranks", [1, 8])
 def test_the_states_of_a_full_run_are_those_of_deepspeed_s_estimators(ranks: int) -> None:
     trained, largest = 7_069_016_064, 250_880 * 4_096
-    size = {"ranks": ranks, "width": 2}
+    size = {"ranks": ranks, "width": 2, "sum_width": 2}
     plain, offloaded = (
         model_states(trained, 0, largest, stage=2, offload=offload, **size) for offload in (False, True)
     )
@@ -86,7 +96,7 @@ def test_the_states_of_a_full_run_are_those_of_deepspeed_s_estimators(ranks: int
     _, card = estimate_zero2_model_states_mem_needs(trained, ranks, cpu_offload=False)
     assert plain.of_rank - copied == pytest.approx(card, rel=1e-6)
     _, card = estimate_zero2_model_states_mem_needs(trained, ranks, cpu_offload=True)
-    assert offloaded.of_rank == card
+    assert offloaded.of_rank - 2 * largest == card  # which leave out the largest gradient's buffer
 
     plain, offloaded = (
         model_states(trained, 0, largest, stage=3, offload=offload, **size) for offload in (False, True)
@@ -100,6 +110,43 @@ def test_the_states_of_a_full_run_are_those_of_deepspeed_s_estimators(ranks: int
         trained, largest, ranks, cpu_offload=True, cpu_offload_params=False, additional_buffer_factor=1.3
     )
     assert (offloaded.of_rank, offloaded.offloaded) == pytest.approx((card, host), rel=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_gradients_that_are_added_up_in_float32_are_counted(ranks: int) -> None:
+    trained, largest = 7_069_016_064, 250_880 * 4_096
+    share = trained // ranks
+
+    def states(stage: int, offload: bool, sum_width: int = 4) -> States:
+        return model_states(
+            trained, 0, largest, stage=stage, offload=offload, ranks=ranks, width=2, sum_width=sum_width
+        )
+
+    # Weights in bf16; the float32 weights, two moments and sums of this rank's share. A step copies nothing.
+    assert states(2, offload=False).of_rank == 2 * trained + (3 * 4 + 4) * share
+    # Sums in bf16 would be copied by a step, end to end and to float32.
+    assert states(2, offload=False, sum_width=2).of_rank == 2 * trained + (3 * 4 + 2 + 2 + 4) * share
+    # With offload, ZeRO-2 adds up on the card, and ZeRO-3 on the host.
+    two, three = (states(stage, offload=True) for stage in (2, 3))
+    assert two.of_rank == 2 * trained + 4 * share + 2 * largest
+    assert three.of_rank == states(3, offload=True, sum_width=2).of_rank
+    assert three.offloaded - states(3, offload=True, sum_width=2).offloaded == ranks * 4 * share
+
+
+def test_pinned_memory_is_rounded_up_to_a_power_of_two_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", ALLOCATOR)
+    assert pinned_bytes(2**26 - 5) == 2**26  # 64 MiB
+    assert pinned_bytes(2**26 + 5) == 2**26 + 5
+    size = {"stage": 2, "offload": True, "ranks": 8, "width": 2}
+    as_asked = model_states(7_069_016_064, 0, 10**9, **size).offloaded
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    assert pinned_bytes(2**26 + 5) == 2**27
+    share = 7_069_016_064 // 8
+    # Of 2, 4 and 4 bytes a weight 1.77, 3.53 and 3.53 GB become 2 GiB and 4 GiB; of 2 GB, 2 GiB.
+    more = 2 * (2**32 - 4 * share) + (2**31 - 2 * share) + (2**31 - 2 * 10**9)
+    assert model_states(7_069_016_064, 0, 10**9, **size).offloaded - as_asked == 8 * more
 
 
 @pytest.fixture(scope="module")

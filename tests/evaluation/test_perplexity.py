@@ -8,6 +8,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from evaluation import perplexity
 from tests.conftest import LEARNT, write_rows
+from training.data.collate import collate
+from training.model.load import load_model
+from training.model.loss import Head
 from training.model.save import save_model
 from training.text.conversation import from_row
 from training.text.encoding import encode
@@ -124,3 +127,20 @@ def test_a_loss_that_is_no_number_is_no_result(outcome, tuned: str, tmp_path: Pa
     status, _, err = outcome(perplexity.main, arguments)
     assert status == 2
     assert "the loss is NaN or infinite" in err
+
+
+def test_the_loss_is_computed_where_the_last_block_of_a_spread_model_is(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device stands in for the second of two cards, which has the last block and the head."""
+    model = load_model(base, load_tokenizer(base), dtype=torch.float32)
+    run_blocks = model._run_blocks
+    monkeypatch.setattr(model, "_run_blocks", lambda *args: run_blocks(*args).to("meta"))
+    model.lm_head = Head(model.config.hidden_size, model.config.vocab_size, bias=False, device="meta")
+    batch = collate([{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}])
+    targets = []
+    monkeypatch.setattr(
+        Head, "forward", lambda head, hidden, wanted, rows: targets.append(wanted) or hidden.sum()
+    )
+    loss = model(**batch, num_items_in_batch=1).loss
+    assert (loss.device.type, targets[0].device.type, len(targets[0])) == ("meta", "meta", 2)

@@ -1,13 +1,12 @@
 import os
-import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed as dist
 
 from tests.conftest import ROOT
 from training.common.errors import UserError
@@ -15,9 +14,7 @@ from training.common.options import default_cache_dir
 from training.run import launch
 from training.run.launch import (
     build_optimizer_operation,
-    check_bf16,
-    check_card,
-    port_in_use_refused,
+    check_build_tools,
     settle_build_directories,
     share_cores,
 )
@@ -29,38 +26,14 @@ def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, ranks: str, expe
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(os, "environ", {"LOCAL_SIZE": ranks})
-    share_cores()
+    share_cores(offloads=False)
     assert threads == [expected]
-    assert os.environ["OMP_NUM_THREADS"] == str(expected)
-
-
-def test_a_card_without_bf16_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    with pytest.raises(UserError, match="Tesla V100 has no bfloat16; pass --no-bf16"):
-        check_bf16()
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    check_bf16()
-
-
-def test_a_port_in_use_is_one_line_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("", 0)) as other:
-        port = other.getsockname()[1]
-        monkeypatch.setenv("MASTER_PORT", str(port))
-        with pytest.raises(UserError, match=f"port {port}.* in use.*--master_port"), port_in_use_refused():
-            dist.TCPStore("127.0.0.1", port, 1, is_master=True)
-
-
-def test_a_rank_that_does_not_see_its_card_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    check_card()  # without any card the ranks share the processor
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="local rank 1 sees 1 card"):
-        check_card()
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    check_card()
+    assert os.environ.pop("OMP_NUM_THREADS") == str(expected)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    share_cores(offloads=False)  # the cards compute
+    assert threads == [expected]
+    share_cores(offloads=True)
+    assert threads == [expected, expected]
 
 
 def test_operations_are_built_elsewhere_where_the_home_directory_cannot_be_written(
@@ -144,3 +117,32 @@ def test_what_is_built_is_what_the_configuration_uses(monkeypatch, optimizer, ze
     monkeypatch.setattr(launch, "build_operation", built.append)
     build_optimizer_operation({"optimizer": optimizer, "zero_optimization": zero})
     assert built == expected
+
+
+OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("CXX", "no-such-compiler", "cpu_adam .*about a minute, and a C.. compiler .*is missing"),
+        ("include", "/nowhere", r"Python.h .*/nowhere/Python.h is not there\) is missing"),
+        ("PATH", "/nowhere", r"ninja \(pip install ninja\)"),
+    ],
+)
+def test_a_tool_that_a_build_would_miss_is_named_before_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))  # where nothing is built yet
+    check_build_tools(OFFLOAD)
+    check_build_tools({"zero_optimization": {"stage": 2}})
+    if setting == "include":
+        monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": value})
+    else:
+        monkeypatch.setenv(setting, value)
+    with pytest.raises(UserError, match=said):
+        check_build_tools(OFFLOAD)
+    if setting != "PATH":  # what is built already needs no compiler
+        for name in ("cpu_adam", "deepspeed_shm_comm"):
+            (tmp_path / name / f"{name}.so").touch()
+        check_build_tools(OFFLOAD)

@@ -19,7 +19,6 @@ class Network(NamedTuple):
     form: str
     addresses: tuple[str, str]
     enter: tuple[list[str], list[str]]  # what stands before a node's command
-    interface: str
     cut: Callable[[list[Running]], None]  # takes the second node away
     mend: Callable[[], None]
 
@@ -39,7 +38,6 @@ def network() -> Iterator[Network]:
             "loopback addresses",
             ("127.0.0.1", "127.0.0.2"),
             ([], []),
-            "lo",
             lambda nodes: kill(nodes[1].family()),
             lambda: None,
         )
@@ -68,7 +66,6 @@ def network() -> Iterator[Network]:
             "network namespaces",
             addresses,
             tuple(["ip", "netns", "exec", name] for name in names),
-            "node",
             lambda nodes: ip("-n", names[1], "link", "set", "node", "down"),
             lambda: ip("-n", names[1], "link", "set", "node", "up"),
         )
@@ -85,7 +82,7 @@ def start(network: Network, hostfile: Path, *arguments: str) -> list[Running]:
             *network.enter[node], "deepspeed", "--hostfile", str(hostfile), "--no_ssh",
             "--node_rank", str(node), "--master_addr", network.addresses[0], "--master_port", str(port),
             "--module", "training.trainer", *arguments,
-            GLOO_SOCKET_IFNAME=network.interface, OMP_NUM_THREADS="1",
+            OMP_NUM_THREADS="1",
         )
         for node in range(2)
     ]  # fmt: skip

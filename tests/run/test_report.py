@@ -1,12 +1,17 @@
 import json
+import os
+import platform
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from training.common.console import bytes_text, log_line
-from training.run import report
+from training.run import machine, report
+from training.run.machine import describe_machine, machine_text
 from training.run.report import git_commit
 
 ENTRY = {
@@ -51,9 +56,14 @@ def test_the_report_of_a_run(tuned: str) -> None:
     assert path.endswith("learnt.jsonl")
     assert found["kept"]["rows"] == 4
     assert report["run"]["seed"] == 515
+    machine = report["run"]["machine"]
+    assert (machine["host"], machine["card"], machine["ranks"]) == (platform.node(), None, 1)
+    assert machine["attention"].startswith("ours, packed")
+    assert report["run"]["gradient sums"] == "fp32"
     page = (Path(tuned) / "report.md").read_text()
     assert f"{report['last_loss']:.4f}" in page
     assert "4 rows of" in page
+    assert f"| machine | {platform.node()}, " in page
     assert "| evaluation | none |" in page
     assert "evaluation loss" not in page
     assert (Path(tuned) / "loss.png").exists()
@@ -66,3 +76,23 @@ def test_the_commit_is_gits_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert git_commit().rstrip("+") == expected
     monkeypatch.setattr(report, "__file__", str(tmp_path / "run_report.py"))
     assert git_commit() is None
+
+
+def test_a_report_says_which_card_and_which_libraries_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "get_device_name": "NVIDIA A100-SXM4-80GB",
+        "get_device_properties": SimpleNamespace(total_memory=80 * 10**9),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(machine, "driver_version", lambda: "580.82.07")
+    args = SimpleNamespace(device=torch.device("cuda:0"), world_size=8)
+    model = SimpleNamespace(config=SimpleNamespace(model_type="llama"))
+    found = describe_machine(SimpleNamespace(args=args, model=model))
+    assert (found["attention"], found["allocator"]) == ("transformers'", os.environ["PYTORCH_ALLOC_CONF"])
+    assert machine_text(found) == (
+        f"{platform.node()}, 8 process(es), NVIDIA A100-SXM4-80GB, driver 580.82.07, CUDA 13.0, cuDNN 91002, "
+        "NCCL 2.27.5"
+    )

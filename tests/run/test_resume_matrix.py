@@ -83,6 +83,8 @@ def configuration(case: str) -> dict:
     path = ZERO3 if stage == 3 else ZERO2.replace("_no_offload", "")
     config = json.loads((ROOT / (path if offload else path.replace(".json", "_no_offload.json"))).read_text())
     config["zero_optimization"]["stage"] = stage
+    if stage < 2 or case == "ZeRO 2":  # as the files of earlier versions were, which went on in bf16
+        del config["data_types"]
     return config
 
 

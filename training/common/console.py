@@ -112,7 +112,7 @@ def log_line(logs: dict[str, float]) -> str:
         return (
             f"loss {logs['loss']:.4f}  {norm}rate {logs['learning_rate']:.3g}  "
             f"{logs['tokens_per_second']:,.0f} tokens/s, {logs['learnt_tokens_per_second']:,.0f} supervised, "
-            f"{logs['padding_share']:.0%} padding  {share}epoch {logs['epoch']:.2f}{left}"
+            f"{logs['padding_share']:.0%} padding  {share}epoch {logs['epoch']:.2f}{left}{_card_text(logs)}"
         )
     name = evaluated_name(logs)
     if name is not None:
@@ -121,7 +121,7 @@ def log_line(logs: dict[str, float]) -> str:
             f"evaluation loss{f' of {name}' if name else ''} {logs[f'{prefix}_loss']:.4f} on "
             f"{logs[f'{prefix}_tokens']:,} tokens; answers: {logs[f'{prefix}_ended_share']:.0%} ended, "
             f"{logs[f'{prefix}_length_share']:.2f} times as long as the data's, "
-            f"{logs[f'{prefix}_repeated_share']:.0%} repeated"
+            f"{logs[f'{prefix}_repeated_share']:.0%} repeated{_card_text(logs)}"
         )
     return f"trained for {duration(logs['train_runtime'])}"
 
@@ -138,6 +138,17 @@ def evaluated_name(logs: Mapping[str, float]) -> str | None:
     """The name of what a log entry is the evaluation of, or None where it is another entry."""
     keys = (re.fullmatch(r"eval_(?:(.+)_)?loss", key) for key in logs)
     return next((key[1] or "" for key in keys if key), None)
+
+
+def _card_text(logs: dict[str, float]) -> str:
+    """What a log entry says of the memory of a card, if anything."""
+    if "card_allocated" not in logs:
+        return ""
+    planned = f", planned {bytes_text(logs['card_planned'])}" if "card_planned" in logs else ""
+    return (
+        f"; a card had at most {bytes_text(logs['card_allocated'])} allocated{planned}, and "
+        f"{bytes_text(logs['card_reserved'])} reserved"
+    )
 
 
 def duration(seconds: float) -> str:

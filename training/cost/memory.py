@@ -1,6 +1,8 @@
 """What a run takes of memory, computed from the configuration of a model: no weight is loaded."""
 
 import copy
+import os
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +35,13 @@ MAX_LIVE = 1_000_000_000
 # Bytes of a weight in 4 bits: its half byte, and its share of the float32 that 64 weights have in common
 # (https://arxiv.org/abs/2305.14314, section 3, without double quantization).
 BYTES_IN_4_BITS = 1 / 2 + 4 / 64
+
+# Bytes of a gradient's sum over micro-batches in our configurations ("grad_accum_dtype": "fp32").
+SUM_BYTES = 4
+
+# Bytes of a trainable weight on a rank without DeepSpeed beside the weight: its gradient and Adam's two
+# moments, all in float32.
+PLAIN_ADAM_BYTES, PLAIN_GRADIENT_BYTES = 8, 4
 
 # Bytes of a trainable weight in a checkpoint: Adam's two moments in float32, and DeepSpeed's float32 copy
 # too.
@@ -91,11 +100,12 @@ class Memory(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """The larger of two moments: a backward pass begins with all activations and no gradients, and an
-        optimizer step has all gradients and no activations.
+        """The larger of two moments, a backward pass with its activations and an optimizer step without.
+
+        The sums of the gradients are there in both: DeepSpeed makes room for all of them at the first one.
         """
         passes = self.activations + self.head + self.exchanged
-        return self.weights + self.optimizer + max(passes, self.gradients + self.step)
+        return self.weights + self.optimizer + self.gradients + max(passes, self.step)
 
     @property
     def host(self) -> int:
@@ -230,22 +240,40 @@ class States(NamedTuple):
 
 
 def model_states(
-    trainable: int, frozen_bytes: int, largest: int, *, stage: int, offload: bool, ranks: int, width: int
+    trainable: int,
+    frozen_bytes: int,
+    largest: int,
+    *,
+    stage: int,
+    offload: bool,
+    ranks: int,
+    width: int,
+    sum_width: int | None = None,
 ) -> States:
-    """The bytes that weights, gradients and AdamW take under ZeRO stage 2 or 3.
+    """The bytes that weights, gradients and AdamW take under ZeRO stage 2 or 3; stage 0 is no DeepSpeed.
 
     trainable: the number of trainable weights. largest: the number of weights of the largest matrix. offload:
-    whether the optimizer is offloaded. width: bytes of a weight.
+    whether the optimizer is offloaded. width: bytes of a weight. sum_width: bytes of the sum of a gradient
+    over micro-batches; None stands for SUM_BYTES.
 
-    In bf16 the sum for a card is what DeepSpeed's own estimators give (stage_1_and_2.py and stage3.py in
-    deepspeed/runtime/zero); this adds the copy of the gradients that a step makes, and ZeRO-3's gradients. An
-    offloaded optimizer takes what they give with HOST_BUFFERS.
+    Where gradients are added up in bf16, the sum for a card is what DeepSpeed's own estimators give
+    (stage_1_and_2.py and stage3.py in deepspeed/runtime/zero); this adds the copy of the gradients that a
+    step makes, ZeRO-3's gradients, and the buffer for the gradient of the largest matrix that ZeRO-2 has on
+    the card and on the host where it offloads. An offloaded optimizer takes what they give with HOST_BUFFERS,
+    and what pinned memory is rounded up by.
     """
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
+    if sum_width is None:
+        sum_width = SUM_BYTES
     share = trainable // ranks
     weights = width * trainable + frozen_bytes
     loading = ranks * weights
+    if stage == 0:  # the trainable weights are float32, and every rank has all
+        in_float32 = PLAIN_GRADIENT_BYTES * trainable
+        return States(
+            in_float32 + frozen_bytes, PLAIN_ADAM_BYTES * trainable, in_float32, 0, 0, ranks * 4 * trainable
+        )
     if stage == 3:  # rank 0 reads them and hands out shares; those in use, and one gradient, are gathered
         loading = weights
         in_use = max(width * largest, min(weights, width * MAX_LIVE))
@@ -253,9 +281,32 @@ def model_states(
     if offload:
         # The estimate for one rank: for more, it adds the float32 weights that each would load.
         offloaded, _ = estimate_zero2_model_states_mem_needs(trainable, additional_buffer_factor=HOST_BUFFERS)
-        return States(weights, 0, 0, 0, offloaded, loading)
-    in_float32 = 4 * share  # the optimizer takes the gradients in float32
-    return States(weights, OPTIMIZER_BYTES * share, width * share, in_float32 + width * share, 0, loading)
+        buffer = width * min(largest, trainable) if stage == 2 else 0
+        pinned = [4 * share, 4 * share, width * share if stage == 2 else sum_width * share, buffer]
+        offloaded += ranks * (buffer + sum(pinned_bytes(count) - count for count in pinned))
+        in_float32 = sum_width * share if sum_width > width else 0  # ZeRO-2 has these sums on the card
+        if stage == 3:
+            return States(weights, 0, 0, 0, offloaded + ranks * in_float32, loading)
+        return States(weights, 0, in_float32 + buffer, 0, offloaded, loading)
+    if sum_width == width:
+        copied = width * share + 4 * share  # laid end to end, and that in float32
+    elif stage == 3:
+        copied = sum_width * share  # laid end to end
+    else:
+        copied = 0  # they are so already
+    return States(weights, OPTIMIZER_BYTES * share, max(width, sum_width) * share, copied, 0, loading)
+
+
+def pinned_bytes(count: int) -> int:
+    """The bytes that PyTorch takes for pinned memory of `count` bytes: the next power of two.
+
+    Above the size that PYTORCH_ALLOC_CONF names (see training/__init__.py) it does not round.
+    """
+    settings = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
+    limit = re.search(r"pinned_max_round_threshold_mb:(\d+)", settings)
+    if count == 0 or (limit and count > int(limit[1]) * 2**20):
+        return count
+    return 2 ** (count - 1).bit_length()
 
 
 def memory_of(
@@ -269,18 +320,26 @@ def memory_of(
     supervised: int,
     bucket: int,
     in_4_bits: bool = False,
+    sum_width: int | None = None,
 ) -> Memory:
     """The bytes that a rank takes for the micro-batch of `shapes`.
 
-    supervised: how many tokens of the micro-batch get logits. bucket: how many gradients the ranks exchange
-    at a time.
+    stage, sum_width: as for `model_states`. supervised: how many tokens of the micro-batch get logits.
+    bucket: how many gradients the ranks exchange at a time.
     """
     width = dtype.itemsize
     frozen = width * shapes.frozen
     if in_4_bits:
         frozen += int((BYTES_IN_4_BITS - width) * shapes.frozen_linear)
     states = model_states(
-        shapes.trainable, frozen, shapes.largest, stage=stage, offload=offload, ranks=ranks, width=width
+        shapes.trainable,
+        frozen,
+        shapes.largest,
+        stage=stage,
+        offload=offload,
+        ranks=ranks,
+        width=width,
+        sum_width=sum_width,
     )
     # The blocks go backward one at a time, and that one also has the gradients of what it kept.
     if checkpointing:

@@ -30,8 +30,9 @@ from training.model.packing_trial import why_padded
 # assumed to reach.
 TFLOPS, UTILIZATION = 312.0, 0.4
 
-# Bytes of a card that a run cannot use: some CUDA takes, some the allocator wastes. Assumed, not measured.
-SET_ASIDE = 1_000_000_000
+# Bytes of a card that a run cannot use: some CUDA takes, some the allocator wastes; where several cards
+# exchange gradients, NCCL takes as much again for its buffers. Assumed, not measured.
+SET_ASIDE, FOR_EXCHANGE = 1_000_000_000, 1_000_000_000
 
 # `reduce_bucket_size` of our ZeRO-2 configurations; "auto" in those of ZeRO-3 is the hidden size squared.
 ZERO2_BUCKET = 200_000_000
@@ -58,6 +59,11 @@ class Machine(NamedTuple):
     memory: int  # bytes of each card
     tflops: float = TFLOPS
     utilization: float = UTILIZATION
+
+    @property
+    def set_aside(self) -> int:
+        """Bytes of each card that the run cannot use."""
+        return SET_ASIDE + (FOR_EXCHANGE if self.cards > 1 else 0)
 
 
 def this_machine(ranks: int) -> Machine:
@@ -111,9 +117,9 @@ def plan(
     longest = work.longest
     note = work.assumption
     yield f"longest micro-batch: {longest.tokens:,} tokens in {longest.examples:,} example(s){note}"
-    yield f"GB, computed; {bytes_text(SET_ASIDE)} of each card is set aside"
+    yield f"GB, computed; {bytes_text(machine.set_aside)} of each card is set aside"
     yield from _table(ways, machine)
-    yield "peak: weights, optimizer, and the larger of activations, head and exchanged, or gradients and step"
+    yield "peak: weights, optimizer, gradients, and the larger of activations, head and exchanged, or step"
 
     best = next((way for way in ways if does_fit(way, machine)), None)
     if best is None:
@@ -148,7 +154,7 @@ def fitted_config(path: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedCo
 
 
 def does_fit(way: Way, machine: Machine) -> bool:
-    return way.memory.peak + SET_ASIDE <= machine.memory
+    return way.memory.peak + machine.set_aside <= machine.memory
 
 
 def work_of(options: Options, examples: Examples | None, cards: int, packed: bool) -> Work:

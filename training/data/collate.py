@@ -58,7 +58,7 @@ def collate_padded(examples: EncodedExamples) -> dict[str, torch.Tensor]:
 
 
 def collator(is_packed: bool) -> Callable[[EncodedExamples], dict[str, Any]]:
-    """The function that makes a model's batches; `training.model.load.takes_packed_batches` says which it needs."""
+    """The function that makes a model's batches; `takes_packed_batches` in training.model.load says it."""
     return collate if is_packed else collate_padded
 
 

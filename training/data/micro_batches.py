@@ -50,6 +50,21 @@ class MicroBatches(Sampler[list[int]]):
         batches += [[]] * (-len(batches) % self.world_size)
         return iter(batches[self.rank :: self.world_size])
 
+    def longest(self, epochs: int, padded: bool) -> list[int]:
+        """The micro-batch of this rank with the most tokens in the first `epochs` epochs.
+
+        padded: whether each example takes as many tokens as the longest one of its micro-batch.
+        """
+
+        def tokens(batch: list[int]) -> int:
+            lengths = self.lengths[batch]
+            return int(lengths.max(initial=0)) * len(batch) if padded else int(lengths.sum())
+
+        batches = (
+            batch for epoch in range(epochs) for batch in self._batches(epoch)[self.rank :: self.world_size]
+        )
+        return max(batches, key=tokens, default=[])
+
     def of_all_ranks(self, epoch: int, start: int, stop: int) -> list[list[int]]:
         """The micro-batches `start` to `stop` (not included) of an epoch, of all ranks together."""
         return self._batches(epoch)[start * self.world_size : stop * self.world_size]

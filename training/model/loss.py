@@ -66,9 +66,12 @@ def packed_loss(
         is_supervised = labels != NOT_SUPERVISED
         is_supervised[documents.starts[:-1].long()] = False  # predicted from nothing
         supervised_positions = is_supervised.nonzero()[:, 0]  # on a card this waits for all work before
+    targets = labels.index_select(0, supervised_positions)
+    # A model that is spread over several cards has its last block on another one than its embedding.
+    device = hidden_states.device
     # A token is predicted from the one before it.
-    before = hidden_states.index_select(0, supervised_positions - 1)
-    loss = head(before, labels.index_select(0, supervised_positions), trainable_rows)
+    before = hidden_states.index_select(0, supervised_positions.to(device) - 1)
+    loss = head(before, targets.to(device), trainable_rows)
     if isinstance(num_items_in_batch, torch.Tensor):
         return loss / num_items_in_batch.to(loss.device).clamp(min=1)
     count = len(supervised_positions) if num_items_in_batch is None else num_items_in_batch

@@ -14,9 +14,15 @@ from training.common.options import Options
 from training.consts import CONTEXT
 from training.model.load import read_config
 from training.model.packing_trial import why_padded
+from training.run.cards import check_bf16, check_cards
 from training.run.deepspeed_config import read_deepspeed_config
-from training.run.deepspeed_values import adam_settings, check_learning_rate, take_values_of_file
-from training.run.launch import check_bf16
+from training.run.deepspeed_values import (
+    adam_settings,
+    check_gradient_sums,
+    check_learning_rate,
+    take_values_of_file,
+)
+from training.run.launch import check_build_tools
 from training.run.reporters import check_reporters
 
 
@@ -31,8 +37,12 @@ def check_options(options: Options) -> tuple[Options, dict[str, Any] | None]:
             "ACCELERATE_USE_DEEPSPEED), and its settings for that are not read here; take distributed_type "
             "MULTI_GPU, or unset the variable, and give DeepSpeed's file by --deepspeed"
         )
+    check_cards()
     deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None
     options = take_values_of_file(options, deepspeed_config or {})
+    check_gradient_sums(deepspeed_config or {}, options.bf16)
+    if deepspeed_config and not options.plan:
+        check_build_tools(deepspeed_config)
     check_reporters(options.report_to)
     check_base_model(options.input_model)
     if options.load_in_4bit and (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3:

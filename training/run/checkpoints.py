@@ -5,10 +5,12 @@ import math
 import os
 import shutil
 import time
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from training.common.console import bytes_text, say
@@ -19,6 +21,7 @@ from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, traina
 from training.model.lora import has_adapter, save_adapter
 from training.model.save import save_model
 from training.run.deepspeed_values import describe_optimizer
+from training.run.process_group import control_group
 
 # The last file to be written to a checkpoint, with step, world size, what decides whether DeepSpeed can load
 # its optimizer, and the size of every other file.
@@ -32,6 +35,9 @@ LAUNCHER_PATIENCE_S = 30
 
 # Seconds that a network disk may take to show a new directory.
 DISK_PATIENCE_S = 60
+
+# Bytes a second of the slowest disk on which a checkpoint is waited for, beside --ddp-timeout.
+SLOWEST_DISK = 10_000_000
 
 
 def step_of(checkpoint: Path) -> int:
@@ -78,6 +84,19 @@ class CheckpointWriter:
         self.run_dir, self.trainer = run_dir, trainer
         self._step: int | None = None  # of the checkpoint that is being written
 
+    @cached_property
+    def waiting_group(self) -> dist.ProcessGroup | None:
+        """The group in which the ranks wait for a save, made by all of them together; None for a single rank.
+
+        A checkpoint of 113 GB may take longer than a collective may, so the group has a limit of its own.
+        """
+        return None if self.trainer.args.world_size == 1 else control_group(save_limit(self.trainer))
+
+    def wait_for_all(self) -> None:
+        """Wait until all ranks are here, one of which may have something to save or to convert."""
+        if self.waiting_group:
+            dist.barrier(group=self.waiting_group)
+
     def place(self, step: int) -> Path:
         """The directory in which transformers is to make `checkpoint-<step>`."""
         return self.run_dir / f"{INCOMPLETE}{step}"
@@ -97,13 +116,13 @@ class CheckpointWriter:
                 if not (path / COMPLETE).exists() or path.name == directory.name:
                     _remove(path)
             directory.mkdir(parents=True)
-        self.trainer.accelerator.wait_for_everyone()
+        self.wait_for_all()
         for path in (directory.parent, directory):
             check_is_seen(path)
 
     def complete(self) -> Path:
         """Fsync all ranks' files, rename their directory to the checkpoint's name, and remove older ones."""
-        wait_for_all = self.trainer.accelerator.wait_for_everyone
+        wait_for_all = self.wait_for_all
         directory, checkpoint = self.directory, self.run_dir / self.directory.name
         wait_for_all()
         if self.trainer.is_local_process_zero():
@@ -187,6 +206,11 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def save_limit(trainer: Trainer) -> float:
+    """Seconds for which a rank waits for another that saves, converts or copies a checkpoint."""
+    return trainer.args.ddp_timeout + checkpoint_bytes(trainer) / SLOWEST_DISK
+
+
 def checkpoint_bytes(trainer: Trainer) -> int:
     """The computed bytes of a checkpoint of this run on the disk, its small files not counted."""
     model = model_bytes(trainer.model)
@@ -242,4 +266,4 @@ def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: 
                 f"{run_dir}: the model cannot be written ({first_line(error)}); make room, and continue by "
                 "--resume"
             ) from None
-    trainer.accelerator.wait_for_everyone()
+    trainer.checkpoints.wait_for_all()

@@ -190,7 +190,7 @@ def universal_checkpoint(checkpoint: Path, trainer: Trainer) -> Iterator[Path]:
         if done.returncode != 0:
             raise RuntimeError(f"DeepSpeed could not convert {checkpoint}:\n{done.stderr}")
         (directory / "latest_universal").write_text(shards.name, encoding="utf-8")
-    trainer.accelerator.wait_for_everyone()
+    trainer.checkpoints.wait_for_all()
     try:
         yield directory
     finally:

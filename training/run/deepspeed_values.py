@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from training.common.errors import UserError
 from training.common.options import Options
 
@@ -22,6 +24,37 @@ def offload_device(config: Mapping[str, Any]) -> str:
 def is_adam(config: Mapping[str, Any]) -> bool:
     """Whether the optimizer is Adam or AdamW: DeepSpeed's, or transformers' where the file names none."""
     return config.get("optimizer", {}).get("type", "AdamW").lower() in ("adam", "adamw")
+
+
+# Bytes of a number of the types that "data_types.grad_accum_dtype" names.
+SUM_TYPES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def gradient_sums(config: Mapping[str, Any]) -> str | None:
+    """The type in which gradients of several micro-batches are added up; None stands for the weights'."""
+    return (config.get("data_types") or {}).get("grad_accum_dtype")
+
+
+def sum_width(config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """Bytes of such a sum, for weights of type `dtype`."""
+    return SUM_TYPES.get(gradient_sums(config) or "", dtype.itemsize)
+
+
+def check_gradient_sums(config: Mapping[str, Any], bf16: bool) -> None:
+    """Raise UserError for a type of gradient sums that DeepSpeed does not have, or not without ZeRO."""
+    found = gradient_sums(config)
+    if found is None:
+        return
+    if found not in SUM_TYPES:
+        raise UserError(
+            f'--deepspeed: "data_types.grad_accum_dtype" is {found!r}; write one of {", ".join(SUM_TYPES)}'
+        )
+    weights = "bf16" if bf16 else "fp32"
+    if config["zero_optimization"]["stage"] == 0 and found != weights:
+        raise UserError(
+            f"--deepspeed: without ZeRO (stage 0) DeepSpeed adds up the gradients of {weights} weights in "
+            f'{weights} only; remove "data_types.grad_accum_dtype", or take stage 1, 2 or 3'
+        )
 
 
 def describe_optimizer(config: Mapping[str, Any]) -> dict[str, Any]:

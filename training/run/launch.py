@@ -1,15 +1,15 @@
 """What a run needs of the machine and of its launcher."""
 
 import os
+import shutil
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sysconfig
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
 from training.common.console import say
 from training.common.errors import UserError
@@ -17,17 +17,14 @@ from training.common.files import hold_lock, home_cache_dir, user_cache_dir
 from training.run.deepspeed_values import is_adam, offload_device
 
 
-def check_bf16() -> None:
-    """Raise UserError for a card that has no bfloat16, such as a V100 or T4."""
-    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-        card = torch.cuda.get_device_name()
-        raise UserError(f"{card} has no bfloat16; pass --no-bf16 for float32, which takes twice the memory")
+def share_cores(offloads: bool) -> None:
+    """The ranks of a node share its cores, instead of each starting a thread on every core.
 
-
-def share_cores() -> None:
-    """Without a card the ranks of a node share its cores, instead of each starting a thread on every core."""
+    They do where the processor computes: without a card, and where the optimizer is offloaded to it.
+    """
     ranks = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    if ranks == 1 or torch.accelerator.is_available() or "OMP_NUM_THREADS" in os.environ:
+    computes = offloads or not torch.accelerator.is_available()
+    if ranks == 1 or not computes or "OMP_NUM_THREADS" in os.environ:
         return
     threads = max(1, torch.get_num_threads() // ranks)
     torch.set_num_threads(threads)
@@ -52,17 +49,71 @@ def build_operation(builder_name: str) -> None:
         directory / "lock.held", f"waiting for another process that builds {builder.name}", wait=True
     ):
         (directory / "lock").unlink(missing_ok=True)
+        if not (directory / f"{builder.name}.so").exists():
+            say(f"building DeepSpeed's {builder.name}, which takes about a minute")
         builder.load(verbose=False)
 
 
 def build_optimizer_operation(config: Mapping[str, Any]) -> None:
     """Build the operation of this configuration's Adam before DeepSpeed itself does."""
+    name = optimizer_operation(config)
+    if name:
+        build_operation(name)
+
+
+def optimizer_operation(config: Mapping[str, Any]) -> str | None:
+    """The name of the builder of the operation that this configuration's Adam needs, or None."""
     is_offloaded = offload_device(config) != "none"
-    if not config.get("optimizer"):
-        if is_offloaded:  # accelerate then takes DeepSpeed's for transformers' AdamW
-            build_operation("CPUAdamBuilder")
-    elif is_adam(config) and not config["optimizer"].get("params", {}).get("torch_adam"):
-        build_operation("CPUAdamBuilder" if is_offloaded else "FusedAdamBuilder")
+    if not config.get("optimizer"):  # accelerate then takes DeepSpeed's for transformers' AdamW
+        return "CPUAdamBuilder" if is_offloaded else None
+    if not is_adam(config) or config["optimizer"].get("params", {}).get("torch_adam"):
+        return None
+    return "CPUAdamBuilder" if is_offloaded else "FusedAdamBuilder"
+
+
+def check_build_tools(config: Mapping[str, Any]) -> None:
+    """Raise UserError where an operation has to be built for this configuration, and a tool is missing.
+
+    Built are DeepSpeed's Adam on the processor, which offload needs, or its fused one, and, without a card,
+    the exchange of tensors between the ranks of a machine. Ninja is needed for one that is built, too.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.git_version_info import installed_ops
+    from torch.utils import cpp_extension
+
+    settle_build_directories()
+    has_card = torch.accelerator.is_available()
+    for name in (optimizer_operation(config), None if has_card else "ShareMemCommBuilder"):
+        builder = get_accelerator().create_op_builder(name) if name else None
+        if builder is None or installed_ops.get(builder.name) or not builder.is_compatible(verbose=False):
+            continue
+        built = Path(cpp_extension._get_build_directory(builder.name, verbose=False), f"{builder.name}.so")
+        missing = [] if cpp_extension.is_ninja_available() else ["ninja (pip install ninja)"]
+        if not built.exists():
+            missing += _missing_for_building(needs_cuda=has_card and name == "FusedAdamBuilder")
+        if missing:
+            remedy = (
+                '; or take "torch_adam": true in "optimizer.params"' if name == "FusedAdamBuilder" else ""
+            )
+            raise UserError(
+                f"DeepSpeed builds its {builder.name} on this machine, which takes about a minute, and "
+                f"{' and '.join(missing)} is missing; install it{remedy}"
+            )
+
+
+def _missing_for_building(needs_cuda: bool) -> list[str]:
+    from torch.utils import cpp_extension
+
+    missing = []
+    compiler = os.environ.get("CXX", "c++").split()
+    if not compiler or shutil.which(compiler[0]) is None:
+        missing.append("a C++ compiler (apt install g++)")
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    if not headers.exists():
+        missing.append(f"Python.h (apt install python3-dev; {headers} is not there)")
+    if needs_cuda and cpp_extension.CUDA_HOME is None:
+        missing.append("the CUDA toolkit (nvcc)")
+    return missing
 
 
 def settle_build_directories() -> None:
@@ -96,36 +147,3 @@ def start_deepspeed(timeout: timedelta) -> None:
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free)
         )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
-
-
-@contextmanager
-def port_in_use_refused() -> Iterator[None]:
-    """A block that starts the process group. Raises UserError where another program has the port for it."""
-    try:
-        yield
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise UserError(
-            f"port {os.environ['MASTER_PORT']}, at which the ranks meet, is in use by another program; give "
-            "a free one: --master_port for deepspeed and torchrun, --main_process_port for accelerate, "
-            "MASTER_PORT for srun"
-        ) from None
-
-
-def check_card() -> None:
-    """Raise UserError where this rank of plain `srun` does not see the card of its local rank."""
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if cards and local_rank >= cards:
-        raise UserError(
-            f"local rank {local_rank} sees {cards} card(s), and needs card {local_rank}; start no more "
-            "ranks than cards on a node, each of which sees them all (srun --gpu-bind=none)"
-        )
-
-
-def limit_collectives(timeout: timedelta) -> None:
-    """Set the timeout of all process groups, since DeepSpeed makes groups of its own without one."""
-    if dist.is_initialized():
-        for group in list(dist.distributed_c10d._world.pg_map):
-            group.set_timeout(timeout)

@@ -14,7 +14,7 @@ from training.common.errors import UserError, first_line
 from training.common.hub import is_adapter
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
 from training.data.examples import Examples, Together
-from training.run.deepspeed_values import describe_optimizer
+from training.run.deepspeed_values import describe_optimizer, gradient_sums
 
 # Options that are this start's own. Where encoded rows are kept may be another place on another machine.
 NOT_KEPT = (*OF_ONE_START, "cache_dir")
@@ -57,6 +57,8 @@ def describe(
         "optimizer": f"{f'ZeRO stage {zero}' if deepspeed_config else 'no DeepSpeed'}, "
         f"{'bf16' if options.bf16 else 'float32'}{_adapter(options)}",
         "optimizer state": describe_optimizer(deepspeed_config) if deepspeed_config else None,
+        "gradient sums": gradient_sums(deepspeed_config or {})
+        or ("bf16" if deepspeed_config and options.bf16 else "fp32"),
         "ranks": world_size,
         "together": together,
         "options": {name: text_of_value(getattr(options, name)) for name in OPTION_NAMES},
@@ -202,6 +204,11 @@ def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, A
         if not anyway:
             raise UserError(f"{text}; pass --resume-anyway if you want that, or give another --run-name")
         say(f"WARNING: {text}; going on anyway")
+    # Earlier versions did not record it: DeepSpeed then added up in the type of the weights.
+    in_bf16 = record["optimizer"].startswith("ZeRO") and "bf16" in record["optimizer"]
+    before, sums = record.get("gradient sums", "bf16" if in_bf16 else "fp32"), now.get("gradient sums")
+    if sums not in (before, None):
+        say(f"gradients of several micro-batches are added up in {sums}, and were in {before}")
     for name, value in now["options"].items():
         before = record["options"].get(name, value)  # an option that is newer than the run has not changed
         if before != value and name not in OF_ONE_START:

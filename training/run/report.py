@@ -15,12 +15,10 @@ from training.common.files import write_atomic
 from training.cost.memory import model_states, numel, stored_bytes, trainable_weights
 from training.model.lora import has_adapter
 from training.run.curves import draw_curves, evaluations_of
+from training.run.deepspeed_values import sum_width
+from training.run.machine import machine_text
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets")
-
-# Bytes of a trainable weight on a rank without DeepSpeed: itself, its gradient and Adam's two moments, all in
-# float32.
-PLAIN_BYTES = 16
 
 
 def opening_lines(trainer: Trainer, disk_bytes: int) -> list[str]:
@@ -58,16 +56,18 @@ def expected_memory(trainer: Trainer) -> tuple[int, int]:
     weights = list(trainer.model.parameters())
     trainable = sum(numel(weight) for weight in trainable_weights(trainer.model))
     frozen = sum(stored_bytes(weight) for weight in weights if not weight.requires_grad)
-    if not trainer.is_deepspeed_enabled:
-        return PLAIN_BYTES * trainable + frozen, 0
+    uses_zero = trainer.is_deepspeed_enabled
+    config = trainer.args.hf_deepspeed_config.config if uses_zero else {}
+    dtype = trainable_weights(trainer.model)[0].dtype
     states = model_states(
         trainable,
         frozen,
         max(numel(weight) for weight in weights),
-        stage=zero_stage(trainer),
-        offload=trainer.args.hf_deepspeed_config.is_offload(),
+        stage=max(2, zero_stage(trainer)) if uses_zero else 0,
+        offload=uses_zero and trainer.args.hf_deepspeed_config.is_offload(),
         ranks=trainer.args.world_size,
-        width=trainable_weights(trainer.model)[0].element_size(),
+        width=dtype.itemsize,
+        sum_width=sum_width(config, dtype),
     )
     return states.of_rank, states.offloaded
 
@@ -106,7 +106,7 @@ def write_report(
         "evaluations": {name: {"best": best[name], "last": last[name]} for name in last},
         "history": history,
     }
-    text = json.dumps(report, ensure_ascii=False, indent=1)
+    text = json.dumps(report, ensure_ascii=False, indent=1, default=str)
     write_atomic(run_dir / "report.json", text)
     write_atomic(run_dir / "report.md", _as_markdown(report))
     draw_curves(history, run_dir / "loss.png")
@@ -158,6 +158,9 @@ def _as_markdown(report: Mapping[str, Any]) -> str:
         rows[f"`{path}`"] = (
             f"{kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} supervised"
         )
+    if "machine" in report["run"]:
+        rows["machine"] = machine_text(report["run"]["machine"])
+        rows["attention"] = report["run"]["machine"]["attention"]
     rows["git commit"] = report["git_commit"] or "-"
     rows["versions"] = ", ".join(f"{name} {of}" for name, of in report["versions"].items())
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -3,14 +3,16 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.common.command_line import as_yaml
 from training.common.console import say
@@ -26,6 +28,9 @@ from training.run.record import RECORD, check_checkpoint, keep_global_batch, kee
 from training.run.report import steps_of_report
 from training.run.stopping import STOPPED, StopRequest, is_stopped, note_stop
 from training.run.typed_command import typed_command
+
+if TYPE_CHECKING:
+    from training.run.card_memory import Planned
 
 # The options of the run, as a file for --config.
 OPTIONS = "options.yaml"
@@ -43,7 +48,8 @@ class Run:
 
     record: what the run's last start went by, or None if it begins now. checkpoint: the checkpoint that it
     goes on from, or None to start at step 0. description: what this start would record; it must agree with
-    `record`. command: what was typed.
+    `record`. command: what was typed. planned: what it is computed to take of a card, where there is one.
+    steps_taken: gives the optimizer steps that are taken, once there is a trainer.
     """
 
     options: Options
@@ -54,6 +60,8 @@ class Run:
     description: dict[str, Any] = field(default_factory=dict)
     command: str = field(default_factory=typed_command)
     stop_request: StopRequest = field(default_factory=StopRequest)
+    planned: "Planned | None" = None
+    steps_taken: Callable[[], int] | None = None
     _held: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> "Run":
@@ -120,7 +128,8 @@ class Run:
             description = description | {"ranks": self.record["ranks"]}
         if self.record and self.record["data"] != description["data"]:
             (self.directory / HELD_OUT).unlink(missing_ok=True)  # it has rows of other data
-        write_atomic(self.directory / RECORD, json.dumps(description, ensure_ascii=False, indent=1))
+        text = json.dumps(description, ensure_ascii=False, indent=1, default=str)
+        write_atomic(self.directory / RECORD, text)
         write_atomic(self.directory / OPTIONS, as_yaml(values_of_run(self.options)))
 
     def keep_held_out(self, held_out: Examples) -> None:
@@ -128,6 +137,20 @@ class Run:
         path = self.directory / HELD_OUT
         if len(held_out) and not path.exists():
             write_held_out(held_out, path)
+
+
+class RecordInEffect(TrainerCallback):
+    """Adds DeepSpeed's configuration to the run's record, once transformers has filled it in. For rank 0."""
+
+    def __init__(self, run: Run, trainer: Trainer) -> None:
+        self._run, self._trainer = run, trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer.is_deepspeed_enabled:
+            self._run.description["deepspeed"] = args.hf_deepspeed_config.config
+            self._run.write_record()
 
 
 def recorded_options(options: Options) -> Options:

@@ -34,27 +34,20 @@ from training.common.options import WarmupShape
 from training.consts import NOT_SUPERVISED
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
+from training.run import trial
+from training.run.card_memory import Planned, peak_memory, say_trial
 from training.run.checkpoints import CheckpointWriter, find_checkpoints
 from training.run.curves import draw_curves
 from training.run.eval_answers import answer_held_out_prompts
-from training.run.launch import build_optimizer_operation, limit_collectives
+from training.run.launch import build_optimizer_operation
+from training.run.process_group import control_group, limit_collectives, tells_of_lost_rank
 from training.run.reporters import add_reporters
 from training.run.schedule import apply_schedule, make_schedule
 from training.run.speed import Speed, count_tokens
 from training.run.stopping import StopRequest
 
-# Texts in errors of torch's process group and of gloo that mean that another rank is gone.
-LOST_RANK = ("Connection closed by peer", "Connection reset", "Timed out", "Broken pipe", "recv timeout")
-
 # A loss that is SPIKE_FACTOR times the mean of the SPIKE_WINDOW log lines before it is reported.
 SPIKE_FACTOR, SPIKE_WINDOW = 2, 10
-
-
-def control_group(timeout_s: int) -> dist.ProcessGroup | None:
-    """A gloo group for flags that ranks exchange without waiting for their cards; None for a single rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return None
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
 
 class Batches(DataLoader):
@@ -76,8 +69,10 @@ class StepCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        limit_collectives(timedelta(seconds=args.ddp_timeout))
+        limit_collectives(timedelta(seconds=args.ddp_timeout), but=self._trainer.checkpoints.waiting_group)
         self._trainer.keep_to_arguments(state)
+        if trial.is_wanted(args.device):
+            say_trial(self._trainer, trial.try_longest_batch(self._trainer), self._trainer.planned)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -109,6 +104,7 @@ class SFTTrainer(Trainer):
     says why.
     save_total_limit: how many complete checkpoints to keep, or None for all; args must have none.
     warmup_shape: how the learning rate rises over args.warmup_steps.
+    planned: what the run is computed to take of a card.
     """
 
     def __init__(
@@ -121,6 +117,7 @@ class SFTTrainer(Trainer):
         stop_request: StopRequest | None = None,
         save_total_limit: int | None = None,
         warmup_shape: WarmupShape = "linear",
+        planned: Planned | None = None,
         **kwargs: Any,
     ) -> None:
         self.evaluated = (
@@ -132,7 +129,7 @@ class SFTTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(StepCallback(self))  # after transformers' own, which decides what follows a step
         self.run_dir = Path(self.args.output_dir)
-        self.save_total_limit, self.warmup_shape = save_total_limit, warmup_shape
+        self.save_total_limit, self.warmup_shape, self.planned = save_total_limit, warmup_shape, planned
         self.checkpoints = CheckpointWriter(self.run_dir, self)
         self.tokens_per_batch = tokens_per_batch
         self.stop_request = stop_request or StopRequest()
@@ -181,7 +178,7 @@ class SFTTrainer(Trainer):
                 with self.checkpoints:
                     return super().train(*args, **kwargs)
             except RuntimeError as error:
-                if not any(sign in str(error) for sign in LOST_RANK):
+                if not tells_of_lost_rank(error):
                     raise
                 raise UserError(
                     f"another rank ended, or did not answer within --ddp-timeout {self.args.ddp_timeout} "
@@ -220,6 +217,8 @@ class SFTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= {"learning_rate": self._applied_rate} | self.speed.entry()
+            if not any("loss" in entry for entry in self.state.log_history):
+                logs |= peak_memory(self, self.planned)
             before = [entry["loss"] for entry in self.state.log_history if "loss" in entry][-SPIKE_WINDOW:]
             if len(before) == SPIKE_WINDOW and logs["loss"] > SPIKE_FACTOR * mean(before):
                 say(
@@ -247,10 +246,13 @@ class SFTTrainer(Trainer):
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, which begins each checkpoint with this call, on all ranks."""
-        if self.args.output_dir != str(self.run_dir):
+        is_checkpoint = self.args.output_dir != str(self.run_dir)
+        if is_checkpoint:
             self.speed.throughput.pause()
             self.checkpoints.begin(self.state.global_step)
         super().save_model(*args, **kwargs)
+        if is_checkpoint:  # DeepSpeed's own save comes next, in which all ranks meet within --ddp-timeout
+            self.checkpoints.wait_for_all()
 
     def complete_checkpoint(self) -> None:
         """Make a checkpoint of what transformers has saved, and start the speed's clock again."""
@@ -339,6 +341,7 @@ class SFTTrainer(Trainer):
             f"{metric_key_prefix}_ended_share": answers.ended,
             f"{metric_key_prefix}_length_share": answers.length,
             f"{metric_key_prefix}_repeated_share": answers.repeated,
+            **peak_memory(self, self.planned),
         }
         return EvalLoopOutput(
             predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset)
