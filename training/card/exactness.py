@@ -22,8 +22,8 @@ from training.model.bloom import BloomForCausalLM
 # Relative errors of float32: its rounding, 6e-8, in sums of some thousand products.
 IN_FLOAT32 = 1e-4
 
-# How much larger than the library's an error in bf16 may be: equally good arithmetic differs by chance, most in
-# the gradient of a single weight.
+# How much larger than the library's an error in bf16 may be: equally good arithmetic differs by chance, most
+# in the gradient of a single weight.
 BY_CHANCE, ONE_BY_CHANCE = 1.1, 1.3
 
 # A loss in bf16 is not asked to be nearer to the right one than a step of bf16 at the loss.

@@ -34,7 +34,7 @@ class NotPossibleHere(Exception):
 
 @dataclass
 class Row:
-    """One figure. `bound` is its bound in words, and `verdict` whether it holds; both are empty without one."""
+    """One figure. `bound` is its bound in words, `verdict` whether it holds; both are empty without one."""
 
     what: str
     value: float | str
@@ -156,8 +156,9 @@ class Check:
     def _page(self) -> Iterator[str]:
         yield f"# What this machine does with our Bloom: {self.verdict()}"
         yield ""
-        yield f"Measured by `python -m training.card_check{' --quick' if self.is_quick else ''}` with the sizes "
-        yield f"for {self.scale.name}, in {sum(part.seconds for part in self.parts):.0f} s."
+        command = f"python -m training.card_check{' --quick' if self.is_quick else ''}"
+        seconds = sum(part.seconds for part in self.parts)
+        yield f"Measured by `{command}` with the sizes for {self.scale.name}, in {seconds:.0f} s."
         yield EXPLANATION
         for part in self.parts:
             yield ""

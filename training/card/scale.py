@@ -62,6 +62,8 @@ class Scale(NamedTuple):
     quantized_layers: int
     run: Sizes  # part 5
     run_batch: Batch
+    ways: tuple[str, ...] = ("ZeRO-2", "ZeRO-2, offload", "ZeRO-3", "LoRA", "QLoRA")
+    processes: int = 2  # part 6, without a card
 
 
 CARD = Scale(
@@ -91,29 +93,30 @@ QUICK_CARD = CARD._replace(
 CPU = Scale(
     name="a CPU",
     exact=Sizes(64, 2, 2, 512),
-    rows=(1, 7, 65, 129, 300),
-    prompt=65,
+    rows=(1, 7, 33, 65, 129),
+    prompt=33,
     long=Sizes(32, 2, 1, 128),
-    long_row=1024,
-    kernels=Sizes(64, 2, 2, 512),
-    new_lengths=20,
-    longest=300,
-    training=Sizes(256, 2, 2, 4096),
-    batches=(Batch(2, 256), Batch(4, 80), Batch(20, 16)),
-    steps=3,
-    decoding=Sizes(256, 2, 4, 4096),
-    contexts=(16, 128),
-    answers=(1, 4),
-    new_tokens=8,
-    quantized_layers=2,
+    long_row=512,
+    kernels=Sizes(32, 2, 1, 128),
+    new_lengths=5,
+    longest=64,
+    training=Sizes(64, 2, 2, 512),
+    batches=(Batch(2, 64), Batch(4, 20), Batch(20, 4)),
+    steps=2,
+    decoding=Sizes(64, 2, 2, 512),
+    contexts=(16, 64),
+    answers=(1, 2),
+    new_tokens=4,
+    quantized_layers=1,
     run=Sizes(64, 2, 2, 512),
     run_batch=Batch(2, 64),
 )
+QUICK_CPU = CPU._replace(name="a CPU, --quick", ways=("ZeRO-2",), processes=1)
 
 
 def scale_for(device: torch.device, is_quick: bool) -> Scale:
     if device.type == "cpu":
-        return CPU
+        return QUICK_CPU if is_quick else CPU
     return QUICK_CARD if is_quick else CARD
 
 

@@ -50,3 +50,8 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_text(device: torch.device) -> str:
+    """The peak of a card as the end of a note; a CPU has none that belongs to one measurement."""
+    return "" if device.type == "cpu" else f", peak {peak_bytes(device) / 1e9:.3g} GB"
