@@ -13,7 +13,7 @@ from transformers import BloomForCausalLM as LibraryBloom
 from transformers import GenerationConfig, PreTrainedModel
 
 from training.card.page import Check
-from training.card.scale import Sizes, bloom_of, random_rows
+from training.card.scale import Sizes, bloom_of, on_device, random_rows
 from training.card.timing import forget_peak
 from training.consts import NOT_SUPERVISED
 from training.data.collate import collate, collate_padded
@@ -60,7 +60,7 @@ def of_library(model: LibraryBloom, rows: Rows) -> Results:
     batches = [[row] for row in rows] if model.dtype == torch.float32 else [rows]
     logits, loss = [], 0.0
     for batch in batches:
-        tensors = {name: tensor.to(model.device) for name, tensor in collate_padded(batch).items()}
+        tensors = on_device(collate_padded(batch), model.device)
         labels = tensors.pop("labels")
         of_batch = model(**tensors, use_cache=False).logits
         of_loss = F.cross_entropy(
@@ -75,7 +75,7 @@ def of_library(model: LibraryBloom, rows: Rows) -> Results:
 
 def of_ours(model: BloomForCausalLM, rows: Rows) -> Results:
     """By our model, all rows in one packed batch."""
-    batch = {name: tensor.to(model.device) for name, tensor in collate(rows).items()}
+    batch = on_device(collate(rows), model.device)
     loss = model(**batch).loss
     loss.backward()
     with torch.no_grad():

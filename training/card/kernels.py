@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from training.card.engines import ENGINES
 from training.card.page import Check
-from training.card.scale import bloom_of, random_rows
+from training.card.scale import bloom_of, on_device, random_rows
 from training.card.timing import seconds_of
 from training.data.collate import collate
 from training.model.bloom import BloomForCausalLM
@@ -51,7 +51,7 @@ def _unseen_lengths(check: Check) -> list[int]:
 def _train(model: BloomForCausalLM, length: int) -> None:
     """A forward and a backward pass over a document of that length, and one of about half of it."""
     rows = random_rows((length, length // 2 + 1), model.config.vocab_size)
-    batch = {name: tensor.to(model.device) for name, tensor in collate(rows).items()}
+    batch = on_device(collate(rows), model.device)
     model.zero_grad()
     model(**batch).loss.backward()
 

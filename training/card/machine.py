@@ -47,12 +47,8 @@ def _add_cards(check: Check) -> None:
     free, total = torch.cuda.mem_get_info(check.device)
     check.add("free memory of card 0", free / 1e9, "GB", at_least=0.9 * total / 1e9, note=_users(free, total))
     major, minor = torch.cuda.get_device_capability(check.device)
-    built_for = torch.cuda.get_arch_list()
-    fitting = [name for name in built_for if _runs_on(name, major, minor)]
-    check.add(
-        "architectures of this torch that the card runs", len(fitting), at_least=1,
-        note=f"the card has sm_{major}{minor}; torch is built for {', '.join(built_for)}",
-    )  # fmt: skip
+    built_for = ", ".join(torch.cuda.get_arch_list())
+    check.add("architectures that torch is built for", built_for, note=f"the card's is sm_{major}{minor}")
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     check.add("bfloat16 in hardware", int(has_bf16), at_least=1, note="" if has_bf16 else "pass --no-bf16")
     check.add("driver", _driver())
@@ -64,23 +60,6 @@ def _add_cards(check: Check) -> None:
 
 def _users(free: int, total: int) -> str:
     return "" if free >= 0.9 * total else "another program holds memory of the card: the figures below suffer"
-
-
-def _runs_on(name: str, major: int, minor: int) -> bool:
-    """Whether code for an architecture, such as sm_86 or compute_90, runs on a card of this capability.
-
-    Machine code (sm) runs on later minor versions of its major one, and PTX (compute) on all later ones;
-    what ends in a letter runs on its own version only.
-    """
-    kind, _, digits = name.partition("_")
-    if not digits[-1].isdigit():
-        return digits[:-1] == f"{major}{minor}"
-    if not digits.isdigit():
-        return False
-    built_major, built_minor = int(digits[:-1]), int(digits[-1])
-    if kind == "compute":
-        return (built_major, built_minor) <= (major, minor)
-    return built_major == major and built_minor <= minor
 
 
 def _version(name: str) -> str:

@@ -113,15 +113,14 @@ class Check:
         start = time.monotonic()
         try:
             yield
-        except NotPossibleHere as error:
-            part.outcome, part.reason = NOT_POSSIBLE, str(error)
-        except ImportError as error:
-            part.outcome, part.reason = NOT_POSSIBLE, f"{first_line(error)}"
         except torch.OutOfMemoryError as error:
             part.outcome, part.reason = BROKE_OFF, f"out of memory: {first_line(error)}"
+        except (NotPossibleHere, ImportError) as error:
+            part.outcome, part.reason = NOT_POSSIBLE, first_line(error)
         except (RuntimeError, TypeError, ValueError, AttributeError, OSError) as error:
             # Another torch, or a card that nobody has tried, may refuse a call in any of these ways.
-            part.outcome, part.reason = BROKE_OFF, f"{type(error).__name__}: {first_line(error)}"
+            part.outcome = NOT_POSSIBLE if _is_missing(error) else BROKE_OFF
+            part.reason = f"{type(error).__name__}: {first_line(error)}"
         part.seconds = time.monotonic() - start
         if part.outcome != DONE:
             say(f"  {part.outcome}: {part.reason}")
@@ -134,7 +133,6 @@ class Check:
 
     def write(self) -> None:
         """Write both pages, with the parts so far."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         content = {
             "sizes": self.scale.name,
             "device": str(self.device),
@@ -174,6 +172,14 @@ class Check:
                 verdict = f"**{row.verdict}**" if row.verdict == FAILS else row.verdict
                 cells = [row.what, number(row.value), row.unit, row.bound, verdict, row.note]
                 yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether a library lacks a function, or an argument of it, as another version may."""
+    text = str(error)
+    if isinstance(error, AttributeError):
+        return text.startswith("module ")
+    return isinstance(error, TypeError) and "unexpected keyword argument" in text
 
 
 def number(value: float | str | None) -> str:

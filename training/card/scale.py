@@ -3,8 +3,8 @@
 The card's are those of bloomz-7b1: a hidden size of 4096, 32 heads of width 128, 250,880 tokens, 30 blocks.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import BloomConfig
@@ -159,3 +159,10 @@ def random_rows(lengths: Sequence[int], vocabulary: int, seed: int = 0) -> list[
         prompt = length // 2
         rows.append({"input_ids": input_ids, "labels": [NOT_SUPERVISED] * prompt + input_ids[prompt:]})
     return rows
+
+
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch whose tensors are on the device."""
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
+    }

@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from training.card.page import Check, NotPossibleHere
-from training.card.scale import Batch, Scale, bloom_of, random_rows
+from training.card.scale import Batch, Scale, bloom_of, on_device, random_rows
 from training.card.timing import median_seconds, wait_for
 from training.data.collate import collate
 from training.model.bloom import BloomForCausalLM
@@ -95,7 +95,7 @@ def measure_rank(rank: int, count: int, kind: str, scale: Scale, directory: str)
 def _seconds_of_step(model: BloomForCausalLM, batch: Batch, steps: int, exchanges: bool) -> float:
     """The seconds of a forward and a backward pass, and of the exchange of all gradients if there is one."""
     rows = random_rows([batch.length] * batch.examples, model.config.vocab_size)
-    tensors = {name: tensor.to(model.device) for name, tensor in collate(rows).items()}
+    tensors = on_device(collate(rows), model.device)
 
     def step() -> None:
         model.zero_grad()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -9,7 +10,7 @@ from transformers import BloomForCausalLM as LibraryBloom
 
 from training.card.engines import ENGINES
 from training.card.page import Check
-from training.card.scale import Batch, bloom_of, random_rows
+from training.card.scale import Batch, bloom_of, on_device, random_rows
 from training.card.timing import forget_peak, median_seconds, peak_text
 from training.cost.flops import matrix_products
 from training.data.collate import collate, collate_padded
@@ -29,8 +30,6 @@ KINDS = {
     "copies": ("::copy_", "::cat", "::fill_", "::zero_"),
     "the rest": ("",),
 }
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 def measure_training(check: Check) -> None:
@@ -58,7 +57,9 @@ def measure_training(check: Check) -> None:
                 what = f"{batch}, {name}: of what matrix products alone allow"
                 check.add(what, share, "%", at_least=100 * ASSUMED_SHARE, of_card=True)
             with engine():
-                where = _where_time_goes(partial(_step, model, tensors), seconds, check.on_card)
+                where = _where_time_goes(
+                    partial(_step, model, on_device(tensors, device)), seconds, check.on_card
+                )
             check.add(f"{batch}, {name}: where the time goes", where)
     del model
     forget_peak(device)
@@ -72,22 +73,22 @@ def measure_training(check: Check) -> None:
             check.add(what, ratio, "times as fast", at_least=NOT_SLOWER, of_card=True)
 
 
-def _step(model: LibraryBloom, tensors: Tensors) -> None:
+def _step(model: LibraryBloom, batch: Mapping[str, Any]) -> None:
     model.zero_grad()
-    model(**tensors).loss.backward()
+    model(**batch).loss.backward()
 
 
-def _measure(check: Check, what: str, model: LibraryBloom, tensors: Tensors) -> float | None:
+def _measure(check: Check, what: str, model: LibraryBloom, batch: Mapping[str, Any]) -> float | None:
     """Add the speed and the peak memory of a step; its seconds, or None where the memory does not suffice."""
     model.zero_grad()
     forget_peak(check.device)
-    tensors = {name: tensor.to(check.device) for name, tensor in tensors.items()}
+    batch = on_device(batch, check.device)
     try:
-        seconds = median_seconds(partial(_step, model, tensors), check.device, check.scale.steps)
+        seconds = median_seconds(partial(_step, model, batch), check.device, check.scale.steps)
     except torch.OutOfMemoryError:
         check.add(what, "out of memory", note="the card is too small for this batch")
         return None
-    tokens = tensors["input_ids"].numel()
+    tokens = batch["input_ids"].numel()
     note = f"{1000 * seconds:.3g} ms a step{peak_text(check.device)}"
     check.add(what, tokens / seconds, "tokens/s", note=note)
     return seconds

@@ -1,0 +1,139 @@
+"""The parts of `training.card_check`: that a planted fault is found, and that figures are what they say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.conftest import ROOT
+from training.card import exactness, kernels, several_cards
+from training.card.page import FAILS, HOLDS, Check
+from training.card.scale import CPU, QUICK_CARD, Batch, Scale, Sizes
+from training.model.bloom import BloomForCausalLM
+
+TINY = CPU._replace(
+    exact=Sizes(32, 2, 1, 64), rows=(1, 2, 9), prompt=9, long=Sizes(16, 1, 1, 32), long_row=40,
+    kernels=Sizes(32, 2, 1, 64), new_lengths=2, longest=9, training=Sizes(32, 2, 1, 64),
+    batches=(Batch(2, 6),), steps=1,
+)  # fmt: skip
+
+
+def run(measure, directory: Path, scale: Scale = TINY) -> Check:
+    check = Check(directory, torch.device("cpu"), scale, is_quick=True)
+    with check.part(0, "The part"):
+        measure(check)
+    assert check.parts[0].reason == ""
+    return check
+
+
+def test_our_bloom_is_as_exact_as_it_should_be(tmp_path: Path) -> None:
+    check = run(exactness.compare_with_library, tmp_path)
+    in_float32 = [row for row in check.parts[0].rows if "float32" in row.what]
+    assert (
+        len(in_float32) == 3 + 3 + 1 + 1 + 3
+    )  # logits of the rows; loss and gradients; tokens; the long row
+    assert {row.verdict for row in in_float32} == {HOLDS}
+
+
+def test_a_planted_fault_fails_the_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In packed batches the first block's input is wrong by one part in a hundred; generation is right."""
+    run_blocks = BloomForCausalLM._run_blocks
+
+    def run_wrongly(self, hidden_states, alibi):
+        return run_blocks(self, hidden_states + 0.01 * hidden_states.roll(1, -1), alibi)
+
+    monkeypatch.setattr(BloomForCausalLM, "_run_blocks", run_wrongly)
+    check = run(lambda check: exactness._compare(check, TINY.exact, TINY.rows), tmp_path)
+    failed = {row.what for row in check.parts[0].rows if row.verdict == FAILS}
+    assert {f"logits of {length} token(s), float32" for length in TINY.rows} <= failed
+    assert any(what.startswith("worst gradient") and what.endswith("float32") for what in failed)
+
+
+def test_attention_is_named_by_its_kernel_and_counted() -> None:
+    query = torch.randn(1, 2, 4, 8)
+
+    def work() -> None:
+        for _ in range(3):
+            F.scaled_dot_product_attention(query, query, query, is_causal=True)
+        query @ query.mT
+
+    found = kernels.attention_operations(work, on_card=False)
+    assert found["aten::_scaled_dot_product_flash_attention_for_cpu"] == 3
+    assert not any("matmul" in name or "bmm" in name for name in found)
+
+
+def test_every_case_gets_lengths_of_its_own(tmp_path: Path) -> None:
+    for scale in (CPU, QUICK_CARD):
+        lengths = kernels._unseen_lengths(Check(tmp_path, torch.device("cpu"), scale, is_quick=True))
+        assert len(set(lengths)) == len(lengths) == (len(kernels.ENGINES) + 1) * scale.new_lengths
+        assert max(lengths) < scale.longest
+
+
+def test_what_a_new_length_costs_is_found(tmp_path: Path) -> None:
+    """A pass that does much more work for a length that it has not had."""
+    check = Check(tmp_path, torch.device("cpu"), TINY, is_quick=True)
+    seen = {TINY.longest}
+
+    def attend(length: int) -> None:
+        if length not in seen:
+            seen.add(length)
+            torch.randn(300, 300) @ torch.randn(300, 300)
+
+    with check.part(0, "The part"):
+        kernels._measure(check, "a pass", attend, iter([5, 6, 7]))
+    cost = next(row for row in check.parts[0].rows if "new lengths" in row.what)
+    assert "the worst of 2" in cost.what
+    assert isinstance(cost.value, float)
+    assert cost.value > 0.05  # ms; without new work it is some microseconds
+
+
+def test_one_of_several_cards_measures_exchange_and_steps(tmp_path: Path) -> None:
+    several_cards.measure_rank(0, 1, "cpu", TINY, str(tmp_path))
+    found = json.loads((tmp_path / "found.json").read_text("utf-8"))
+    assert found["bytes"] == 0  # one process sends nothing
+    assert found["alone"] > 0
+    assert found["together"] > 0
+
+
+# What the parts must do without: all that is neither torch nor transformers nor needed by one of them.
+WITHOUT = (
+    "deepspeed",
+    "accelerate",
+    "datasets",
+    "peft",
+    "bitsandbytes",
+    "psutil",
+    "tensorboard",
+    "matplotlib",
+)
+ALONE = f"""
+import sys
+for name in {WITHOUT}:
+    sys.modules[name] = None
+from training import card_check
+card_check.main(["--quick", "--output-dir", sys.argv[1]])
+"""
+
+
+@pytest.mark.slow
+def test_the_command_runs_on_a_cpu_and_without_the_trainer_s_libraries(tmp_path: Path, outcome) -> None:
+    from training import card_check
+
+    status, out, _ = outcome(card_check.main, f"--quick --output-dir {tmp_path}")
+    assert status == 0, out
+    page = (tmp_path / "card.md").read_text("utf-8")
+    for number, title in enumerate(card_check.PARTS):
+        assert f"## {number}. {title}" in page
+    parts = json.loads((tmp_path / "card.json").read_text("utf-8"))["parts"]
+    assert [part["outcome"] for part in parts[:-1]] == ["done"] * 6
+    assert "| ZeRO-2: exit status | 0 |" in page
+
+    command = [sys.executable, "-c", ALONE, str(tmp_path)]
+    alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert alone.returncode == 0, alone.stderr
+    parts = json.loads((tmp_path / "card.json").read_text("utf-8"))["parts"]
+    assert [part["outcome"] for part in parts] == ["done"] * 5 + ["not possible here"] * 2
