@@ -95,8 +95,10 @@ class Check:
         bound = verdict = ""
         if at_most is not None or at_least is not None:
             assert not isinstance(value, str)
-            bound = f"at most {number(at_most)}" if at_most is not None else f"at least {number(at_least)}"
-            is_kept = value <= at_most if at_most is not None else value >= at_least  # a NaN fails
+            if at_most is not None:
+                bound, is_kept = f"at most {number(at_most)}", value <= at_most  # a NaN fails
+            else:
+                bound, is_kept = f"at least {number(at_least)}", value >= (at_least or 0.0)
             verdict = HOLDS if is_kept else FAILS
             if of_card and not self.on_card:
                 verdict = NOT_JUDGED
