@@ -1,9 +1,11 @@
 """The parts of `training.card_check`: that a planted fault is found, and that figures are what they say."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.conftest import ROOT
 from training import card_check
-from training.card import exactness, kernels, several_cards
+from training.card import exactness, kernels, machine, several_cards
 from training.card.page import DONE, FAILS, HOLDS, NOT_POSSIBLE, Check
 from training.card.scale import CPU, QUICK_CARD, QUICK_CPU, Batch, Scale, Sizes
 from training.model.bloom import BloomForCausalLM
@@ -90,6 +92,36 @@ def test_what_a_new_length_costs_is_found(tmp_path: Path) -> None:
     assert "the worst of 2" in cost.what
     assert isinstance(cost.value, float)
     assert cost.value > 0.05  # ms; without new work it is some microseconds
+
+
+def test_a_card_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that another program has half filled."""
+    card = SimpleNamespace(name="NVIDIA A100", multi_processor_count=108, total_memory=80 * 10**9)
+    nvidia_smi = tmp_path / "nvidia-smi"
+    nvidia_smi.write_text("#!/bin/sh\necho 580.65.06\n")
+    nvidia_smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, answer in {
+        "device_count": 1,
+        "get_device_properties": card,
+        "mem_get_info": (40 * 10**9, 80 * 10**9),
+        "get_device_capability": (8, 0),
+        "get_arch_list": ["sm_80", "sm_90"],
+        "is_bf16_supported": True,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+    check = Check(tmp_path, torch.device("cuda:0"), QUICK_CARD, is_quick=True)
+    with check.part(0, "The machine"):
+        machine._add_cards(check)
+    assert check.parts[0].reason == ""
+    rows = {row.what: row for row in check.parts[0].rows}
+    assert rows["card 0"].value == "NVIDIA A100"
+    assert rows["free memory of card 0"].verdict == FAILS
+    assert "another program" in rows["free memory of card 0"].note
+    assert rows["architectures that torch is built for"].value == "sm_80, sm_90"
+    assert rows["architectures that torch is built for"].note == "the card's is sm_80"
+    assert rows["bfloat16 in hardware"].verdict == HOLDS
+    assert rows["driver"].value == "580.65.06"
 
 
 def test_one_of_several_cards_measures_exchange_and_steps(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from transformers.generation import BaseStreamer
 from training.card.page import Check
 from training.card.scale import bloom_of
 from training.card.timing import forget_peak, peak_text
+from training.common.console import bytes_text
+from training.common.files import free_bytes
 from training.model.bloom import BloomForCausalLM
 
 # The share of the speed of reading that one answer in bf16 is to reach.
@@ -111,6 +113,11 @@ def _measure_quantized(check: Check) -> None:
     case = (1, check.scale.contexts[0])
     with tempfile.TemporaryDirectory(dir=check.directory) as directory:
         model = bloom_of(sizes, BloomForCausalLM, torch.bfloat16, check.device).eval()
+        needed = 1.1 * model.get_memory_footprint()
+        if free_bytes(check.directory) < needed:
+            note = f"{check.directory} has no {bytes_text(needed)} free for the model to be loaded from"
+            check.add("8 and 4 bits", "not measured", note=note)
+            return
         model.save_pretrained(directory)
         if sizes.layers < check.scale.decoding.layers:
             check.add("model in 8 and 4 bits", str(sizes))

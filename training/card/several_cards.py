@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from training.model.bloom import BloomForCausalLM
 # Bytes of the tensor that the cards add up, and how often they do.
 EXCHANGED = {"cuda": 2**28, "cpu": 2**20}
 REPEATED = 5
+
+# How long one waits for another.
+PATIENCE = timedelta(minutes=2)
 
 # The speed that all cards together are to have, as a share of so many times the speed of one. The exchange
 # follows the backward pass here; a run has part of it done meanwhile.
@@ -36,7 +40,11 @@ def measure_several_cards(check: Check) -> None:
         check.add("cards", f"none: {count} processes on the CPU, over gloo")
     with tempfile.TemporaryDirectory(dir=check.directory) as directory:
         arguments = (count, check.device.type, check.scale, directory)
-        multiprocessing.spawn(measure_rank, args=arguments, nprocs=count)
+        try:
+            multiprocessing.spawn(measure_rank, args=arguments, nprocs=count)
+        except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
+            # Its text is a traceback, which ends in what is wrong.
+            raise RuntimeError(str(error).strip().splitlines()[-1]) from None
         found = json.loads(Path(directory, "found.json").read_text("utf-8"))
     check.add(f"all-reduce among {count}, each sends and receives", found["bytes"] / 1e9, "GB/s")
     tokens = check.scale.batches[0].examples * check.scale.batches[0].length
@@ -77,6 +85,7 @@ def measure_rank(rank: int, count: int, kind: str, scale: Scale, directory: str)
         init_method=f"file://{Path(directory, 'meeting').absolute()}",
         rank=rank,
         world_size=count,
+        timeout=PATIENCE,
     )
     tensor = torch.zeros(EXCHANGED[kind] // 4, device=device)
     seconds = median_seconds(lambda: dist.all_reduce(tensor), device, REPEATED)

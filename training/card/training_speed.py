@@ -107,6 +107,8 @@ def _where_time_goes(work: Callable[[], object], seconds: float, on_card: bool) 
         if event.device_type == torch.autograd.DeviceType.CPU:  # a kernel is counted with its operation
             spent[kind] += event.self_device_time_total if on_card else event.self_cpu_time_total
     busy = sum(spent.values())
+    if not busy:
+        return "unknown: the profiler may not watch the card here"
     shares = [f"{kind} {microseconds / busy:.0%}" for kind, microseconds in spent.items()]
     if on_card:
         shares.append(f"of all the time the card waits {max(0.0, 1 - busy / 1e6 / seconds):.0%}")
