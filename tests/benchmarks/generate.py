@@ -8,7 +8,6 @@ times to the first token of an answer of `stream` in a dialogue that grows to ab
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from inference.generation import quantization_config, stream
 from inference.kv_cache import KVCache
+from training.card.timing import forget_peak, peak_bytes, seconds_of, the_device
 from training.common.errors import run_command
 from training.model.bloom import BloomForCausalLM
 from training.text.conversation import Conversation, Turn
@@ -55,21 +55,15 @@ def load(way: str, directory: str) -> PreTrainedModel:
     model_class = LibraryBloom if way == "plain" else BloomForCausalLM
     bits = int(way[0]) if way.endswith("bits") else None
     quantization = quantization_config(bits) if bits else None
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
     return model_class.from_pretrained(
-        directory, dtype="auto", device_map={"": device}, quantization_config=quantization
+        directory, dtype="auto", device_map={"": str(the_device())}, quantization_config=quantization
     ).eval()
 
 
 def bytes_per_second(device: torch.device) -> float:
     """How fast memory is read: the best of a few sums over a GiB."""
     values = torch.ones(2**28, device=device)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        values.sum().item()
-        seconds.append(time.perf_counter() - start)
-    return 4 * len(values) / min(seconds)
+    return 4 * len(values) / min(seconds_of(values.sum, device) for _ in range(5))
 
 
 class Clock(BaseStreamer):
@@ -118,6 +112,7 @@ def seconds_to_first_token(model: PreTrainedModel) -> list[float]:
 def measure(way: str, directory: str, prompt_tokens: int, tokens: int) -> dict:
     model = load(way, directory)
     bandwidth = bytes_per_second(model.device)
+    forget_peak(model.device)
     torch.manual_seed(0)
     prompts = torch.randint(0, VOCABULARY, (8, prompt_tokens), device=model.device)
     generate(model, prompts[:1, :2], 2)  # warms up
@@ -129,11 +124,9 @@ def measure(way: str, directory: str, prompt_tokens: int, tokens: int) -> dict:
             found |= {"first": first, "ids": ids}
     if way == "ours":
         *found["turns"], found["dialogue"] = seconds_to_first_token(model)
+    found["peak"] = peak_bytes(model.device)
     found["bandwidth"] = max(bandwidth, bytes_per_second(model.device))
     found["weights"] = model.get_memory_footprint()
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
     return found
 
 

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from inference import batch
 from inference.generation import load
 from training import trainer
+from training.card.timing import the_device
 from training.common.errors import run_command
 from training.common.files import write_atomic
 from training.consts import NOT_SUPERVISED
@@ -72,8 +73,9 @@ def answer_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ro
     per_row = []
     for row in rows:
         example = encode(from_row(row), tokenizer)
-        input_ids, labels = torch.tensor([example["input_ids"]]), torch.tensor(example["labels"][1:])
-        loss = cross_entropy(model(input_ids=input_ids).logits[0, :-1], labels, reduction="none")
+        labels = torch.tensor(example["labels"][1:])
+        logits = model(input_ids=torch.tensor([example["input_ids"]], device=model.device)).logits[0, :-1]
+        loss = cross_entropy(logits.cpu(), labels, reduction="none")
         per_row.append(loss[labels != NOT_SUPERVISED])
     return Losses(torch.cat(per_row).mean().item(), torch.stack([loss[-1] for loss in per_row]).mean().item())
 
@@ -81,7 +83,8 @@ def answer_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ro
 def losses_before_training(base: str, rows: list[dict]) -> Losses:
     """Those of the embedding rows that a run on `base` starts from."""
     tokenizer, new_tokens = load_tokenizer_and_new_tokens(base)
-    model = load_model(base, tokenizer, dtype=torch.float32, new_tokens=new_tokens)
+    device_map = {"": str(the_device())}
+    model = load_model(base, tokenizer, dtype=torch.float32, new_tokens=new_tokens, device_map=device_map)
     return answer_losses(model.eval(), tokenizer, rows)
 
 
@@ -147,7 +150,7 @@ def main(
             named = [f"--{option}={path}" for option, path in paths.items()]
             trainer.main.main([*named, *options.split()], standalone_mode=False)
             run_dir = directory / "run"
-            after = answer_losses(*load(str(run_dir), device="cpu"), taken[rows:])
+            after = answer_losses(*load(str(run_dir), device=str(the_device())), taken[rows:])
             ended = ended_share(run_dir, others, max_new_tokens)
             shutil.rmtree(run_dir)
             of_end = f"{before.end:9.2f}{after.end:8.2f}"

@@ -2,9 +2,9 @@
 
 python -m tests.benchmarks.plan
 
-Random Blooms of three sizes are trained for two steps, one process each, with every configuration; a process
-without a card holds what the plan gives for a card and for the host. What Python and the libraries take is
-measured by the same run of a Bloom with hardly any weights.
+Random Blooms of three sizes are trained for two steps, one process each, with every configuration. On a card,
+its peak is measured. A process without one holds what the plan gives for a card and for the host; what Python
+and the libraries take is measured by the same run of a Bloom with hardly any weights.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ SIZES = {
 }
 # The trainer, without its measurement of matrix products: its matrices may be larger than a model here.
 RUN = """
-import resource
 from training import trainer
+from training.card.timing import peak_bytes, the_device
 from training.run import speed
 speed.LARGEST_PRODUCT = speed.SMALLEST_PRODUCT
 trainer.main(standalone_mode=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_bytes(the_device()))
 """
 
 KINDS = {"all weights": "", "LoRA 16": "--lora-rank 16"}
@@ -62,16 +62,16 @@ def main(batch_size: int, gradient_checkpointing: bool, stages: tuple[int], size
     with tempfile.TemporaryDirectory() as directory:
         for name in SIZES:  # in other processes: a process starts with the peak memory of its parent
             spawn(build, name, Path(directory))
-        peak_bytes("hardly there", shared, Path(directory))  # encodes the rows, once for all
+        peak_of_run("hardly there", shared, Path(directory))  # encodes the rows, once for all
         for kind, adapter in KINDS.items():
             for (stage, offload), config in CONFIGS.items():
                 if stage not in stages:
                     continue
                 how = f"{shared} {adapter} --deepspeed {config}"
-                process = peak_bytes("hardly there", how, Path(directory))
+                process = peak_of_run("hardly there", how, Path(directory))
                 for size in sizes:
                     planned = process + planned_bytes(size, how, stage, offload, Path(directory))
-                    measured = peak_bytes(size, how, Path(directory))
+                    measured = peak_of_run(size, how, Path(directory))
                     way = f"{kind}, ZeRO-{stage}{', offload' if offload else ''}"
                     print(
                         f"{size:8} {way:30} {planned / 1e9:9.2f} {measured / 1e9:9.2f} "
@@ -104,16 +104,16 @@ def arguments(size: str, how: str, directory: Path, run_name: str) -> list[str]:
     ]  # fmt: skip
 
 
-def peak_bytes(size: str, how: str, directory: Path) -> int:
-    """The peak memory of the process of a run, in bytes."""
+def peak_of_run(size: str, how: str, directory: Path) -> int:
+    """The peak memory of a run in bytes: of the card, or of the process without one."""
     run_name = f"run-{len(list(directory.iterdir()))}"
     command = [sys.executable, "-c", RUN, *arguments(size, how, directory, run_name)]
     finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    return int(finished.stdout.split()[-1]) * 1024
+    return int(finished.stdout.split()[-1])
 
 
 def planned_bytes(size: str, how: str, stage: int, offload: bool, directory: Path) -> int:
-    """The planned bytes of a process without a card, not counting Python and its libraries."""
+    """The planned bytes of the card, or of a process without one, not counting Python and its libraries."""
     context = trainer.main.make_context("plan", arguments(size, how, directory, "run"))
     options = Options(**context.params)
     options.max_length = longest_row(options.input_model, options.max_length)
@@ -124,7 +124,7 @@ def planned_bytes(size: str, how: str, stage: int, offload: bool, directory: Pat
     config = fitted_config(options.input_model, tokenizer)
     ways = ways_of(options, config, new_tokens(options.input_model, tokenizer), work, cards=1, packed=True)
     memory = next(way.memory for way in ways if CONFIGS[stage, offload] in way.options)
-    return memory.peak + memory.offloaded
+    return memory.peak + (0 if torch.cuda.is_available() else memory.offloaded)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ are those that are not padding.
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import islice
@@ -31,6 +29,8 @@ from transformers import (
     Qwen2Config,
 )
 
+from training.card.scale import on_device
+from training.card.timing import forget_peak, peak_bytes, seconds_of, the_device
 from training.common.errors import run_command
 from training.consts import NOT_SUPERVISED
 from training.cost.flops import matrix_products
@@ -61,19 +61,19 @@ Step = Callable[[], torch.Tensor]
 
 
 def model_of(base: str, way: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of the same random weights for every way."""
+    """A model of the same random weights for every way, on the card where there is one."""
     torch.manual_seed(0)
     config = BASES[base]
     plain = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).to(dtype)
     if way != "ours":
-        return plain.train()
+        return plain.to(the_device()).train()
     ours = empty_model(config, dtype, packed=True)
     ours.load_state_dict(plain.state_dict(), assign=True)
     ours.tie_weights()
     for name, buffer in plain.named_buffers():  # those that are not saved, such as rotary frequencies
         module, _, own_name = name.rpartition(".")
         ours.get_submodule(module).register_buffer(own_name, buffer, persistent=False)
-    return ours.train()
+    return ours.to(the_device()).train()
 
 
 def in_vocabulary(row: dict[str, list[int]], config: PretrainedConfig) -> dict[str, list[int]]:
@@ -88,7 +88,7 @@ def step_of(way: str, model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedT
     """A function that computes the loss of these rows and its gradients once."""
     if way == "trl":
         return trl_step(model, rows, tokenizer)
-    batch = (collate if way == "ours" else collate_padded)(rows)
+    batch = on_device((collate if way == "ours" else collate_padded)(rows), model.device)
 
     def step() -> torch.Tensor:
         loss = model(**batch).loss
@@ -109,31 +109,34 @@ def trl_step(model: PreTrainedModel, rows: Rows, tokenizer: PreTrainedTokenizerF
         max_length=None,
         bf16=model.dtype == torch.bfloat16,
         gradient_checkpointing=False,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         report_to=[],
     )
     trainer = SFTTrainer(
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
     batch = next(iter(trainer.get_train_dataloader()))
-    supervised = (batch["labels"] != NOT_SUPERVISED).sum()
+    supervised = (batch["labels"] != NOT_SUPERVISED).sum().to(model.device)
     return lambda: trainer.training_step(model, batch, supervised)
 
 
 def measure(step: Step, model: PreTrainedModel, steps: int) -> dict[str, float]:
-    """Seconds a step, peak memory in bytes, the loss, and the FLOP/s of matrix products before and after."""
-    seconds, products = [], [product_flops_per_second(model.dtype, model.device, seconds=2)]
+    """Seconds a step, peak memory in bytes, the loss, and the FLOP/s of matrix products before and after.
+
+    On a card the peak is of its memory, without the products that are measured; on a CPU, of the process.
+    """
+    seconds, losses = [], []
+    products = [product_flops_per_second(model.dtype, model.device, seconds=2)]
+    forget_peak(model.device)
     for _ in range(steps + 1):  # the first one warms up
         model.zero_grad()
-        start = time.perf_counter()
-        loss = step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(seconds_of(lambda: losses.append(step().detach()), model.device))
+    peak = peak_bytes(model.device)
     products.append(product_flops_per_second(model.dtype, model.device, seconds=2))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "seconds": statistics.median(seconds[1:]),
         "peak": peak,
-        "loss": loss.item(),
+        "loss": losses[-1].item(),
         "bound": sum(products) / 2,
     }
 

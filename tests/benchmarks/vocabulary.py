@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from training import extend_vocabulary
+from training.card.scale import on_device
+from training.card.timing import the_device
 from training.common.errors import run_command
 from training.data.collate import collate
 from training.data.reader import parse, read_raw_rows
@@ -51,13 +53,13 @@ def loss_per_character(
 ) -> float:
     """The loss per character of the held-out answers, in nats, after training."""
     tokenizer = load_tokenizer(path)
-    model = load_model(path, tokenizer, dtype=torch.float32)
+    model = load_model(path, tokenizer, dtype=torch.float32, device_map={"": str(the_device())})
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     random = np.random.default_rng(seed)
     for _ in range(steps):
         chosen = random.choice(len(training), batch_size, replace=False)
-        batch = collate([encode(training[number], tokenizer) for number in chosen])
+        batch = on_device(collate([encode(training[number], tokenizer) for number in chosen]), model.device)
         model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -71,7 +73,8 @@ def evaluate(model, tokenizer, conversations: list[Conversation]) -> float:
     nats, characters = 0.0, 0
     for conversation in conversations:
         example = encode(conversation, tokenizer)
-        nats += model(**collate([example])).loss.item() * sum(label >= 0 for label in example["labels"])
+        loss = model(**on_device(collate([example]), model.device)).loss.item()
+        nats += loss * sum(label >= 0 for label in example["labels"])
         characters += sum(len(turn.yayi) for turn in conversation.turns)
     return nats / characters
 

@@ -8,6 +8,9 @@ Two engines compute the same. On a card one kernel takes all documents. Elsewher
 attention dropout, there is a call of torch's fused attention for each document.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -24,6 +27,9 @@ KERNEL_WIDTH = 256
 
 # The attention kernels need an attention head's width to be a multiple of this.
 WIDTH_MULTIPLE = 8
+
+
+_one_by_one = ContextVar("_one_by_one", default=False)
 
 
 class Documents(NamedTuple):
@@ -98,13 +104,24 @@ def attend_in_documents(
     return torch.cat([context[0].transpose(0, 1) for context in attended])
 
 
+@contextmanager
+def attend_one_by_one() -> Iterator[None]:
+    """A block in which each document gets a call of its own on a card, too, to compare the two engines."""
+    token = _one_by_one.set(True)
+    try:
+        yield
+    finally:
+        _one_by_one.reset(token)
+
+
 def has_one_kernel(query: torch.Tensor, dropout: float) -> bool:
     """Whether one kernel can take all documents of a batch with such queries, instead of one call for each.
 
     It has no dropout, no float32 and no heads of other widths, and older cards do not have it.
     """
     return (
-        query.is_cuda
+        not _one_by_one.get()
+        and query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] % WIDTH_MULTIPLE == 0
         and query.shape[-1] <= KERNEL_WIDTH
