@@ -1,9 +1,10 @@
-"""Many runs of the trainer under one start of the launcher: `deepspeed --module tests.forked_runs DIRECTORY`.
+"""Many runs under one start of the launcher: `deepspeed --module tests.forked_runs DIRECTORY PID`.
 
 A start of the launcher mostly imports packages. Here each rank imports them once and forks a process for each
 run, so that a run costs its steps and not its imports. A test asks for a run by `ForkedRuns.launch`, which
 writes DIRECTORY/NUMBER.json; each rank waits for these files, in the order of their numbers, and writes what
-its process printed to NUMBER.RANK.log and then its exit status to NUMBER.RANK.status.
+its process printed to NUMBER.RANK.log and then its exit status to NUMBER.RANK.status. The ranks end with the
+process PID, which is that of the tests.
 """
 
 import gc
@@ -14,9 +15,12 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NoReturn
+
+import psutil
 
 from tests.launching import Running, free_port, kill, launcher
 from training.common.files import write_atomic
@@ -25,12 +29,12 @@ END = "end"  # the file that ends the ranks
 
 
 class ForkedRuns:
-    """The launcher with so many ranks, which has started by the first run and is there until `end`."""
+    """The launcher with so many ranks, which the first run starts and which is there until `end`."""
 
     def __init__(self, ranks: int, directory: Path) -> None:
         self._ranks, self._directory = ranks, directory
         self._running: Running | None = None
-        self._count = 0
+        self._requests, self._count = directory, 0
 
     def launch(
         self, *arguments: str, module: str = "training.trainer", **variables: str
@@ -39,10 +43,22 @@ class ForkedRuns:
 
         module: the trainer, or one of our modules that runs it. variables: of the environment, for this run.
         The result has rank 0's output, of both kinds, as its stdout and its stderr. Where ranks end with
-        different statuses, or one does not end within ten minutes, AssertionError is raised.
+        different statuses, or one does not end within ten minutes, AssertionError is raised, and the next
+        run starts the launcher anew.
         """
+        try:
+            return self._launch(module, arguments, variables)
+        except BaseException:
+            self._kill()
+            raise
+
+    def _launch(
+        self, module: str, arguments: tuple[str, ...], variables: dict[str, str]
+    ) -> subprocess.CompletedProcess:
         if self._running is None:
-            self._running = Running(*launcher(self._ranks, str(self._directory), module="tests.forked_runs"))
+            self._requests, self._count = Path(tempfile.mkdtemp(dir=self._directory)), 0
+            asked = [str(self._requests), str(os.getpid())]
+            self._running = Running(*launcher(self._ranks, *asked, module="tests.forked_runs"))
         self._count += 1
         request = {
             "module": module,
@@ -59,22 +75,27 @@ class ForkedRuns:
         return subprocess.CompletedProcess(arguments, found.pop(), logs[0], logs[0])
 
     def _file(self, ending: str) -> Path:
-        return self._directory / f"{self._count}.{ending}"
+        return self._requests / f"{self._count}.{ending}"
 
     def end(self) -> None:
         if self._running is not None:
-            (self._directory / END).touch()
+            (self._requests / END).touch()
             try:
-                assert self._running.finish(60) == 0, self._running.output
+                assert self._running.finish() == 0, self._running.output
             finally:
-                kill(self._running.family())
+                self._kill()
+
+    def _kill(self) -> None:
+        if self._running is not None:
+            kill(self._running.family())
+            self._running = None
 
 
-def wait_for_request(directory: Path, number: int) -> dict | None:
+def wait_for_request(directory: Path, number: int, tests: int) -> dict | None:
     """The request of this number once it is there, or None if there will be no more."""
     path = directory / f"{number}.json"
     while not path.exists():
-        if (directory / END).exists():
+        if (directory / END).exists() or not psutil.pid_exists(tests):
             return None
         time.sleep(0.05)
     return json.loads(path.read_text("utf-8"))
@@ -105,9 +126,9 @@ def main() -> None:
         importlib.import_module(name)
     speed.MEASURED_SECONDS = 0.01  # a run measures the machine no longer than needed to have a figure
     gc.freeze()  # each run collects garbage, and need not search what was imported
-    directory, rank = Path(sys.argv[-1]), os.environ["RANK"]
+    directory, tests, rank = Path(sys.argv[-2]), int(sys.argv[-1]), os.environ["RANK"]
     for number in itertools.count(1):
-        request = wait_for_request(directory, number)
+        request = wait_for_request(directory, number, tests)
         if request is None:
             break
         child = os.fork()
