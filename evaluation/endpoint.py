@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import openai
-
 from training.common.errors import UserError, first_line
 
 # How often a request is sent again when the server was too busy or the connection failed.
@@ -22,6 +20,8 @@ def ask_endpoint(
     endpoint takes them. Raises UserError for a server that cannot be reached, refuses, or answers with
     something else.
     """
+    import openai  # takes seconds, which a model that is loaded here does without
+
     client = openai.OpenAI(
         base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=RETRIES
     )

@@ -20,8 +20,15 @@ ZERO3 = "config/deepspeed_zero3_bf16.json"
 
 
 def environment() -> dict[str, str]:
-    """Environment variables with which the launcher is found beside the interpreter that runs the tests."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    """Environment variables with which the launcher is found beside the interpreter that runs the tests.
+
+    One thread for each process: with models this small, and other tests beside, threads only wait.
+    """
+    return {
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ import inspect
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,11 +157,14 @@ def sources(root: Path) -> dict[Path, str]:
     }
 
 
-def own_names(texts: list[str]) -> set[str]:
-    """The names that our code defines: functions, classes, variables, and attributes of `self`."""
+def own_names(sources: Iterable[str | ast.AST]) -> set[str]:
+    """The names that our code defines: functions, classes, variables, and attributes of `self`.
+
+    Its texts are given, or the nodes that they were parsed to.
+    """
     found = set()
-    for text in texts:
-        for node in ast.walk(ast.parse(text)):
+    for source in sources:
+        for node in ast.walk(ast.parse(source) if isinstance(source, str) else source):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 found.add(node.name)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -216,11 +219,18 @@ def library_names(class_: type) -> set[str]:
     for base in class_.__mro__:
         if is_library(base.__module__):
             found |= vars(base).keys()
-            try:
-                found |= own_names([inspect.cleandoc("\n" + inspect.getsource(base))])
-            except (OSError, TypeError):  # written in C
-                continue
+            found |= own_names(node for node in classes_of(base.__module__) if node.name == base.__name__)
     return found
+
+
+@functools.cache
+def classes_of(module: str) -> list[ast.ClassDef]:
+    """The classes in the text of a module, which has none where it is written in C."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError):
+        return []
+    return [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
 
 
 def private_uses(text: str, own: set[str]) -> list[Use]:
@@ -278,16 +288,21 @@ def names_in_bodies(classes: list[ast.ClassDef]) -> set[ast.AST]:
     return found
 
 
-def replacements(text: str) -> Iterator[Use]:
-    """Each assignment to an attribute of a library's module or class, or to a method of its objects."""
-    tree = ast.parse(text)
-    names = imported_names(tree)
-    methods = {
+@functools.cache
+def methods_of_handled() -> set[str]:
+    """The methods of objects that we are given by libraries, but those that are settings."""
+    return {
         name
         for class_ in HANDLED
         for name in dir(class_)
         if not name.startswith("__") and inspect.isroutine(inspect.getattr_static(class_, name))
     } - {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+def replacements(text: str) -> Iterator[Use]:
+    """Each assignment to an attribute of a library's module or class, or to a method of its objects."""
+    tree = ast.parse(text)
+    names = imported_names(tree)
     for node in ast.walk(tree):
         target, attribute = None, None
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)):
@@ -305,7 +320,7 @@ def replacements(text: str) -> Iterator[Use]:
         while isinstance(root, ast.Attribute):
             root = root.value
         is_imported = isinstance(root, ast.Name) and root.id in names and is_library(names[root.id][0])
-        if is_imported or attribute in methods:
+        if is_imported or attribute in methods_of_handled():
             yield Use(node.lineno, ast.unparse(node))
 
 

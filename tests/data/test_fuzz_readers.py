@@ -1,4 +1,7 @@
-"""Whatever a file holds, each row becomes a Conversation, or an error that names its place."""
+"""Whatever a file holds, each row becomes a Conversation, or an error that names its place.
+
+The files are drawn anew in each run of the tests, so that a few at a time are enough.
+"""
 
 import json
 import re
@@ -63,7 +66,7 @@ def outcomes(rows: Iterator, path: Path) -> list:
 
 
 @given(row=ROWS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_row_becomes_a_conversation_that_can_be_encoded_or_a_value_error(tokenizer, row: object) -> None:
     try:
         conversation = from_row(row)
@@ -77,7 +80,7 @@ def test_any_row_becomes_a_conversation_that_can_be_encoded_or_a_value_error(tok
 
 
 @given(rows=st.lists(ROWS, max_size=4), indent=st.sampled_from([None, 1]), array=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_json_file_gives_its_rows_or_an_error_with_a_place(
     path: Path, rows: list, indent: int | None, array: bool
 ) -> None:
@@ -96,7 +99,7 @@ def test_any_json_file_gives_its_rows_or_an_error_with_a_place(
 @given(
     data=st.one_of(st.binary(), st.text().map(str.encode), st.text("[]{},:\"' \n\\u0e9d8a").map(str.encode))
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_bytes_give_rows_or_an_error_with_a_place(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     for place, _ in outcomes(read_rows(str(path)), path):
@@ -104,7 +107,7 @@ def test_any_bytes_give_rows_or_an_error_with_a_place(path: Path, data: bytes) -
 
 
 @given(lines=st.lists(st.one_of(ROWS.map(json.dumps).map(str.encode), st.binary(max_size=40)), max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_row_is_counted_as_usable_or_not(path: Path, tokenizer, lines: list[bytes]) -> None:
     path.write_bytes(b"\n".join([b"{}", *lines]))  # so that the file begins as text
     findings = new_findings(tokenizer, 100)

@@ -51,6 +51,12 @@ def has_chinese_font() -> None:
         pytest.skip(str(error))
 
 
+@pytest.fixture
+def quick_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are put together and not drawn: the test is about the tables."""
+    monkeypatch.setattr(picture.Figure, "savefig", lambda figure, path, **_: path.touch())
+
+
 def test_the_published_tables_come_out_as_they_were_printed(
     outcome, tmp_path: Path, has_chinese_font
 ) -> None:
@@ -71,7 +77,7 @@ def test_both_pages_have_the_published_numbers() -> None:
 
 
 def test_where_the_published_tables_disagree_with_themselves(
-    outcome, tmp_path: Path, has_chinese_font
+    outcome, tmp_path: Path, has_chinese_font, quick_picture
 ) -> None:
     """Ranks follow the means everywhere. One mean is not that of its categories."""
     found = {table["title"]: list(inconsistencies(table)) for table in read_published()}
@@ -134,7 +140,7 @@ def ratings_result() -> dict:
     return {"kind": "subjective", "raters": 3, "alpha": 1.0, "tables": score_tables(Ratings(items, scores))}
 
 
-@pytest.mark.usefixtures("has_chinese_font")
+@pytest.mark.usefixtures("has_chinese_font", "quick_picture")
 def test_new_scores_stand_beside_the_published_ones(outcome, tmp_path: Path) -> None:
     write_result(
         tmp_path / "one" / "objective", objective_result("checkpoints/甲", ["知识题", "知识题", "文学题"])

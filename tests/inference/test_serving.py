@@ -26,7 +26,7 @@ from training.consts import END, HUMAN, SYSTEM, YAYI
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode_prompt
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 Messages = list[dict[str, str]]

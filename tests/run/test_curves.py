@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+from training.common.files import write_atomic
+from training.run import curves
 from training.run.curves import draw_curves, smooth
 
 
@@ -16,7 +18,10 @@ def test_the_smoothed_curve_spans_a_twentieth_of_the_points() -> None:
     assert smooth([0.0, 1.0] + [2.0] * 38)[:3] == pytest.approx([0, (2 / 3) / (8 / 9), (14 / 9) / (26 / 27)])
 
 
-def test_a_picture_is_drawn_with_and_without_evaluations(tmp_path: Path) -> None:
+def test_a_picture_is_drawn_with_and_without_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curves, "write_atomic", write_atomic)  # in place of what tests/conftest.py sets
     path = tmp_path / "loss.png"
     draw_curves([{"step": 1, "eval_loss": 3.0}], path)
     assert not path.exists()

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BloomForCausalLM
 
 from inference.generation import load, reply
 from tests.conftest import LEARNT, ROOT, SINGLE_TURN, write_rows
-from tests.launching import ZERO2, ZERO3, history, launch, launcher, run, values
+from tests.launching import ZERO2, ZERO3, history, launch, run, values
 from tests.tiny_models import make_llama
 from training import tiny_bloom, trainer
 from training.common.hub import ADAPTER_CONFIG
@@ -98,7 +98,7 @@ def test_the_launcher_trains_and_saves_and_chat_answers(
     assert "cut off" not in answered.stderr
 
 
-def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Path) -> None:
+def test_one_process_and_two_ranks_give_the_same_losses(base: str, forked, tmp_path: Path) -> None:
     """The runs are without DeepSpeed, under ZeRO-2 and under ZeRO-3.
 
     Two ranks cannot share the rows evenly: the 61 to train on make 31 micro-batches of 2, so that the last
@@ -118,9 +118,9 @@ def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Pat
     runs = {
         "plain": run(*trainer, *one, "--run-name", "plain", "--no-bf16"),
         "one": run(*trainer, *one, "--run-name", "one", "--deepspeed", ZERO2),
-        "two": launch(2, *two, "--run-name", "two", "--deepspeed", ZERO2),
-        "three": launch(2, *two, "--run-name", "three", "--deepspeed", ZERO3),
-        "ranks": launch(2, *two, "--run-name", "ranks", "--no-bf16"),
+        "two": forked(2, *two, "--run-name", "two", "--deepspeed", ZERO2),
+        "three": forked(2, *two, "--run-name", "three", "--deepspeed", ZERO3),
+        "ranks": forked(2, *two, "--run-name", "ranks", "--no-bf16"),
     }
     for name, finished in runs.items():
         assert finished.returncode == 0, f"{name}: {finished.stderr}"
@@ -151,22 +151,20 @@ def test_one_process_and_two_ranks_give_the_same_losses(base: str, tmp_path: Pat
     check_sharded_training(base, tmp_path / "two", tmp_path / "three")
 
 
-def test_zero_3_loads_shares_of_a_llama_and_saves_it_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_zero_3_loads_shares_of_a_llama_and_saves_it_whole(forked, tmp_path: Path) -> None:
     """The Llama's head is a matrix of its own, and its vocabulary grows."""
     base = make_llama(tmp_path / "tiny-llama")
-    monkeypatch.setenv("WATCHED_LOADING", str(tmp_path))
     shared = [
         "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),
         "--cache-dir", str(tmp_path / "cache"), "--test-size", "0", "--max-steps", "8", "--lr", "1e-3",
         "--warmup-steps", "4", "--per-device-train-batch-size", "4", "--save-steps", "8",
     ]  # fmt: skip
-    two = launch(2, *shared, "--run-name", "two", "--deepspeed", ZERO2)
+    two = forked(2, *shared, "--run-name", "two", "--deepspeed", ZERO2)
     assert two.returncode == 0, two.stderr
-    three = run(
-        *launcher(2, *shared, "--run-name", "three", "--deepspeed", ZERO3, module="tests.watched_loading")
-    )
+    three = forked(
+        2, *shared, "--run-name", "three", "--deepspeed", ZERO3,
+        module="tests.watched_loading", WATCHED_LOADING=str(tmp_path),
+    )  # fmt: skip
     assert three.returncode == 0, three.stderr
 
     check_sharded_training(base, tmp_path / "two", tmp_path / "three")
@@ -186,7 +184,7 @@ def any_base(request: pytest.FixtureRequest, base: str, tmp_path: Path) -> str:
     return base if request.param == "bloom" else make_llama(tmp_path / "tiny-llama")
 
 
-def test_an_adapter_under_zero_3(any_base: str, tmp_path: Path) -> None:
+def test_an_adapter_under_zero_3(any_base: str, forked, tmp_path: Path) -> None:
     """It is compared with one process in float32. Even weights that ZeRO-3 would not divide are divided."""
     config = json.loads((ROOT / ZERO3).read_text())
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -201,7 +199,7 @@ def test_an_adapter_under_zero_3(any_base: str, tmp_path: Path) -> None:
     divided = ["--run-name", "divided", "--deepspeed", str(tmp_path / "divided.json")]
     divided += ["--per-device-train-batch-size", "2"]
     trainer.main.main([*shared, *alone], standalone_mode=False)
-    launched = launch(2, *shared, *divided)
+    launched = forked(2, *shared, *divided)
     assert launched.returncode == 0, launched.stderr
     for name in ("loss", "eval_loss"):
         expected = values(tmp_path / "alone", name)
@@ -221,14 +219,14 @@ def test_an_adapter_under_zero_3(any_base: str, tmp_path: Path) -> None:
 
     shutil.rmtree(tmp_path / "divided" / "checkpoint-6")
     (tmp_path / "divided" / ADAPTER_CONFIG).unlink()
-    resumed = launch(2, *shared, *divided, "--resume")
+    resumed = forked(2, *shared, *divided, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "checkpoint-3" in resumed.stdout
     again = load_file(tmp_path / "divided" / ADAPTER_WEIGHTS)
     assert all(torch.equal(again[name], weight) for name, weight in other.items())
 
 
-def test_an_adapter_learns_what_a_tuned_model_does_not_know(base: str, tmp_path: Path) -> None:
+def test_an_adapter_learns_what_a_tuned_model_does_not_know(base: str, forked, tmp_path: Path) -> None:
     """The model was tuned on half of the sample data; the adapter is trained on the other half."""
     rows = SINGLE_TURN.read_text("utf-8").splitlines(keepends=True)
     for name, half in (("known", rows[::2]), ("new", rows[1::2])):
@@ -255,7 +253,7 @@ def test_an_adapter_learns_what_a_tuned_model_does_not_know(base: str, tmp_path:
     assert {path.name: path.read_bytes() for path in (tmp_path / "tuned").glob("*.safetensors")} == tuned
 
 
-def test_an_adapter_on_weights_of_4_bits_under_zero_2(base: str, tmp_path: Path) -> None:
+def test_an_adapter_on_weights_of_4_bits_under_zero_2(base: str, forked, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "learnt.jsonl", LEARNT)
     trained = launch(
         2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base,
@@ -271,7 +269,7 @@ def test_an_adapter_on_weights_of_4_bits_under_zero_2(base: str, tmp_path: Path)
 
 
 def test_50_steps_under_zero_2_are_those_of_the_padded_library_model_in_float32(
-    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: str, forked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [
         "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(tmp_path),

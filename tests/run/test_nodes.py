@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import SINGLE_TURN
-from tests.launching import ZERO2, Running, free_port, kill, launch, printed_losses
+from tests.launching import ZERO2, Running, free_port, kill, printed_losses
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +89,7 @@ def start(network: Network, hostfile: Path, *arguments: str) -> list[Running]:
 
 
 def test_two_nodes_are_as_one_and_a_run_survives_the_loss_of_one(
-    network: Network, base: str, tmp_path: Path
+    network: Network, base: str, forked, tmp_path: Path
 ) -> None:
     print(network.form)
     arguments = [
@@ -98,7 +98,7 @@ def test_two_nodes_are_as_one_and_a_run_survives_the_loss_of_one(
         "--max-steps", "12", "--save-steps", "3", "--logging-steps", "1", "--lr", "3e-3",
         "--warmup-steps", "2", "--per-device-train-batch-size", "4", "--ddp-timeout", str(TIMEOUT_S),
     ]  # fmt: skip
-    one = launch(2, *arguments, "--run-name", "one-node")
+    one = forked(2, *arguments, "--run-name", "one-node")
     assert one.returncode == 0, one.stderr
     expected = printed_losses(one.stdout)
     assert len(expected) == 12

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import BloomForCausalLM
 
 from tests.conftest import SINGLE_TURN
-from tests.launching import ZERO2, launch, values
+from tests.launching import ZERO2, values
 from tests.plain_loop import Step, train
 from tests.run.test_sft_trainer import make_trainer
 from training.data.collate import collate_padded
@@ -104,7 +104,7 @@ def changed_schedule(optimizer: torch.optim.Optimizer) -> LambdaLR:
 
 @pytest.mark.slow
 def test_losses_and_norms_of_two_ranks_with_accumulation_and_a_changed_schedule_under_zero_2(
-    base: str, tokenizer, tmp_path: Path, file
+    base: str, tokenizer, forked, tmp_path: Path, file
 ) -> None:
     arguments = [
         "--deepspeed", ZERO2, "--no-bf16", "--data-path", str(SINGLE_TURN), "--input-model", base,
@@ -116,7 +116,7 @@ def test_losses_and_norms_of_two_ranks_with_accumulation_and_a_changed_schedule_
     second = ["--max-steps", str(STEPS), "--lr", str(RATE / 2), "--warmup-steps", "4"]
     second += ["--warmup-shape", "log", "--lr-scheduler", "linear", "--resume"]
     for schedule in (first, second):
-        launched = launch(2, *arguments, *schedule)
+        launched = forked(2, *arguments, *schedule)
         assert launched.returncode == 0, launched.stderr
     expected = plain_steps(base, tokenizer, file, 2, 2, SEED, changed_schedule)
     rates = [RATE * factor for factor in CHANGED_RATES]

@@ -99,7 +99,7 @@ def test_metrics_are_written_at_once_and_cut_where_a_run_goes_on(
 ) -> None:
     arguments = {
         "max_steps": 6, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 3,
-        "eval_strategy": "steps", "eval_steps": 2, "keep": 2,
+        "eval_strategy": "steps", "eval_steps": 2, "keep": 2, "per_device_train_batch_size": 2,
     }  # fmt: skip
     trainer = make_trainer(base, tokenizer, tmp_path, rows, 10, **arguments)
     step, seen = trainer.training_step, []

@@ -203,14 +203,15 @@ def command(base: str, tmp_path_factory: pytest.TempPathFactory):
     """A function that runs the trainer in this process, in a directory of its own."""
     cache = tmp_path_factory.mktemp("cache")
     shared = (
-        f"--data-path {SINGLE_TURN} --input-model {base} --cache-dir {cache} --run-name run --no-bf16 "
+        f"--input-model {base} --cache-dir {cache} --run-name run --no-bf16 "
         "--lr 3e-3 --test-size 4 --warmup-steps 2 --logging-steps 1 --eval-steps 20 --save-steps 4 "
         "--no-gradient-checkpointing --lr-scheduler cosine "
     )
 
     def run(directory: Path, more: str) -> None:
         batch = "" if "batch" in more else "--per-device-train-batch-size 6"
-        arguments = f"{shared} --local-output-dir {directory} {batch} {more}"
+        data = "" if "--data-path" in more else f"--data-path {SINGLE_TURN}"
+        arguments = f"{shared} --local-output-dir {directory} {data} {batch} {more}"
         trainer.main.main(arguments.split(), standalone_mode=False)
 
     return run
@@ -229,33 +230,37 @@ def losses(directory: Path, step: int) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]
 
 
-# 128 rows in micro-batches of 6 are 22 steps an epoch.
+# 29 rows in micro-batches of 3 are 10 steps an epoch.
 @pytest.mark.parametrize(
     "more",
     [
-        "",
-        pytest.param("--tokens-per-batch 700", marks=pytest.mark.slow),
-        pytest.param("--gradient-accumulation-steps 2", marks=pytest.mark.slow),
+        "--per-device-train-batch-size 3",
+        pytest.param("--tokens-per-batch 350", marks=pytest.mark.slow),
+        pytest.param(
+            "--per-device-train-batch-size 3 --gradient-accumulation-steps 2", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_continued_run_gives_the_losses_of_one_that_was_not_interrupted(
     command, tmp_path: Path, capsys, more: str
 ) -> None:
-    command(tmp_path / "whole", f"--max-steps 30 {more}")
-    command(tmp_path / "parts", f"--max-steps 30 {more} --resume")
+    first = "".join(SINGLE_TURN.read_text("utf-8").splitlines(keepends=True)[:33])
+    (tmp_path / "few.json").write_text(first, encoding="utf-8")
+    more = f"--data-path {tmp_path / 'few.json'} --max-steps 14 --eval-steps 9 {more}"
+    command(tmp_path / "whole", more)
+    command(tmp_path / "parts", f"{more} --resume")
     assert "no run yet; starting at step 0" in capsys.readouterr().out
-    expected = losses(tmp_path / "whole", 30)
-    assert len(expected) == 30
-    assert losses(tmp_path / "parts", 30) == expected
-    # What is left is as if the run had been killed in the save after step 24, which is in the second epoch.
-    for name in ("checkpoint-28", "checkpoint-30"):
-        (tmp_path / "parts" / "run" / name / "COMPLETE.json").unlink()
+    expected = losses(tmp_path / "whole", 14)
+    assert len(expected) == 14
+    assert losses(tmp_path / "parts", 14) == expected
+    # What is left is as if the run had been killed in the save after step 12, which is in the second epoch.
+    (tmp_path / "parts" / "run" / "checkpoint-14" / "COMPLETE.json").unlink()
     (tmp_path / "parts" / "run" / "config.json").unlink()
-    command(tmp_path / "parts", f"--max-steps 30 {more} --resume")
+    command(tmp_path / "parts", f"{more} --resume")
     out = capsys.readouterr().out
-    assert "checkpoint-30: incomplete, passed over" in out
-    assert f"continuing from {tmp_path / 'parts' / 'run' / 'checkpoint-24'}" in out
-    assert losses(tmp_path / "parts", 30) == expected
+    assert "checkpoint-14: incomplete, passed over" in out
+    assert f"continuing from {tmp_path / 'parts' / 'run' / 'checkpoint-12'}" in out
+    assert losses(tmp_path / "parts", 14) == expected
     model, other = (tmp_path / name / "run" / "model.safetensors" for name in ("whole", "parts"))
     assert model.read_bytes() == other.read_bytes()
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import ROOT, SINGLE_TURN
-from tests.launching import ZERO2, ZERO3, free_port, launcher, run, values
+from tests.launching import ZERO2, ZERO3, values
 from tests.run.test_deepspeed_config import LLAMA_FACTORY
 
 # All cases take a quarter of an hour on two quiet cores.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("resume matrix")]
 
 STEPS, SAVED = 6, 3
 
@@ -89,26 +89,22 @@ def configuration(case: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(base: str, forked, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the chosen runs: `CASE-2` had two ranks all along, `CASE-2-1` one from step 3 on."""
     directory = tmp_path_factory.mktemp("matrix")
 
     def start(ranks: int, ways: dict[str, tuple[str, list[str]]]) -> None:
-        """Start the launcher once for runs, by name: each one's configuration, and further arguments."""
-        runs = []
+        """Start runs, by name: each one's configuration, and further arguments."""
         for name, (case, more) in ways.items():
             path = directory / f"{name}.json"
             path.write_text(json.dumps(configuration(case)), encoding="utf-8")
-            arguments = [
-                "--data-path", str(SINGLE_TURN), "--input-model", base, "--local-output-dir", str(directory),
-                "--cache-dir", str(directory / "cache"), "--run-name", name, "--deepspeed", str(path), *more,
-            ]  # fmt: skip
-            runs.append({"port": free_port(), "log": str(directory / f"{name}.log"), "arguments": arguments})
-        listed = directory / f"runs-{ranks}.json"
-        listed.write_text(json.dumps(runs), encoding="utf-8")
-        started = run(*launcher(ranks, str(listed), module="tests.forked_runs"), timeout=3600)
-        print(started.stdout)
-        assert started.returncode == 0, started.stderr
+            ended = forked(
+                ranks, "--data-path", str(SINGLE_TURN), "--input-model", base,
+                "--local-output-dir", str(directory), "--cache-dir", str(directory / "cache"),
+                "--run-name", name, "--deepspeed", str(path), *more,
+            )  # fmt: skip
+            (directory / f"{name}.log").write_text(ended.stdout, encoding="utf-8")
+            (directory / f"{name}.log.status").write_text(str(ended.returncode))
 
     def whole(ranks: int) -> dict[str, tuple[str, list[str]]]:
         options = [

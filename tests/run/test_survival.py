@@ -16,7 +16,7 @@ from tests.launching import ZERO2, Running, kill, launch, launcher, printed_loss
 from training.run.checkpoints import find_checkpoints, step_of
 from training.run.stopping import SIGNALS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("survival")]
 
 # How often a run is interrupted; more often by hand than in CI.
 INTERRUPTIONS = int(os.environ.get("YAYI_TEST_INTERRUPTIONS", "3"))
@@ -37,9 +37,9 @@ def shared(base: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(shared: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, str]]:
+def uninterrupted(shared: list[str], forked) -> tuple[Path, dict[int, str]]:
     """(run directory, the printed losses)."""
-    finished = launch(2, *shared, "--run-name", "uninterrupted")
+    finished = forked(2, *shared, "--run-name", "uninterrupted")
     assert finished.returncode == 0, finished.stderr
     losses = printed_losses(finished.stdout)
     assert list(losses) == list(range(1, STEPS + 1))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, SINGLE_TURN, write_rows
-from tests.launching import ZERO2, ZERO3, free_port, launcher, run, values
+from tests.launching import ZERO2, ZERO3, values
 from tests.run.test_sft_trainer import make_trainer
 from training.data.encoded import EncodedFile, load_encoded
 from training.data.micro_batches import MicroBatches
@@ -75,7 +75,7 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.slow
-def test_losses_under_zero_are_bitwise_those_without_the_trial(base: str, tmp_path: Path) -> None:
+def test_losses_under_zero_are_bitwise_those_without_the_trial(base: str, forked, tmp_path: Path) -> None:
     rows = [{"instruction": f"问题 {i}", "output": "答" * (1 + 7 * i % 23)} for i in range(12)]
     shared = [
         "--data-path", write_rows(tmp_path / "rows.jsonl", rows), "--input-model", base,
@@ -83,26 +83,20 @@ def test_losses_under_zero_are_bitwise_those_without_the_trial(base: str, tmp_pa
         "--max-steps", str(STEPS), "--save-steps", str(STEPS), "--logging-steps", "1", "--lr", "1e-2",
         "--warmup-steps", "0", "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2",
     ]  # fmt: skip
-    runs = [
-        {
-            "port": free_port(),
-            "log": str(tmp_path / f"{name}-{tried}.log"),
-            "arguments": [*shared, "--run-name", f"{name}-{tried}", "--deepspeed", str(ROOT / path)],
-            "tried": tried,
-        }
-        for name, path in CONFIGURATIONS.items()
-        for tried in (True, False)
-    ]
-    (tmp_path / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
-    started = run(*launcher(1, str(tmp_path / "runs.json"), module="tests.forked_runs"))
-    assert started.returncode == 0, started.stderr
+    logs = {}
+    for name, path in CONFIGURATIONS.items():
+        for module in ("tests.tried_runs", "training.trainer"):
+            run_name = name if module == "tests.tried_runs" else f"{name}-untried"
+            how = ["--run-name", run_name, "--deepspeed", str(ROOT / path)]
+            finished = forked(1, *shared, *how, module=module)
+            assert finished.returncode == 0, finished.stderr
+            logs[run_name] = finished.stdout
     for name in CONFIGURATIONS:
-        log = (tmp_path / f"{name}-True.log").read_text("utf-8")
-        assert "tried " in log, log
+        assert "tried " in logs[name], logs[name]
         for key in ("loss", "grad_norm"):
-            found = values(tmp_path / f"{name}-True", key)
+            found = values(tmp_path / name, key)
             assert len(found) == STEPS
-            assert found == values(tmp_path / f"{name}-False", key), name
-        record = json.loads((tmp_path / f"{name}-True" / "run.json").read_text("utf-8"))
+            assert found == values(tmp_path / f"{name}-untried", key), name
+        record = json.loads((tmp_path / name / "run.json").read_text("utf-8"))
         assert record["gradient sums"] == "fp32"
         assert record["deepspeed"]["gradient_accumulation_steps"] == 2  # no "auto": as it was in effect

@@ -327,7 +327,7 @@ NAMES = st.sampled_from([*REFUSED, *HARMLESS, "kto_tag", "label", "text", "reaso
 
 
 @given(base=st.sampled_from(["pair", "messages"]), extra=st.dictionaries(NAMES | st.text(), JSON, max_size=4))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_each_key_of_any_row_is_read_or_counted_or_refused(base: str, extra: dict) -> None:
     row = {"instruction": "q", "output": "a"} if base == "pair" else {"messages": [USER, BOT]}
     read_keys = {"instruction", "output", "input", "context", "system", "history", "response", "completion"}
