@@ -37,7 +37,10 @@ from training.text.encoding import encode
 @click.command(context_settings={"show_default": True})
 @model_options
 @click.option(
-    "--data-path", type=PathOrName(), required=True, help="Held-out rows: a file, or a data set on the hub."
+    "--data-path",
+    type=PathOrName(),
+    required=True,
+    help="Held-out rows: a file, a folder, a pattern, or a data set on the hub.",
 )
 @click.option(
     "--output", required=True, type=UserPath(file_okay=False, path_type=Path), help="Directory to write."

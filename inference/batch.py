@@ -49,7 +49,7 @@ FREE_OPTIONS = ("input", "output", "device", "batch_size")
     "--input",
     type=PathOrName(),
     required=True,
-    help="Rows to answer: a file, or the name of a data set on the hub.",
+    help="Rows to answer: a file, a folder, a pattern, or a data set on the hub.",
 )
 @click.option(
     "--output",

@@ -1,15 +1,18 @@
 """What --data-path stands for: folders, patterns, pipes, weights."""
 
 import os
+import subprocess
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import write_rows
 from training.common.errors import UserError
-from training.common.options import Source, parse_source
+from training.common.options import Options, Source, parse_source
 from training.data import pipes
+from training.data.examples import build_datasets
 from training.data.reader import fingerprint, read_rows
 from training.data.sources import expand_path, expand_sources, files_without_weights
 
@@ -89,6 +92,23 @@ def test_the_rows_of_a_folder_have_the_places_of_their_files(tmp_path: Path) -> 
     assert fingerprint(str(folder)) != before
 
 
+def test_the_trainer_reads_each_file_of_a_folder_with_the_folders_weight(
+    tmp_path: Path, tokenizer, capsys
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    rows = [{"instruction": f"q{number}", "output": "a"} for number in range(2)]
+    a = write_rows(folder / "a.jsonl", rows)
+    (folder / "b.csv").write_text("instruction,output\nq2,a\n")
+    options = Options(
+        data_path=(Source(str(folder), 2),), cache_dir=tmp_path / "cache", max_length=100, test_size=0
+    )
+    training, _ = build_datasets(options, tokenizer)
+    places = [training.place(index) for index in range(len(training))]
+    assert sorted(places) == sorted([f"{a}:1", f"{a}:2", f"{folder}/b.csv:2"] * 2)
+    assert f"{folder}/b.csv: weight 2: 2 rows, of 1\n" in capsys.readouterr().out
+
+
 @pytest.fixture
 def named_pipe(tmp_path: Path, monkeypatch) -> str:
     """A named pipe, out of which a row comes once."""
@@ -108,6 +128,18 @@ def test_a_pipe_is_copied_once_and_read_any_number_of_times(tmp_path: Path, name
     assert fingerprint(named_pipe) == fingerprint(same)
     (copy,) = cache.glob("pipe-*/rows")
     assert copy.read_text() == '{"a": 1}\n'
+
+
+def test_the_open_files_of_the_command_are_read_by_its_ranks(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pipes, "_copies", {})
+    with subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE) as typed:
+        assert typed.stdin
+        typed.stdin.write(b'{"a": 1}\n')
+        typed.stdin.close()
+        monkeypatch.setattr(pipes, "launchers", lambda: [psutil.Process(typed.pid)])
+        assert expand_path("/dev/stdin", tmp_path) == ["/dev/stdin"]
+        typed.kill()
+    assert list(read_rows("/dev/stdin")) == [("/dev/stdin:1", {"a": 1})]
 
 
 def test_a_pipe_cannot_be_read_by_several_nodes(tmp_path: Path, monkeypatch, named_pipe: str) -> None:

@@ -113,8 +113,9 @@ class Options:
     data_path: tuple[Source, ...] = option(
         (),
         DATA,
-        "Rows to train on: a file of JSON Lines or a JSON array, or a data set on the hub. The option may be "
-        "given several times; a weight says how often each row is seen in an epoch, as in FILE:0.5.",
+        "Rows to train on: a file (JSON Lines, JSON, CSV, Excel, Parquet), a folder, a pattern such as "
+        "'rows/*.jsonl', or a data set on the hub, as NAME#CONFIG/SPLIT. The option may be given several "
+        "times; a weight says how often each row is seen in an epoch, as in FILE:0.5.",
         required=True,
         multiple=True,
         parse=parse_source,
