@@ -47,9 +47,7 @@ def test_losses_without_deepspeed_are_bitwise_those_without_the_trial(
     monkeypatch.setattr(trial, "try_longest_batch", lambda trainer: tried.append(real(trainer)) or tried[-1])
     with_trial = train("with", True)
     order = MicroBatches(file.lengths[:16], batch_size=2, rank=0, world_size=1, seed=1)
-    assert tried == [
-        max(file.lengths[batch].sum() for batch in order)
-    ]
+    assert tried == [max(file.lengths[batch].sum() for batch in order)]
     assert with_trial == train("without", False)
     assert len(with_trial) == STEPS
 
