@@ -5,6 +5,7 @@ import pytest
 from training.common.command_line import parse_value, text_of_value
 from training.common.errors import UserError
 from training.common.options import OPTION_NAMES, Options
+from training.run.deepspeed_values import check_gradient_sums
 from training.run.record import NOT_KEPT, check_checkpoint, check_same_run, keep_recorded
 
 WRITTEN = {"kind": "adamw", "offload": "none", "round_robin_gradients": False}
@@ -96,3 +97,28 @@ def test_the_text_of_an_option_is_read_as_its_value(name: str) -> None:
     value = getattr(Options(run_name="a b"), name)
     found = parse_value(Options, name, str(value))
     assert (found, type(found)) == (value, type(value))
+
+
+def test_sums_of_gradients_in_another_type_are_said_and_refuse_no_run(tmp_path: Path, capsys) -> None:
+    """A run of an earlier version, which did not record them, goes on with a configuration of this one."""
+    same = {"data": 1, "model": 1, "global batch": 1, "seed": 1, "optimizer": "ZeRO stage 2, bf16"}
+    same["options"] = {}
+    check_same_run(tmp_path, same | {"gradient sums": "fp32"}, same, anyway=False)
+    said = "gradients of several micro-batches are added up in fp32, and were in bf16\n"
+    assert capsys.readouterr().out == said
+    for sums in ("fp32", "bf16"):
+        check_same_run(tmp_path, same | {"gradient sums": sums}, same | {"gradient sums": sums}, anyway=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_sums_of_gradients_that_deepspeed_cannot_make_are_refused() -> None:
+    def config(stage: int, sums: str) -> dict:
+        return {"zero_optimization": {"stage": stage}, "data_types": {"grad_accum_dtype": sums}}
+
+    with pytest.raises(UserError, match=r"without ZeRO .* gradients of bf16 weights in bf16 only"):
+        check_gradient_sums(config(0, "fp32"), bf16=True)
+    with pytest.raises(UserError, match=r'"data_types\.grad_accum_dtype" is \'float\'; write one of fp32'):
+        check_gradient_sums(config(2, "float"), bf16=True)
+    check_gradient_sums(config(0, "fp32"), bf16=False)
+    check_gradient_sums(config(2, "fp32"), bf16=True)
+    check_gradient_sums({}, bf16=True)
