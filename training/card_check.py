@@ -21,6 +21,7 @@ from training.common.command_line import UserPath
 from training.common.console import say
 from training.common.errors import UserError, run_command
 from training.common.files import try_write
+from training.run.cards import check_cards
 
 # The parts in their order, and the function that measures each. It is imported when its part runs: another
 # torch may lack what one part needs.
@@ -52,6 +53,7 @@ def main(quick: bool, output_dir: Path) -> int:
         try_write(output_dir)
     except OSError as error:
         raise UserError(f"--output-dir {output_dir}: {error.strerror}; give another") from None
+    check_cards()
     disable_progress_bar()
     device = the_device()
     check = Check(output_dir, device, scale_for(device, quick), quick)

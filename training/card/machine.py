@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import subprocess
 import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from training.card.page import Check
 from training.card.timing import median_seconds
+from training.run.cards import driver_version
 from training.run.speed import product_flops_per_second
 
 LIBRARIES = ("torch", "transformers", "deepspeed", "accelerate", "peft", "bitsandbytes", "triton")
@@ -51,7 +51,7 @@ def _add_cards(check: Check) -> None:
     check.add("architectures that torch is built for", built_for, note=f"the card's is sm_{major}{minor}")
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     check.add("bfloat16 in hardware", int(has_bf16), at_least=1, note="" if has_bf16 else "pass --no-bf16")
-    check.add("driver", _driver())
+    check.add("driver", driver_version() or "unknown")
     check.add("CUDA that torch is built for", torch.version.cuda or "none")
     check.add("cuDNN", str(torch.backends.cudnn.version()))
     nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else ()
@@ -67,16 +67,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _driver() -> str:
-    """The version of the card's driver."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"unknown ({type(error).__name__} of nvidia-smi)"
-    return (found.stdout.splitlines() or ["unknown"])[0]
 
 
 def _build_tools() -> dict[str, str | None]:
