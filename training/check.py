@@ -20,7 +20,7 @@ from training.data.audit import ON_BAD_ROW, full_form, refusal, verdict
 from training.data.encoded import RowOptions, encode_chunks, new_findings
 from training.data.findings import LINES_KEPT
 from training.data.near_duplicates import FIRST_ROWS, NearDuplicates
-from training.data.page import CheckedFile, page
+from training.data.page import CheckedFile, check_page
 from training.data.reader import read_raw_rows
 from training.data.sources import files_without_weights
 from training.model.context import longest_row
@@ -108,7 +108,7 @@ def main(
     error = refusal(paths, summaries, on_bad_row)
     said = [str(error)] if error else verdict(paths, summaries, _options(longest, columns, learn))
     if html_path:
-        _write(html_path, page(files, said, is_usable=error is None))
+        _write(html_path, check_page(files, said, is_usable=error is None))
     if error:
         # Where the text is for people, it has named these rows.
         raise error if as_json else UserError(str(error))

@@ -93,7 +93,7 @@ class CheckedFile(NamedTuple):
     examples: Sequence[Example]
 
 
-def page(files: Sequence[CheckedFile], verdict: Iterable[str], *, is_usable: bool) -> str:
+def check_page(files: Sequence[CheckedFile], verdict: Iterable[str], *, is_usable: bool) -> str:
     """The whole page: the verdict, then a section for each file."""
     return PAGE.substitute(
         title=escape("Check of " + ", ".join(file.path.rsplit("/", 1)[-1] for file in files)),

@@ -112,15 +112,20 @@ def _read_keys(keys: Keys, columns: Mapping[str, str] | None) -> ReadRow:
     else:
         row_format = recognise(keys)
         name, reading = row_format.name, row_format.read(keys)
-    rests = [keys.rest(), *(message.rest() for message in reading.messages)]
+    not_learnt, harmless, refusal = keys.rest()
+    for message in reading.messages:
+        rest = message.rest()
+        not_learnt += rest.not_learnt
+        harmless += rest.harmless
+        refusal = refusal or rest.refusal
     return ReadRow(
         reading.conversation,
         name,
         reading.no_answer,
         reading.is_dialogue,
-        tuple(dict.fromkeys(name for rest in rests for name in rest.not_learnt)),
-        tuple(dict.fromkeys(name for rest in rests for name in rest.harmless)),
-        next((rest.refusal for rest in rests if rest.refusal), ""),
+        tuple(dict.fromkeys(not_learnt)),
+        tuple(dict.fromkeys(harmless)),
+        refusal,
         reading.other_system,
         reading.broken_end,
         reading.broken_answer,

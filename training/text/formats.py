@@ -71,8 +71,9 @@ class RowFormat:
 
 def recognise(keys: Keys) -> RowFormat:
     """The format of a row. Raises ValueError unless the row has the keys of exactly one format."""
-    found = [entry for entry in FORMATS if entry.key in keys and entry.is_for(keys)]
-    found = [entry for entry in found if not any(key in keys for key in entry.yields_to)]
+    filled = keys.filled()
+    found = [entry for entry in FORMATS if entry.key in filled and entry.is_for(keys)]
+    found = [entry for entry in found if not any(key in filled for key in entry.yields_to)]
     names = list(dict.fromkeys(entry.key for entry in found))
     if len(names) > 1:
         shown = " and ".join(f'"{name}"' for name in names)

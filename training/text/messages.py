@@ -50,8 +50,11 @@ class Messages:
         self._context_count = context_count
         self._system = ""
         self._turns: list[Turn] = []
+        self._asked: str | None = None  # what the human said last, until it is answered
         for index, message in enumerate(messages):
             self._read(message, index, f"{field}[{index}]")
+        if self._asked is not None:
+            self._turns.append(Turn(self._asked))
         if not self._turns:
             raise ValueError(f"{field} has no message from the human")
         self.conversation = Conversation(tuple(self._turns), self._system)
@@ -82,19 +85,19 @@ class Messages:
             self.has_system = not is_absent(self._system)
         elif speaker == "human":
             text = nonblank_text(value, text_field)
-            if self._turns and self._turns[-1].yayi is None:
-                self.broken_end = self.broken_end or _out_of_turn(text_field, name)
-                if len(self._turns) == 1:
-                    raise ValueError(self.broken_end)
+            if self._asked is None:
+                self._asked = text
             else:
-                self._turns.append(Turn(text))
+                self.broken_end = self.broken_end or _out_of_turn(text_field, name)
+                if not self._turns:
+                    raise ValueError(self.broken_end)
         elif self.broken_end:
             raise ValueError(self.broken_end)
         else:
-            if not self._turns or self._turns[-1].yayi is not None:
+            if self._asked is None:
                 raise ValueError(_out_of_turn(text_field, name))
-            answer = nonblank_text(value, text_field)
-            self._turns[-1] = Turn(self._turns[-1].human, answer, is_context)
+            self._turns.append(Turn(self._asked, nonblank_text(value, text_field), is_context))
+            self._asked = None
 
 
 def _out_of_turn(field: str, name: str) -> str:
