@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from training.cost.flops import MatrixProducts, matrix_products
 from training.model.attention import documents_of
 from training.model.bloom import BloomForCausalLM, is_bloom, packed_documents
 from training.model.lora import add_adapter
 from training.model.loss import tokens_at_once
-from training.model.packed import PACKED_ATTENTION, PackedModel, packed_class
+from training.model.packed import PACKED_ATTENTION, PackedModel, library_class, packed_class
 
 if TYPE_CHECKING:
     from training.model.adapted import AdaptedModel
@@ -125,8 +125,9 @@ def empty_model(
     """
     with torch.device("meta"):
         if is_bloom(config) or packed:
-            library = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-            model = BloomForCausalLM(config) if is_bloom(config) else packed_class(library)(config)
+            model = (
+                BloomForCausalLM(config) if is_bloom(config) else packed_class(library_class(config))(config)
+            )
             model.to(dtype)  # pyright: ignore[reportArgumentType]  # transformers' type of `to` still takes self
             if not is_bloom(config):
                 model.set_attn_implementation(PACKED_ATTENTION)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
@@ -22,7 +21,7 @@ from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
 from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
 from training.model.bloom import BloomForCausalLM, is_bloom
-from training.model.packed import PACKED_ATTENTION, PackedModel, packed_class
+from training.model.packed import PACKED_ATTENTION, PackedModel, library_class, packed_class
 from training.text.tokenizer import NewTokens
 from training.text.tokenizer import new_tokens as find_new_tokens
 
@@ -72,7 +71,7 @@ def load_base_model(
     if is_bloom(config):
         model_class = BloomForCausalLM
     elif packed:
-        model_class = packed_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+        model_class = packed_class(library_class(config))
         loading["attn_implementation"] = PACKED_ATTENTION
     else:
         model_class = AutoModelForCausalLM

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from training.model.attention import Documents, attend_in_documents, documents_of, positions_in
@@ -137,10 +137,15 @@ class PackedModel(PreTrainedModel):
         ).last_hidden_state
 
 
+def library_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The library's class of causal language models of this configuration. Raises KeyError for none."""
+    return cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
 @functools.cache
-def packed_class(library_class: type[PreTrainedModel]) -> type[PackedModel]:
-    """The library's class, whose name it keeps because config.json records that, with our forward pass."""
-    return cast(type[PackedModel], type(library_class.__name__, (PackedModel, library_class), {}))
+def packed_class(library: type[PreTrainedModel]) -> type[PackedModel]:
+    """A library's class, whose name it keeps because config.json records that, with our forward pass."""
+    return cast(type[PackedModel], type(library.__name__, (PackedModel, library), {}))
 
 
 @contextmanager
@@ -148,7 +153,7 @@ def with_library_attention(model: nn.Module) -> Iterator[None]:
     """A block in which a model, with an adapter or without, generates as the library's own does."""
     packed = [module for module in model.modules() if isinstance(module, PackedModel)]
     for each in packed:
-        each.set_attn_implementation(None)
+        each.set_attn_implementation(each.get_correct_attn_implementation(None))
     try:
         yield
     finally:

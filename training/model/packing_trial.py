@@ -11,13 +11,13 @@ import json
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
 from training.common.errors import first_line
 from training.consts import NOT_SUPERVISED
 from training.model.bloom import is_bloom
-from training.model.packed import PACKED_ATTENTION, packed_class
+from training.model.packed import PACKED_ATTENTION, library_class, packed_class
 
 # Tokens of the trial's longer document, at most, and of the shorter one, which is padded for the library.
 LONGEST_TRIED, SHORTER = 300, 5
@@ -102,7 +102,7 @@ def _shrunken(config: PretrainedConfig) -> PretrainedConfig:
 
 def _difference(config: PretrainedConfig, longest: int) -> str | None:
     """What differs between a packed and the library's padded pass of this model, or None."""
-    library = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    library = library_class(config)
     with torch.device("meta"):
         weights = library(config).num_parameters()
     if weights > MOST_WEIGHTS:
