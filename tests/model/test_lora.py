@@ -186,7 +186,10 @@ def test_frozen_weights_in_4_bits(base: str, tmp_path: Path) -> None:
     ("more", "message"),
     [
         ("--lora-rank 4 --lora-target nope", "'nope'; there are query_key_value, dense, dense_h_"),
-        ("--lora-rank 4 --lora-target dense,lm_head", "lm_head of a Bloom takes no adapter; leave it out"),
+        (
+            "--lora-rank 4 --lora-target dense,lm_head",
+            "lm_head takes no adapter where batches are packed",
+        ),
         ("--load-in-4bit", "--load-in-4bit: weights in 4 bits cannot be trained; give a --lora-rank as well"),
         ("--lora-rank 0", "lora-rank"),
     ],

@@ -100,6 +100,8 @@ def test_weights_are_loaded_straight_to_the_card_where_there_is_room_for_them_tw
     assert place_of_loading(a_run(larger), device) == {}
 
     asked = {}
+    monkeypatch.setattr(trainer, "read_config", lambda path: None)
+    monkeypatch.setattr(trainer, "why_padded", lambda config, longest_row: "a reason")
     monkeypatch.setattr(trainer, "load_model", lambda path, tokenizer, **how: asked.update(how) or 1 / 0)
     data = SimpleNamespace(tokenizer=None, new_tokens={})
     with pytest.raises(ZeroDivisionError):

@@ -89,7 +89,7 @@ def test_a_report_says_which_card_and_which_libraries_computed(monkeypatch: pyte
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(machine, "driver_version", lambda: "580.82.07")
     args = SimpleNamespace(device=torch.device("cuda:0"), world_size=8)
-    model = SimpleNamespace(config=SimpleNamespace(model_type="llama"))
+    model = torch.nn.Linear(1, 1)
     found = describe_machine(SimpleNamespace(args=args, model=model))
     assert (found["attention"], found["allocator"]) == ("transformers'", os.environ["PYTORCH_ALLOC_CONF"])
     assert machine_text(found) == (
