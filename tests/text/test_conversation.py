@@ -74,7 +74,7 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(2000), "deep")
         ({}, 'a row needs one of "instruction", "conversations", "messages", "prompt",'),
         (
             {"text": "t", "x": 1},
-            'this one has "text", "x"; `python -m training.convert --columns question=...,answer=...`',
+            'this one has "text", "x"; `--columns question=...,answer=...`, of training.trainer',
         ),
         ({"chosen": "a", "rejected": "b"}, '"chosen": a preference row'),
         (
@@ -160,11 +160,9 @@ def test_a_bad_row_is_an_error_that_names_the_field(row: object, message: str) -
 
 
 def test_a_remedy_is_named_only_where_it_helps() -> None:
-    with pytest.raises(ValueError, match=r"several answers.*training\.convert --columns"):
+    with pytest.raises(ValueError, match=r"several answers.*`--columns question"):
         from_row({"instruction": "q", "output": "a", "response": "b"})
-    with pytest.raises(
-        ValueError, match=r'this one has "question" and "query"; .*training\.convert --columns'
-    ):
+    with pytest.raises(ValueError, match=r'this one has "question" and "query"; `--columns question'):
         from_row({"question": "q", "query": "q2"})
     for row in ({"instruction": "q", "messages": [USER]}, {"messages": [USER], "conversations": [HUMAN]}):
         with pytest.raises(ValueError, match=r'this one has "\w+" and "\w+"$'):

@@ -26,8 +26,11 @@ from training.text.turns import Conversation, Turn
 ANSWERS = ("output", "response", "completion", "answer", "target")
 EXTRAS = ("input", "context")
 
-# The command that helps with a row whose columns the recipe cannot tell.
-NAME_THEM = "`python -m training.convert --columns question=...,answer=...`"
+# What helps with a row whose columns the recipe cannot tell.
+NAME_THEM = (
+    "`--columns question=...,answer=...`, of training.trainer, training.check and training.convert, says which to "
+    "read"
+)
 
 
 class Reading(NamedTuple):
@@ -78,7 +81,7 @@ def recognise(keys: Keys) -> RowFormat:
     if len(names) > 1:
         shown = " and ".join(f'"{name}"' for name in names)
         has_dialogue = any(isinstance(keys.peek(name), list) for name in names)
-        remedy = "" if has_dialogue else f"; {NAME_THEM} says which to read"
+        remedy = "" if has_dialogue else f"; {NAME_THEM}"
         raise ValueError(f"a row is of one format, and this one has {shown}{remedy}")
     if not names:
         keys.rest()  # tells what the row is, where it is nothing to learn an answer from
@@ -93,7 +96,7 @@ def recognise(keys: Keys) -> RowFormat:
 def _no_format(keys: Keys) -> str:
     has = ", ".join(f'"{name}"' for name in keys.filled()) or "nothing"
     known = ", ".join(f'"{name}"' for name in dict.fromkeys(entry.key for entry in FORMATS))
-    return f"a row needs one of {known}; this one has {has}; {NAME_THEM} rewrites such rows"
+    return f"a row needs one of {known}; this one has {has}; {NAME_THEM}"
 
 
 def written_formats() -> dict[str, Callable[[Conversation], Row]]:
@@ -117,7 +120,7 @@ def _pair(question: str, *answers: str) -> Callable[[Keys], Reading]:
             raise ValueError(f'the question is followed by both "{extras[0]}" and "{extras[1]}"')
         for name in extras:
             human += "\n" + as_text(keys.take(name), f'"{name}"')
-        answer = _read_answer(keys, answers, f"; {NAME_THEM} says which to read")
+        answer = _read_answer(keys, answers, f"; {NAME_THEM}")
         turns = (*_history(keys, "history"), Turn(human, answer.text))
         conversation = Conversation(turns, as_text(keys.take("system"), '"system"'))
         return Reading(conversation, answer.missing, broken_answer=answer.broken)
