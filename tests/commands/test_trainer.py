@@ -186,8 +186,8 @@ def test_rows_that_cannot_be_used_are_all_listed_or_dropped_and_counted(tokenize
         f'{path}:6: "output" is empty',
         f'{path}:7: "output" is missing',
         f'{path}:8: a row needs one of "instruction", "conversations", "messages", "prompt", "question", '
-        '"query", "input", "content"; this one has nothing; `--columns question=...,answer=...`, of training.trainer, '
-        "training.check and training.convert, says which to read",
+        '"query", "input", "content"; this one has nothing; `--columns question=...,answer=...`, of '
+        "training.trainer, training.check and training.convert, says which to read",
     ]
     assert capsys.readouterr().out == ""
     train_rows, _ = build_datasets(data_options(tmp_path, path, on_bad_row="drop"), tokenizer)

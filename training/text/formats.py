@@ -28,8 +28,8 @@ EXTRAS = ("input", "context")
 
 # What helps with a row whose columns the recipe cannot tell.
 NAME_THEM = (
-    "`--columns question=...,answer=...`, of training.trainer, training.check and training.convert, says which to "
-    "read"
+    "`--columns question=...,answer=...`, of training.trainer, training.check and training.convert, says "
+    "which to read"
 )
 
 
