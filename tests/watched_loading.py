@@ -37,7 +37,9 @@ def watched_load_model(*args, **kwargs) -> torch.nn.Module:
         for name, weight in model.named_parameters()
     }
     path = Path(os.environ["WATCHED_LOADING"], f"rank-{os.environ['RANK']}.json")
-    path.write_text(json.dumps({"held": held, "most at once": max(whole_at_once)}))
+    # Loading must leave nothing behind that divides the weights of other modules.
+    other = list(torch.nn.Linear(4, 4).to(torch.float64).weight.shape)
+    path.write_text(json.dumps({"held": held, "most at once": max(whole_at_once), "another": other}))
     return model
 
 

@@ -49,7 +49,7 @@ from training.run.report import opening_lines, remove_report, write_report
 from training.run.resume import RecordInEffect, Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import STOPPED_STATUS, note_stop
-from training.run.trial import is_wanted
+from training.run.trial import LongestBatchTrial, is_wanted
 from training.run.typed_command import command_to_continue
 from training.text.tokenizer import NewTokens, load_tokenizer_and_new_tokens
 
@@ -232,6 +232,7 @@ def fit(run: Run, data: Data, trainer: SFTTrainer) -> bool:
     run.stop_request.ends_at_once = False
     if run.checkpoint:
         trainer.add_callback(LoadedCheckpoint(trainer, run.checkpoint))
+    trainer.add_callback(LongestBatchTrial(trainer))
     if run.must_convert:
         with universal_checkpoint(run.checkpoint, trainer) as converted:
             trainer.train(resume_from_checkpoint=str(converted))

@@ -9,6 +9,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     Gemma2Config,
+    GemmaConfig,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
@@ -19,12 +20,15 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    StableLmConfig,
 )
 
 from tests.tiny_models import SIZE
 from training.consts import NOT_SUPERVISED
 from training.data.collate import collate
+from training.model import loss
 from training.model.load import takes_packed_batches
+from training.model.lora import add_adapter
 from training.model.packed import PACKED_ATTENTION, PackedModel, packed_class, with_library_attention
 from training.model.packing_trial import why_padded
 
@@ -134,8 +138,9 @@ def test_trying_finds_that_a_shape_can_be_packed(shape: str) -> None:
         (Gemma2Config(**WIDE), "its attention takes softcap"),
         (GraniteConfig(**WIDE, logits_scaling=2.0), "a packed batch has the loss"),
         (MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2), "num_attention_heads"),
+        (StableLmConfig(**WIDE), "its layers do not hand on arguments that they do not know"),
     ],
-    ids=["sliding window", "capped scores", "scaled logits", "state"],
+    ids=["sliding window", "capped scores", "scaled logits", "state", "arguments that get lost"],
 )  # fmt: skip
 def test_trying_finds_that_a_shape_cannot_be_packed(config: PretrainedConfig, reason: str) -> None:
     assert reason in str(why_padded(config, 512))
@@ -169,3 +174,36 @@ def test_a_vocabulary_that_grows_keeps_the_head(tmp_path) -> None:
     assert packed(**collate(examples)).loss.item() == pytest.approx(
         loss_of_padded(plain.eval(), examples).item(), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_rows_that_an_adapter_trains_are_used_as_the_library_uses_them(tied: bool) -> None:
+    """A Gemma multiplies the rows of its embedding by the root of the hidden size."""
+    plain, packed = pair(GemmaConfig(**WIDE, head_dim=16, tie_word_embeddings=tied))
+    adapted = [
+        add_adapter(model, [7, 8], rank=2, alpha=4, dropout=0.0, target="auto") for model in (plain, packed)
+    ]
+    torch.manual_seed(1)
+    for weight, other in zip(adapted[0].parameters(), adapted[1].parameters(), strict=True):
+        if weight.requires_grad:
+            with torch.no_grad():
+                weight.copy_(torch.randn(weight.shape) / 8)
+                other.copy_(weight)
+    examples = [{"input_ids": [5, 7, 8, 9, 7], "labels": [NOT_SUPERVISED, 7, 8, 9, 7]}]
+    theirs, ours = loss_of_padded(adapted[0], examples), adapted[1](**collate(examples)).loss
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    theirs, ours = gradients(adapted[0], theirs), gradients(adapted[1], ours)
+    assert theirs.keys() == ours.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_without_gradients_the_head_computes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, packed = pair(SHAPES["llama"])
+    made = []
+    monkeypatch.setattr(loss, "_add_product", lambda *args, **kwargs: made.append(args))
+    with torch.no_grad():
+        packed(**collate(examples_of([9])))
+    assert made == []
+    packed(**collate(examples_of([9])))
+    assert len(made) == 1

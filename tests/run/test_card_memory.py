@@ -137,13 +137,17 @@ def test_what_the_first_step_adds_to_the_longest_micro_batch_is_said(
 ) -> None:
     on_processor = torch.tensor
     monkeypatch.setattr(torch, "tensor", lambda *args, device, **kwargs: on_processor(*args, **kwargs))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 12 * GB)
     say_trial(stand_in("cuda:0"), 9000, Planned(MEMORY, 4 * GB))
     first, second = capsys.readouterr().out.splitlines()
-    assert "9,000 tokens, took 39.0 GB of 40.0 GB; the first step adds 4.0 GB" in first
-    assert second == "WARNING: that is 43.0 GB together, more than the card has"
+    assert (
+        "9,000 tokens, took 39.0 GB of the 42.0 GB that this run can have; the first step adds 4.0 GB"
+        in first
+    )
+    assert second == "WARNING: that is 43.0 GB together, more than the card has for it"
     say_trial(stand_in("cuda:0", {"of a checkpoint": 1}), 9000, Planned(MEMORY, 4 * GB))
     (line,) = capsys.readouterr().out.splitlines()
-    assert "adds 0.0 MB" in line
+    assert "the first step" not in line
 
 
 def test_the_plan_of_a_run_is_that_of_its_own_configuration(

@@ -173,6 +173,7 @@ def test_zero_3_loads_shares_of_a_llama_and_saves_it_whole(forked, tmp_path: Pat
     assert grown.vocab_size > config.vocab_size
     for rank in range(2):
         seen = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert seen["another"] == [4, 4]
         assert seen["most at once"] == config.vocab_size * config.hidden_size
         for name, held in seen["held"].items():
             if held["shape"][0] != grown.vocab_size:  # what has grown is divided when training begins

@@ -40,6 +40,7 @@ def test_losses_without_deepspeed_are_bitwise_those_without_the_trial(
         )  # fmt: skip
         for block in trainer.model.transformer.h:
             block.self_attention.attention_dropout.p = 0.1  # so that random numbers are drawn
+        trainer.add_callback(trial.LongestBatchTrial(trainer))
         trainer.train()
         return history_of(trainer)
 

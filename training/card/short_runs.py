@@ -128,7 +128,7 @@ def _plan(options: Options, stage: int, offload: bool) -> Memory:
         examples, _ = build_datasets(options, tokenizer)
     work = work_of(options, examples, cards=1, packed=True)
     config = fitted_config(options.input_model, tokenizer)
-    ways = ways_of(options, config, new_tokens, work, cards=1)
+    ways = ways_of(options, config, new_tokens, work, cards=1, packed=True)
     return next(way.memory for way in ways if CONFIGS[stage, offload] in way.options)
 
 

@@ -1,4 +1,4 @@
-"""The output matrix of our Bloom, and the loss of its supervised tokens, computed slice by slice."""
+"""The head of a model that takes packed batches, and the loss of supervised tokens, slice by slice."""
 
 import torch
 from torch import nn
@@ -38,7 +38,11 @@ class Head(nn.Linear):
     ) -> torch.Tensor:
         if targets is not None:
             ids, values = trainable_rows or (None, None)
-            return SlicedCrossEntropy.apply(hidden_states, self.weight, self.bias, targets, ids, values)
+            weights = [self.weight, self.bias, values]
+            if not torch.is_grad_enabled():  # which a Function does not see: it would compute their gradients
+                weights = [weight if weight is None else weight.detach() for weight in weights]
+            weight, bias, values = weights
+            return SlicedCrossEntropy.apply(hidden_states, weight, bias, targets, ids, values)
         logits = super().forward(hidden_states)
         if trainable_rows is None:
             return logits

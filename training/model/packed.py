@@ -55,8 +55,10 @@ def attend_to_documents(
     (1, tokens, heads, width). Raises CannotPack for arguments that have no meaning here.
     """
     unknown = [name for name, given in others.items() if given is not None and name not in WITHOUT_EFFECT]
-    if unknown or attention_mask is not None or documents is None:
+    if unknown or attention_mask is not None:
         raise CannotPack(f"its attention takes {', '.join(unknown) or 'a mask of its own'}")
+    if documents is None:
+        raise CannotPack("its layers do not hand on arguments that they do not know")
     if sliding_window is not None and sliding_window < max(documents.lengths):
         raise CannotPack(
             f"its attention sees {sliding_window} tokens, and a row has {max(documents.lengths)}"
@@ -76,11 +78,12 @@ class PackedModel(PreTrainedModel):
         super().__init__(config)
         head = self.get_output_embeddings()
         assert isinstance(head, nn.Linear), "the trial has seen that it is one"
-        self.set_output_embeddings(head)
+        has_bias = head.bias is not None
+        super().set_output_embeddings(Head(head.in_features, head.out_features, bias=has_bias))
         self.post_init()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Make a head of the matrix, also where the library makes a larger one as the vocabulary grows."""
+        """The library makes a plain matrix when the vocabulary grows; here it becomes a head again."""
         assert isinstance(new_embeddings, nn.Linear)
         head = Head(
             new_embeddings.in_features,

@@ -17,7 +17,7 @@ from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosi
 from training.common.errors import first_line
 from training.consts import NOT_SUPERVISED
 from training.model.bloom import is_bloom
-from training.model.packed import PACKED_ATTENTION, library_class, packed_class
+from training.model.packed import PACKED_ATTENTION, CannotPack, library_class, packed_class
 
 # Tokens of the trial's longer document, at most, and of the shorter one, which is padded for the library.
 LONGEST_TRIED, SHORTER = 300, 5
@@ -54,7 +54,11 @@ def why_padded(config: PretrainedConfig, longest_row: int) -> str | None:
         window = getattr(config, name, None)
         if isinstance(window, int) and window < longest_row:
             return f"{name} is {window:,}, and rows have up to {longest_row:,} tokens"
-    values = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    try:
+        shrunken = _shrunken(copy.deepcopy(config))
+    except AttributeError as error:
+        return f"it has other sizes than a decoder with attention: {first_line(error)}"
+    values = json.dumps(shrunken.to_dict(), sort_keys=True, default=str)
     return _try(type(config), values, min(longest_row, LONGEST_TRIED))
 
 
@@ -65,9 +69,11 @@ def _try(config_class: type[PretrainedConfig], values: str, longest: int) -> str
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return _difference(_shrunken(config_class.from_dict(json.loads(values))), longest)
+            return _difference(config_class.from_dict(json.loads(values)), longest)
+    except CannotPack as error:
+        return str(error)
     except Exception as error:  # whatever a library's class raises for sizes or arguments that it cannot take
-        return first_line(error)
+        return f"a small copy fails: {first_line(error)}"
     finally:
         set_verbosity(verbosity)
 

@@ -50,4 +50,7 @@ def embed(embedding: nn.Embedding, input_ids: torch.Tensor) -> torch.Tensor:
     place[trainable_rows.ids] = torch.arange(len(trainable_rows.ids), device=input_ids.device)
     place = place[input_ids]
     own = F.embedding(place.clamp(min=0), trainable_rows.values).to(embedded.dtype)
+    scale = getattr(embedding, "embed_scale", None)  # by which some of the library's embeddings multiply rows
+    if scale is not None:
+        own = own * torch.as_tensor(scale, dtype=own.dtype, device=own.device)
     return torch.where(place[..., None] >= 0, own, embedded)

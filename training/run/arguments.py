@@ -12,6 +12,7 @@ from training.common.errors import UserError
 from training.common.hub import check_base_model
 from training.common.options import Options
 from training.consts import CONTEXT
+from training.model.context import context_limit
 from training.model.load import read_config
 from training.model.packing_trial import why_padded
 from training.run.cards import check_bf16, check_cards
@@ -51,7 +52,9 @@ def check_options(options: Options) -> tuple[Options, dict[str, Any] | None]:
         check_bf16()
         check_learning_rate(deepspeed_config or {}, options.lr)
     if options.tokens_per_batch:
-        reason = why_padded(read_config(options.input_model), options.max_length or CONTEXT)
+        config = read_config(options.input_model)
+        longest = options.max_length or min(CONTEXT, context_limit(config) or CONTEXT)
+        reason = why_padded(config, longest)
         if reason:
             raise UserError(
                 f"--tokens-per-batch: for packed batches, and those of {options.input_model} are padded "

@@ -88,8 +88,7 @@ def opening_advice(run: Run) -> list[str]:
     planned = run.planned
     if planned is None:
         return []
-    free, _ = torch.cuda.mem_get_info()
-    free += torch.cuda.memory_reserved()  # by the weights, which the plan counts, too
+    free = free_memory()
     lines = []
     if planned.memory.peak > free:
         lines.append(
@@ -105,6 +104,12 @@ def opening_advice(run: Run) -> list[str]:
             f"{bytes_text(machine.memory)} (computed); take --deepspeed {CONFIGS[stage, False]}"
         )
     return lines
+
+
+def free_memory() -> int:
+    """The bytes of this rank's card that its process has or can have."""
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved()
 
 
 def remedy(options: Options) -> str:
@@ -159,11 +164,11 @@ def say_trial(trainer: Trainer, tokens: int, planned: Planned | None) -> None:
     moments = planned.moments if planned and not optimizer.state else 0
     step = torch.cuda.memory_allocated() + (planned.memory.step if planned else 0)
     needed = moments + max(measured["card_allocated"], step)
-    total = torch.cuda.get_device_properties(trainer.args.device).total_memory
+    free = free_memory()
+    adds = f"; the first step adds {bytes_text(moments)} for Adam's moments (computed)" if moments else ""
     say(
         f"memory    the longest micro-batch, {tokens:,} tokens, took "
-        f"{bytes_text(measured['card_allocated'])} of {bytes_text(total)}; the first step adds "
-        f"{bytes_text(moments)} for Adam's moments (computed)"
+        f"{bytes_text(measured['card_allocated'])} of the {bytes_text(free)} that this run can have{adds}"
     )
-    if needed > total:
-        say(f"WARNING: that is {bytes_text(needed)} together, more than the card has")
+    if needed > free:
+        say(f"WARNING: that is {bytes_text(needed)} together, more than the card has for it")

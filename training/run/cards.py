@@ -70,7 +70,9 @@ def _refuse_unusable() -> NoReturn:
 
 
 def check_architecture() -> None:
-    """Raise UserError for a card whose architecture this PyTorch was not built for."""
+    """Raise UserError for a card of NVIDIA's whose architecture this PyTorch was not built for."""
+    if torch.version.hip:
+        return
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     card = min(local_rank, torch.cuda.device_count() - 1)  # `check_card` refuses a rank without a card
     capability = torch.cuda.get_device_capability(card)

@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer
 
 from training.model.attention import WIDTH_MULTIPLE, has_one_kernel
+from training.model.bloom import is_bloom
 from training.model.load import takes_packed_batches
 from training.run.cards import driver_version
 
@@ -41,8 +42,13 @@ def attention_engine(trainer: Trainer) -> str:
     if not takes_packed_batches(trainer.model):
         return "transformers'"
     dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
-    queries = torch.empty(0, 1, WIDTH_MULTIPLE, dtype=dtype, device=trainer.args.device)
-    if has_one_kernel(queries, dropout=getattr(trainer.model.config, "attention_dropout", 0.0)):
+    config = trainer.model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if is_bloom(config):
+        width += WIDTH_MULTIPLE  # for ALiBi's columns
+    queries = torch.empty(0, 1, width, dtype=dtype, device=trainer.args.device)
+    dropout = max(getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
+    if has_one_kernel(queries, dropout):
         return "ours, packed: one kernel for all documents"
     return "ours, packed: fused attention of each document"
 

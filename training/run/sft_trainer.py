@@ -34,8 +34,7 @@ from training.common.options import WarmupShape
 from training.consts import NOT_SUPERVISED
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
-from training.run import trial
-from training.run.card_memory import Planned, peak_memory, say_trial
+from training.run.card_memory import Planned, peak_memory
 from training.run.checkpoints import CheckpointWriter, find_checkpoints
 from training.run.curves import draw_curves
 from training.run.eval_answers import answer_held_out_prompts
@@ -71,8 +70,6 @@ class StepCallback(TrainerCallback):
     ) -> None:
         limit_collectives(timedelta(seconds=args.ddp_timeout), but=self._trainer.checkpoints.waiting_group)
         self._trainer.keep_to_arguments(state)
-        if trial.is_wanted(args.device):
-            say_trial(self._trainer, trial.try_longest_batch(self._trainer), self._trainer.planned)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -130,6 +127,7 @@ class SFTTrainer(Trainer):
         self.add_callback(StepCallback(self))  # after transformers' own, which decides what follows a step
         self.run_dir = Path(self.args.output_dir)
         self.save_total_limit, self.warmup_shape, self.planned = save_total_limit, warmup_shape, planned
+        self._peak_is_said = False
         self.checkpoints = CheckpointWriter(self.run_dir, self)
         self.tokens_per_batch = tokens_per_batch
         self.stop_request = stop_request or StopRequest()
@@ -217,8 +215,9 @@ class SFTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= {"learning_rate": self._applied_rate} | self.speed.entry()
-            if not any("loss" in entry for entry in self.state.log_history):
+            if not self._peak_is_said:
                 logs |= peak_memory(self, self.planned)
+                self._peak_is_said = True
             before = [entry["loss"] for entry in self.state.log_history if "loss" in entry][-SPIKE_WINDOW:]
             if len(before) == SPIKE_WINDOW and logs["loss"] > SPIKE_FACTOR * mean(before):
                 say(

@@ -1,19 +1,34 @@
 """One pass over the longest micro-batch before step 1, so that memory that will not do is found at once."""
 
 import math
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.consts import NOT_SUPERVISED
 from training.data.micro_batches import MicroBatches
 from training.model.load import takes_packed_batches
+from training.run.card_memory import say_trial
+
+
+class LongestBatchTrial(TrainerCallback):
+    """Tries the longest micro-batch when training begins. It comes after all that prepares the first step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if is_wanted(args.device):
+            say_trial(self._trainer, try_longest_batch(self._trainer), self._trainer.planned)
 
 
 def is_wanted(device: torch.device) -> bool:
     """Whether to try the longest micro-batch: on a card, whose memory has a hard end."""
-    return device.type != "cpu"
+    return device.type == "cuda"
 
 
 def try_longest_batch(trainer: Trainer) -> int:
