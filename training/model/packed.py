@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from training.model.attention import Documents, attend_in_documents, documents_of, positions_in
 from training.model.loss import Head, packed_loss
-from training.model.trainable_rows import embed, split_off_trainable_rows
+from training.model.trainable_rows import embed, gather_for_peft, split_off_trainable_rows
 
 # The name of `attend_to_documents` among transformers' attention functions.
 PACKED_ATTENTION = "packed_documents"
@@ -157,6 +157,7 @@ def with_library_attention(model: nn.Module) -> Iterator[None]:
     packed = [module for module in model.modules() if isinstance(module, PackedModel)]
     for each in packed:
         each.set_attn_implementation(each.get_correct_attn_implementation(None))
+        gather_for_peft(each)
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -54,3 +55,15 @@ def embed(embedding: nn.Embedding, input_ids: torch.Tensor) -> torch.Tensor:
     if scale is not None:
         own = own * torch.as_tensor(scale, dtype=own.dtype, device=own.device)
     return torch.where(place[..., None] >= 0, own, embedded)
+
+
+def gather_for_peft(model: nn.Module) -> None:
+    """Let ZeRO-3 gather a divided matrix where peft's own layer puts an adapter's rows into it."""
+    if not is_deepspeed_zero3_enabled():
+        return
+    import deepspeed
+
+    for layer in model.modules():
+        adapter = getattr(layer, "token_adapter", None)
+        if adapter is not None:
+            deepspeed.zero.register_external_parameter(adapter, adapter.base_layer.weight)
