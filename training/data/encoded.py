@@ -300,15 +300,14 @@ def _encode_chunk(
     all_kept: list[Kept] = []
     all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer, max_length)
     for (line, read, conversation), encoded in zip(usable, all_encoded, strict=True):
-        kept = [(start, end) for start, end in encoded.answers if end <= max_length]
-        length = max(end for end in encoded.turn_ends if end <= max_length) if kept else 0
+        kept = encoded.within(max_length)
+        length, turns = len(kept.input_ids), len(kept.turn_ends)
         hashes = row_hashes(conversation)
         findings.add_usable(line, read, conversation, hashes, encoded, length)
         if length:
             start_of_row = len(kept_ids)
-            kept_ids += encoded.input_ids[:length]
-            kept_answers += [(start_of_row + start, start_of_row + end) for start, end in kept]
-            turns = sum(end <= length for end in encoded.turn_ends)
+            kept_ids += kept.input_ids
+            kept_answers += [(start_of_row + start, start_of_row + end) for start, end in kept.answers]
             kept_states += [*hashes.beginnings, hashes.row][:turns]
             all_kept.append(Kept(hashes.row, replace(conversation, turns=conversation.turns[:turns])))
             prompts = hashes.prompts
