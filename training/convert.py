@@ -102,18 +102,20 @@ def convert(
 ) -> Tally:
     """Write the rows of `paths` to `output`, one at a time.
 
-    to_format: makes a row of a conversation, or raises ValueError if there is none. Raises UserError for a
+    to_format: makes a row of a conversation, or raises ValueError if there is none. columns: of the rows that
+    are not of Markdown, whose parts are known. Raises UserError for a
     file that cannot be read to its end.
     """
     tally = Tally()
     for path in paths:
-        for raw in read_faq(path) if is_markdown(path) else read_raw_rows(path):
+        is_faq = is_markdown(path)
+        for raw in read_faq(path) if is_faq else read_raw_rows(path):
             place = f"{path}:{raw.number}"
             if isinstance(raw.content, NotRead):
                 raise UserError(f"{place}: {raw.content.problem}")
             tally.read += 1
             try:
-                read = read_row(parse(raw), columns)
+                read = read_row(parse(raw), None if is_faq else columns)
                 if read.refusal:
                     raise ValueError(read.refusal)
                 converted = to_format(read.as_it_stands())
