@@ -31,9 +31,10 @@ REFUSED = {
     **dict.fromkeys(("image", "images", "pixel_values"), "a row with pictures, which the model cannot see"),
     **dict.fromkeys(("video", "videos"), "a row with videos, which the model cannot see"),
     **dict.fromkeys(("audio", "audios"), "a row with sound, which the model cannot hear"),
-    "tools": "a row with tool calls, which the recipe does not know",
-    "tool_calls": "a row with tool calls, which the recipe does not know",
-    "function_call": "a row with tool calls, which the recipe does not know",
+    **dict.fromkeys(
+        ("tools", "tool_calls", "functions", "function_call"),
+        "a row with tool calls, which the recipe does not know",
+    ),
     "input_ids": "a row of token ids; the recipe wants its text",
 }
 
@@ -125,11 +126,12 @@ def _why_not_learnt(name: str, value: Any) -> str:
 
 
 def as_text(value: Any, field: str) -> str:
-    """`value` as text that can be written in UTF-8; "" for None. A list of text parts is joined.
+    """`value` as text that can be written in UTF-8; "" for null, {}, [] and lists of nothing else. A list of
+    text parts is joined.
 
     Raises ValueError, which names the field, for anything else.
     """
-    if value is None:
+    if not isinstance(value, str) and is_absent(value):
         return ""
     if isinstance(value, list) and all(map(_is_part, value)):
         return "".join(_text_of(part, f"{field}[…]") for part in value)
