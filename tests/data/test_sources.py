@@ -40,6 +40,19 @@ def test_a_folder_stands_for_its_files_and_names_the_others(folder: Path, capsys
     assert said == f"{folder}: not read, by their names: 2 files (README.md, sub/f.txt)\n"
 
 
+def test_a_folder_is_read_behind_links_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "g.jsonl").touch()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "around").symlink_to(folder)
+    assert [os.path.relpath(path, folder) for path in expand_path(str(folder))] == [
+        "a.csv",
+        "b.jsonl",
+        "link/g.jsonl",
+        "sub/c.JSON.gz",
+    ]
+
+
 def test_a_pattern_stands_for_what_it_matches(folder: Path) -> None:
     assert expand_path(f"{folder}/[ab].*") == [f"{folder}/a.csv", f"{folder}/b.jsonl"]
     assert expand_path(f"{folder}/*.md") == [f"{folder}/README.md"]
