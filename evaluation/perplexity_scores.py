@@ -56,7 +56,8 @@ def read_held_out(path: str) -> list[tuple[str, Conversation]]:
     rows = []
     for file in expand_path(path):
         unread = Unread()
-        for raw in read_raw_rows(file):
+        raw_rows = read_raw_rows(file)
+        for raw in raw_rows:
             place = f"{file}:{raw.number}"
             try:
                 read = read_row(parse(raw))
@@ -64,6 +65,7 @@ def read_held_out(path: str) -> list[tuple[str, Conversation]]:
             except ValueError as error:
                 raise UserError(f"{place}: {error}") from None
             unread.add(raw.number, read)
+        raw_rows.say_remarks()
         for line in unread_lines(file, unread):
             say(line, on_stderr=True)
     if not rows:

@@ -23,7 +23,7 @@ from training.common.files import write_atomic
 from training.common.options import Options, Source, parse_source
 from training.data.faq import is_markdown, read_faq
 from training.data.findings import LINES_KEPT, reason_of
-from training.data.reader import NotRead, parse, read_raw_rows
+from training.data.reader import NotRead, RawRows, parse, read_raw_rows
 from training.data.sources import files_without_weights
 from training.text.conversation import Conversation, read_row
 from training.text.formats import written_formats
@@ -109,7 +109,8 @@ def convert(
     tally = Tally()
     for path in paths:
         is_faq = is_markdown(path)
-        for raw in read_faq(path) if is_faq else read_raw_rows(path):
+        raw_rows = read_faq(path) if is_faq else read_raw_rows(path)
+        for raw in raw_rows:
             place = f"{path}:{raw.number}"
             if isinstance(raw.content, NotRead):
                 raise UserError(f"{place}: {raw.content.problem}")
@@ -129,6 +130,8 @@ def convert(
             output.write(json.dumps(converted, ensure_ascii=False) + "\n")
             tally.written += 1
             tally.other_keys.update(read.not_learnt + read.harmless + ("system",) * read.other_system)
+        if isinstance(raw_rows, RawRows):
+            raw_rows.say_remarks()
     return tally
 
 

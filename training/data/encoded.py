@@ -212,6 +212,7 @@ def _write_encoded(
             rows_file.write(chunk.rows.tobytes())
             states_file.write(chunk.states.astype("<u8").tobytes())
             findings += chunk.findings
+    findings.add_remarks(raw_rows.remarks)
     summary = json.dumps(findings.summary(), ensure_ascii=False)
     (directory / "summary.json").write_text(summary, encoding="utf-8")
 

@@ -118,6 +118,7 @@ class Findings:
         self._lookalike = re.compile("|".join([LOOKALIKE, *names]), re.IGNORECASE)
         self._rows = 0
         self._ends_at: tuple[int, str] | None = None
+        self._remarks: list[str] = []
         self._errors: list[tuple[int, str]] = []
         self._unusable: dict[str, NotedRows] = {}
         self._notes = {kind: NotedRows() for kind in NOTES}
@@ -196,8 +197,13 @@ class Findings:
         """Note a byte order mark at the start of the file."""
         _note(self._notes, "bom", 1, [[1]], self._most_lines)
 
+    def add_remarks(self, remarks: Iterable[str]) -> None:
+        """Note how the file is read, as in `RawRows`."""
+        self._remarks += remarks
+
     def __iadd__(self, later: "Findings") -> "Findings":
         self._rows += later._rows
+        self._remarks += later._remarks
         self._ends_at = self._ends_at or later._ends_at
         self._errors += later._errors[: self._most_errors - len(self._errors)]
         _add_up(self._unusable, later._unusable, self._most_lines)
@@ -223,6 +229,7 @@ class Findings:
 
         rows                             rows in the file
         ends_at                          [line, problem] where a JSON array could not be read on, or null
+        remarks                          how the file is read where one might expect otherwise, a line each
         unusable                         {reason: {"count", "lines"}}
         errors                           [[line, problem]] of the first ERRORS_KEPT unusable rows
         notes                            {kind of NOTES: {"count", "lines"}}
@@ -256,6 +263,7 @@ class Findings:
         return {
             "rows": self._rows,
             "ends_at": self._ends_at and list(self._ends_at),
+            "remarks": self._remarks,
             "unusable": {reason: vars(noted) for reason, noted in self._unusable.items()},
             "errors": [list(error) for error in self._errors],
             **unread,
