@@ -12,7 +12,7 @@ from tests.conftest import MULTI_TURN, SINGLE_TURN, write_rows
 from training import check
 from training.data.audit import full_form, short_form
 from training.data.duplicates import row_hashes
-from training.data.findings import KEYS_KEPT, MORE_KEYS, QUANTILES, Findings, reason_of
+from training.data.findings import KEYS_KEPT, MORE_REASONS, QUANTILES, Findings, reason_of
 from training.text.conversation import Conversation, ReadRow, Turn
 from training.text.encoding import Encoded, encode, encode_turns
 
@@ -259,7 +259,7 @@ def test_reasons_beyond_the_limit_are_counted_together() -> None:
         findings += chunk
     unusable = findings.summary()["unusable"]
     assert len(unusable) == KEYS_KEPT + 1
-    assert unusable[MORE_KEYS] == {"count": 300 - KEYS_KEPT, "lines": [[100], [101], [102]]}
+    assert unusable[MORE_REASONS] == {"count": 300 - KEYS_KEPT, "lines": [[100], [101], [102]]}
 
 
 def test_the_verdict_comes_last_and_says_what_to_do(base: str, outcome, tmp_path: Path) -> None:
@@ -336,4 +336,8 @@ def test_problems_of_one_kind_are_counted_together() -> None:
     assert reason_of("not JSON (Extra data at column 3); expected one") == "not JSON; expected one"
     assert reason_of("not JSON (Exceeds the limit (4300 digits) for: 5000)") == "not JSON"
     problem = '"messages"[3]."weight (w)" is 2; 1 or true says so'
-    assert reason_of(problem) == problem.replace("[3]", "[…]")
+    assert reason_of(problem) == problem.replace("[3]", "[…]").replace("2;", "…;")
+    of_two = {reason_of(f'"messages"[{at}]."role" is "{name}"; known are a') for at, name in enumerate("ab")}
+    assert of_two == {'"messages"[…]."role" is …; known are a'}
+    for problem in ('"output" is empty', '"from" is a number; known are', '"history" is a list, not text'):
+        assert reason_of(problem) == problem

@@ -20,6 +20,7 @@ ERRORS_KEPT = 100
 # Number of keys, and of reasons why rows cannot be used, that are counted one by one.
 KEYS_KEPT = 100
 MORE_KEYS = "others"
+MORE_REASONS = "other problems (training.check --all names them)"
 
 # Number of lines that are kept of everything else that is found, unless all are wanted.
 LINES_KEPT = 3
@@ -31,6 +32,9 @@ LOOKALIKE = r"<[|｜][^<>|｜\n]{1,30}[|｜]>"
 
 # Brackets at the end of a text or of a part of it; they may hold others.
 DETAILS = re.compile(r" \((?:[^()]|\([^()]*\))*\)(?=;|$)")
+
+# What differs from row to row in problems of one kind: indices, and values of the row.
+VALUES = re.compile(r"(?<=\[)\d+(?=\])|'[^']*'|(?<= is )(?:\"[^\"]*\"|-?\d[^; ]*)")
 
 # What may be wrong with a row that can be used.
 NOTES = {
@@ -53,6 +57,7 @@ NOTES = {
 class NotedRows:
     """How many rows something was found in, and the first of their lines.
 
+    Here and in all findings, the line of a row is the `number` of its `RawRow`, which says where it stands.
     Each entry of `lines` is a list: of one line, or of the lines of rows that belong together.
     """
 
@@ -145,7 +150,7 @@ class Findings:
             self._ends_at = (line, problem)
         if len(self._errors) < self._most_errors:
             self._errors.append((line, problem))
-        _note(self._unusable, reason_of(problem), 1, [[line]], self._most_lines)
+        _note(self._unusable, reason_of(problem), 1, [[line]], self._most_lines, MORE_REASONS)
 
     def add_usable(
         self,
@@ -206,7 +211,7 @@ class Findings:
         self._remarks += later._remarks
         self._ends_at = self._ends_at or later._ends_at
         self._errors += later._errors[: self._most_errors - len(self._errors)]
-        _add_up(self._unusable, later._unusable, self._most_lines)
+        _add_up(self._unusable, later._unusable, self._most_lines, MORE_REASONS)
         _add_up(self._notes, later._notes, self._most_lines)
         self._unread += later._unread
         for name in ("_formats", "_domains", "_turns", "_kept"):
@@ -295,23 +300,33 @@ def _texts(conversation: Conversation) -> Iterable[str]:
         yield turn.yayi
 
 
-def _note(mine: dict[str, NotedRows], kind: str, count: int, lines: list[list[int]], most: int) -> None:
-    """Count rows under their kind, or together with others once there are KEYS_KEPT kinds."""
-    known = kind if kind in mine or len(mine) < KEYS_KEPT else MORE_KEYS
+def _note(
+    mine: dict[str, NotedRows],
+    kind: str,
+    count: int,
+    lines: list[list[int]],
+    most: int,
+    more: str = MORE_KEYS,
+) -> None:
+    """Count rows under their kind, or under `more` once there are KEYS_KEPT kinds."""
+    known = kind if kind in mine or len(mine) < KEYS_KEPT else more
     mine.setdefault(known, NotedRows()).add(count, lines, most)
 
 
-def _add_up(mine: dict[str, NotedRows], later: dict[str, NotedRows], most: int) -> None:
+def _add_up(
+    mine: dict[str, NotedRows], later: dict[str, NotedRows], most: int, more: str = MORE_KEYS
+) -> None:
     for kind, noted in later.items():
-        _note(mine, kind, noted.count, noted.lines, most)
+        _note(mine, kind, noted.count, noted.lines, most, more)
 
 
 def reason_of(problem: str) -> str:
-    """The text that problems of one kind share: `problem` without details, indices and quoted values.
+    """The text that problems of one kind share: `problem` without details, indices and values of the row.
 
-    Details are in brackets at the end of the text, or before a semicolon.
+    Details are in brackets at the end of the text, or before a semicolon. Values are in single quotes, or
+    follow "is" as a number or in double quotes.
     """
-    return re.sub(r"(?<=\[)\d+(?=\])|'[^']*'", "…", DETAILS.sub("", problem))
+    return VALUES.sub("…", DETAILS.sub("", problem))
 
 
 def _quantiles(lengths: np.ndarray) -> dict[str, int]:
