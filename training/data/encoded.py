@@ -44,9 +44,9 @@ MOST_THREADS = 16
 # The packages that decide what a row becomes. A change of any file in them makes the cache anew.
 ENCODING_PACKAGES = ("text", "data")
 
-# What is stored of each example: where its tokens end among those of all examples, the line of its row, the
-# hashes of its first prompt and of its whole prompt, and where its states end, which are a file of their own
-# (see `groups.Prompts`).
+# What is stored of each example: where its tokens end among those of all examples, the `number` of its row,
+# the hashes of its first prompt and of its whole prompt, and where its states end, which are a file of their
+# own (see `groups.Prompts`).
 ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("first", "<u8"), ("whole", "<u8"), ("states_end", "<i8")])
 
 # "input_ids" and "labels": two int32 arrays of one length.

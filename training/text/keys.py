@@ -60,6 +60,11 @@ def is_absent(value: Any) -> bool:
     return value is None or value == {}
 
 
+def is_bookkeeping(name: str, value: Any) -> bool:
+    """Whether a key with this value is harmless: one of HARMLESS, with a short text or number."""
+    return name in HARMLESS and not isinstance(value, list | dict) and len(str(value)) <= LONGEST_HARMLESS
+
+
 class Rest(NamedTuple):
     """What was not read: keys that are not learnt, harmless ones, and why the answer must not be learnt."""
 
@@ -109,8 +114,7 @@ class Keys:
             if name in REFUSED and value != "[]":  # the text "[]" is how some sets write that there is none
                 raise ValueError(f'"{name}": {REFUSED[name]}')
             rest = rest._replace(refusal=rest.refusal or _why_not_learnt(name, value))
-            is_short = not isinstance(value, list | dict) and len(str(value)) <= LONGEST_HARMLESS
-            (rest.harmless if name in HARMLESS and is_short else rest.not_learnt).append(name)
+            (rest.harmless if is_bookkeeping(name, value) else rest.not_learnt).append(name)
         return rest
 
 
