@@ -143,6 +143,21 @@ def test_a_pipe_is_copied_once_and_read_any_number_of_times(tmp_path: Path, name
     assert copy.read_text() == '{"a": 1}\n'
 
 
+def test_the_copy_of_a_killed_process_is_removed_by_the_next(tmp_path: Path, monkeypatch, named_pipe) -> None:
+    cache = tmp_path / "cache"
+    expand_path(named_pipe, cache)
+    names = {path.name for path in cache.iterdir()}
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for name in names:  # as if that process had made them
+        (cache / name).rename(cache / name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+    (cache / "examples").mkdir()
+    monkeypatch.setattr(pipes, "_copies", {})
+    threading.Thread(target=Path(named_pipe).write_text, args=["{}"], daemon=True).start()
+    expand_path(named_pipe, cache)
+    assert {path.name for path in cache.iterdir()} == {*names, "examples"}
+
+
 def test_the_open_files_of_the_command_are_read_by_its_ranks(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(pipes, "_copies", {})
     with subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE) as typed:
