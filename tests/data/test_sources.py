@@ -147,6 +147,7 @@ def test_the_copy_of_a_killed_process_is_removed_by_the_next(tmp_path: Path, mon
     cache = tmp_path / "cache"
     expand_path(named_pipe, cache)
     names = {path.name for path in cache.iterdir()}
+    assert all(f"-{os.getpid()}-" in name for name in names)
     with subprocess.Popen(["true"]) as ended:
         pass
     for name in names:  # as if that process had made them
