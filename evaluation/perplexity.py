@@ -4,7 +4,8 @@ python -m evaluation.perplexity --model checkpoints/demo --data-path data/yayi_t
     --output checkpoints/evaluation/demo-perplexity
 
 The loss is training's: the mean of -ln p over the supervised tokens, those of the answers. Loss per character
-compares models whose tokenizers differ. The domain is the prefix of the first instruction, 【...领域任务】.
+compares models whose tokenizers differ. A row that is longer than the model's context is cut as in training:
+after its last turn that fits. The domain is the prefix of the first instruction, 【...领域任务】.
 """
 
 from collections import defaultdict
@@ -18,8 +19,8 @@ from evaluation.perplexity_scores import (
     ALL,
     NO_DOMAIN,
     Sums,
-    check_length,
     count_supervised,
+    encode_held_out,
     loss_figures,
     perplexity_report,
     read_held_out,
@@ -31,7 +32,6 @@ from inference.resumable import claim_output, refusals, write_result
 from training.common.command_line import PathOrName, UserPath
 from training.common.errors import run_command
 from training.text.conversation import domain_of
-from training.text.encoding import encode
 
 
 @click.command(context_settings={"show_default": True})
@@ -59,20 +59,16 @@ def measure_perplexity(options: SimpleNamespace) -> None:
     with claim_output(result_file):
         rows = read_held_out(options.data_path)
         model, tokenizer = load_from_options(options, allow_untaught=True)
-        examples = [encode(conversation, tokenizer) for _, conversation in rows]
-        check_length([place for place, _ in rows], examples, context_length(model))
-        by_domain: dict[str, list[int]] = defaultdict(list)
-        for index, (_, conversation) in enumerate(rows):
-            by_domain[domain_of(conversation) or NO_DOMAIN].append(index)
+        by_domain = defaultdict(list)
+        for conversation, example in encode_held_out(rows, tokenizer, context_length(model)):
+            by_domain[domain_of(conversation) or NO_DOMAIN].append((conversation, example))
         sums = {}
-        for domain, indices in by_domain.items():
-            turns = [turn for index in indices for turn in rows[index][1].turns]
-            answers = [turn.yayi for turn in turns if not turn.is_context]
-            examples_of_domain = [examples[index] for index in indices]
-            loss = total_loss(model, examples_of_domain, options.batch_size)
-            sums[domain] = Sums(
-                len(indices), count_supervised(examples_of_domain), sum(map(len, answers)), loss
-            )
+        for domain, encoded in by_domain.items():
+            turns = [turn for conversation, _ in encoded for turn in conversation.turns]
+            characters = sum(len(turn.yayi or "") for turn in turns if not turn.is_context)
+            examples = [example for _, example in encoded]
+            loss = total_loss(model, examples, options.batch_size)
+            sums[domain] = Sums(len(examples), count_supervised(examples), characters, loss)
         sums[ALL] = Sums(*map(sum, zip(*sums.values(), strict=True)))
         result = {"kind": "perplexity", "model": options.model, "data": options.data_path}
         result["domains"] = {domain: loss_figures(sums[domain]) for domain in (ALL, *by_domain)}

@@ -2,23 +2,25 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from evaluation.tables import markdown
 from training.common.console import say
 from training.common.errors import UserError
 from training.consts import NOT_SUPERVISED
-from training.data.audit import unread_lines
+from training.data.audit import rows_text, unread_lines
 from training.data.collate import collator
-from training.data.findings import Unread
+from training.data.findings import LINES_KEPT, Unread
 from training.data.reader import parse, read_raw_rows
 from training.data.sources import expand_path
 from training.model.load import takes_packed_batches
 from training.text.conversation import Conversation, read_row
+from training.text.encoding import encode_turns
 
 # The names for all domains together, and for rows whose instruction has no prefix.
 ALL, NO_DOMAIN = "all", "none"
@@ -54,7 +56,8 @@ def read_held_out(path: str) -> list[tuple[str, Conversation]]:
     rows = []
     for file in expand_path(path):
         unread = Unread()
-        for raw in read_raw_rows(file):
+        raw_rows = read_raw_rows(file)
+        for raw in raw_rows:
             place = f"{file}:{raw.number}"
             try:
                 read = read_row(parse(raw))
@@ -62,6 +65,7 @@ def read_held_out(path: str) -> list[tuple[str, Conversation]]:
             except ValueError as error:
                 raise UserError(f"{place}: {error}") from None
             unread.add(raw.number, read)
+        raw_rows.say_remarks()
         for line in unread_lines(file, unread):
             say(line, on_stderr=True)
     if not rows:
@@ -69,14 +73,32 @@ def read_held_out(path: str) -> list[tuple[str, Conversation]]:
     return rows
 
 
-def check_length(places: Sequence[str], examples: Sequence[dict[str, list[int]]], context: int) -> None:
-    """Raise UserError for the first row that is longer than the model's context."""
-    for place, example in zip(places, examples, strict=True):
-        if len(example["input_ids"]) > context:
+def encode_held_out(
+    rows: Sequence[tuple[str, Conversation]], tokenizer: PreTrainedTokenizerFast, context: int
+) -> list[tuple[Conversation, dict[str, list[int]]]]:
+    """(conversation, its input_ids and labels) of each row, cut as training cuts it: after its last turn
+    within the model's context. The rows that are cut are counted on the terminal.
+
+    rows: as of `read_held_out`. Raises UserError for a row of which no answer to learn fits.
+    """
+    fitting, cut = [], []
+    for place, conversation in rows:
+        encoded = encode_turns([conversation], tokenizer, context)[0]
+        kept = encoded.within(context)
+        turns = conversation.turns[: len(kept.turn_ends)]
+        if not turns:
             raise UserError(
-                f"{place}: its {len(example['input_ids']):,} tokens are more than the model's context of "
-                f"{context:,}; shorten the row, or take it out"
+                f"{place}: its first supervised answer does not end within the {context:,} tokens of the "
+                "model's context; shorten the row, or take it out"
             )
+        if len(turns) < len(conversation.turns):
+            cut.append(place)
+        fitting.append((replace(conversation, turns=turns), kept.with_labels()))
+    if cut:
+        places = ", ".join(cut[:LINES_KEPT]) + ", ..." * (len(cut) > LINES_KEPT)
+        within = f"cut after the last turn within the {context:,} tokens of the model's context"
+        say(f"{within}: {rows_text(len(cut))} ({places})", on_stderr=True)
+    return fitting
 
 
 def count_supervised(examples: Sequence[dict[str, list[int]]]) -> int:

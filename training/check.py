@@ -14,7 +14,7 @@ from training.common.columns import RowColumns
 from training.common.command_line import ParsedText, PathOrName, UserPath, option_of
 from training.common.errors import UserError, run_command
 from training.common.files import write_atomic
-from training.common.options import Learn, Options, Source, parse_source
+from training.common.options import Learn, Options, Source, parse_source, source_text
 from training.consts import CONTEXT
 from training.data.audit import ON_BAD_ROW, full_form, refusal, verdict
 from training.data.encoded import RowOptions, encode_chunks, new_findings
@@ -106,7 +106,8 @@ def main(
 
     summaries = [file.summary for file in files]
     error = refusal(paths, summaries, on_bad_row)
-    said = [str(error)] if error else verdict(paths, summaries, _options(longest, columns, learn))
+    sources, options = list(map(source_text, data_path)), _options(longest, columns, learn)
+    said = [str(error)] if error else verdict(sources, summaries, options)
     if html_path:
         _write(html_path, check_page(files, said, is_usable=error is None))
     if error:
@@ -130,7 +131,8 @@ def check(
     """
     findings = new_findings(tokenizer, longest, most_lines)
     examples = []
-    for chunk in encode_chunks(read_raw_rows(path), tokenizer, longest, row_options, most_lines):
+    raw_rows = read_raw_rows(path)
+    for chunk in encode_chunks(raw_rows, tokenizer, longest, row_options, most_lines):
         findings += chunk.findings
         for line, kept in zip(chunk.rows["line"].tolist(), chunk.kept, strict=True):
             near_duplicates.add(line, kept.row_hash, kept.conversation)
@@ -138,6 +140,7 @@ def check(
         for start, end in zip([0, *ends], ends[: EXAMPLES_ON_PAGE - len(examples)], strict=False):
             runs = supervised_runs(chunk.input_ids[start:end], chunk.supervised[start:end], tokenizer)
             examples.append(list(runs))
+    findings.add_remarks(raw_rows.remarks)
     compared = {"compared": near_duplicates.compared, "left_out": near_duplicates.left_out}
     near = vars(near_duplicates.found(most_lines)) | compared
     return CheckedFile(path, findings.summary() | {"near_duplicates": near}, examples)

@@ -23,7 +23,7 @@ from training.common.files import write_atomic
 from training.common.options import Options, Source, parse_source
 from training.data.faq import is_markdown, read_faq
 from training.data.findings import LINES_KEPT, reason_of
-from training.data.reader import NotRead, parse, read_raw_rows
+from training.data.reader import NotRead, RawRows, parse, read_raw_rows
 from training.data.sources import files_without_weights
 from training.text.conversation import Conversation, read_row
 from training.text.formats import written_formats
@@ -102,18 +102,21 @@ def convert(
 ) -> Tally:
     """Write the rows of `paths` to `output`, one at a time.
 
-    to_format: makes a row of a conversation, or raises ValueError if there is none. Raises UserError for a
+    to_format: makes a row of a conversation, or raises ValueError if there is none. columns: of the rows that
+    are not of Markdown, whose parts are known. Raises UserError for a
     file that cannot be read to its end.
     """
     tally = Tally()
     for path in paths:
-        for raw in read_faq(path) if is_markdown(path) else read_raw_rows(path):
+        is_faq = is_markdown(path)
+        raw_rows = read_faq(path) if is_faq else read_raw_rows(path)
+        for raw in raw_rows:
             place = f"{path}:{raw.number}"
             if isinstance(raw.content, NotRead):
                 raise UserError(f"{place}: {raw.content.problem}")
             tally.read += 1
             try:
-                read = read_row(parse(raw), columns)
+                read = read_row(parse(raw), None if is_faq else columns)
                 if read.refusal:
                     raise ValueError(read.refusal)
                 converted = to_format(read.as_it_stands())
@@ -127,6 +130,8 @@ def convert(
             output.write(json.dumps(converted, ensure_ascii=False) + "\n")
             tally.written += 1
             tally.other_keys.update(read.not_learnt + read.harmless + ("system",) * read.other_system)
+        if isinstance(raw_rows, RawRows):
+            raw_rows.say_remarks()
     return tally
 
 

@@ -147,7 +147,8 @@ def read_corpus(data_paths: Sequence[str]) -> Corpus:
         if path.endswith(".txt"):
             corpus.documents += ((line,) for line in read_lines(path))
             continue
-        for raw in read_raw_rows(path):
+        raw_rows = read_raw_rows(path)
+        for raw in raw_rows:
             place = f"{path}:{raw.number}"
             if isinstance(raw.content, NotRead):
                 raise UserError(f"{place}: {raw.content.problem}")
@@ -158,6 +159,7 @@ def read_corpus(data_paths: Sequence[str]) -> Corpus:
                 continue
             said = (text for turn in conversation.turns for text in (turn.human, turn.yayi) if text)
             corpus.documents.append(tuple(said))
+        raw_rows.say_remarks()
     return corpus
 
 

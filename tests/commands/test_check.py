@@ -12,7 +12,7 @@ from tests.conftest import MULTI_TURN, SINGLE_TURN, write_rows
 from training import check
 from training.data.audit import full_form, short_form
 from training.data.duplicates import row_hashes
-from training.data.findings import KEYS_KEPT, MORE_KEYS, QUANTILES, Findings, reason_of
+from training.data.findings import KEYS_KEPT, MORE_REASONS, QUANTILES, Findings, reason_of
 from training.text.conversation import Conversation, ReadRow, Turn
 from training.text.encoding import Encoded, encode, encode_turns
 
@@ -259,17 +259,22 @@ def test_reasons_beyond_the_limit_are_counted_together() -> None:
         findings += chunk
     unusable = findings.summary()["unusable"]
     assert len(unusable) == KEYS_KEPT + 1
-    assert unusable[MORE_KEYS] == {"count": 300 - KEYS_KEPT, "lines": [[100], [101], [102]]}
+    assert unusable[MORE_REASONS] == {"count": 300 - KEYS_KEPT, "lines": [[100], [101], [102]]}
 
 
 def test_the_verdict_comes_last_and_says_what_to_do(base: str, outcome, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [REPEATED, {}])
     options = "--on-bad-row drop --learn last --columns question=instruction,answer=output"
-    status, out, err = outcome(check.main, f"--data-path {path} --input-model {base} {options}")
-    assert (status, err) == (0, "")
+    status, out, err = outcome(
+        check.main, f"--data-path {tmp_path} --data-path {path}:0.5 --input-model {base} {options}"
+    )
+    assert (status, err) == (
+        0,
+        f"{path}: weight 0.5 counts in training only; here each row is taken once\n",
+    )
     assert out.splitlines()[-2:] == [
-        "usable: 1 of 2 rows can be trained on; the others are dropped",
-        f"next: training.trainer with --data-path {path} --max-length 2048 "
+        "usable: 2 of 4 rows can be trained on; the others are dropped",
+        f"next: training.trainer with --data-path {tmp_path} --data-path {path}:0.5 --max-length 2048 "
         "--columns question=instruction,answer=output --learn last --on-bad-row drop",
     ]
 
@@ -310,7 +315,12 @@ def test_the_two_forms_say_what_is_kept() -> None:
     encoded = Encoded([0] * 25, [25], [(10, 25)])
     read = ReadRow(conversation, "instruction", "", is_dialogue=False)
     findings.add_usable(1, read, conversation, row_hashes(conversation), encoded, 25)
-    assert short_form("f", findings.summary()) == ["f: 1 rows of 25 tokens, 15 of them supervised"]
+    findings.add_remarks(["not UTF-8"])
+    assert short_form("f", findings.summary()) == [
+        "f: 1 rows of 25 tokens, 15 of them supervised",
+        "f: not UTF-8",
+    ]
+    assert full_form("f", findings.summary())[1] == "f: not UTF-8"
     assert full_form("f", findings.summary())[-1].endswith("sees 1 rows of 25 tokens, 15 of them supervised")
 
 
@@ -326,4 +336,8 @@ def test_problems_of_one_kind_are_counted_together() -> None:
     assert reason_of("not JSON (Extra data at column 3); expected one") == "not JSON; expected one"
     assert reason_of("not JSON (Exceeds the limit (4300 digits) for: 5000)") == "not JSON"
     problem = '"messages"[3]."weight (w)" is 2; 1 or true says so'
-    assert reason_of(problem) == problem.replace("[3]", "[…]")
+    assert reason_of(problem) == problem.replace("[3]", "[…]").replace("2;", "…;")
+    of_two = {reason_of(f'"messages"[{at}]."role" is "{name}"; known are a') for at, name in enumerate("ab")}
+    assert of_two == {'"messages"[…]."role" is …; known are a'}
+    for problem in ('"output" is empty', '"from" is a number; known are', '"history" is a list, not text'):
+        assert reason_of(problem) == problem

@@ -110,3 +110,16 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, outcome) -
     output = tmp_path / "no" / "out.jsonl"
     status, _, err = outcome(convert.main, f"--data-path {SINGLE_TURN} --to messages --output {output}")
     assert (status, err) == (2, f"error: {output}: No such file or directory\n")
+
+
+def test_the_columns_of_tables_are_not_asked_of_a_faq(tmp_path: Path, outcome) -> None:
+    (tmp_path / "faq.md").write_text("## q1\n\na1\n")
+    (tmp_path / "faq.csv").write_text("问题,答案\nq2,a2\n")
+    output = tmp_path / "out.jsonl"
+    status, out, err = outcome(
+        convert.main,
+        f"--data-path {tmp_path / 'faq.md'} --data-path {tmp_path / 'faq.csv'} --to instruction "
+        f"--columns question=问题,answer=答案 --output {output}",
+    )
+    assert (status, out, err) == (0, f"{output}: 2 rows, of 2 read\n", "")
+    assert [(row["instruction"], row["output"]) for row in rows_of(output)] == [("q1", "a1"), ("q2", "a2")]

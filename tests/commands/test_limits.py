@@ -167,7 +167,7 @@ def test_a_base_with_a_template_of_its_own_is_evaluated(
     assert outcome(perplexity.main, f"{usual}/perplexity --data-path {short}")[0] == 0
     status, _, err = outcome(perplexity.main, f"{usual}/longer --data-path {rows}")
     assert status == 2
-    assert f"{rows}:3: its" in err
+    assert f"{rows}:4: its first supervised answer does not end within the 150 tokens" in err
 
     one = {"category": "a", "question": "x x x", "options": ["短", "长 长 长 长"], "answer": "A"}
     longest = {"category": "a", "question": "x " * 30, "options": ["y", "z"], "answer": "A"}

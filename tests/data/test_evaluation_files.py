@@ -21,6 +21,8 @@ from training.data.examples import Examples
         (["org/name", "org/other#config"], ["name", "other_config"]),
         (["test.json", "test.jsonl"], ["test_1", "test_2"]),
         (["."], ["_"]),
+        (["e/*.jsonl", "e/test-*.jsonl", "f/**/*.csv"], ["e", "test", "f"]),
+        (["*.jsonl"], ["files"]),
         ([], []),
     ],
 )

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from tests.conftest import SINGLE_TURN, write_rows
+from training.common.errors import UserError
 from training.common.options import Options, Source
 from training.data.examples import build_datasets
 
@@ -104,3 +105,10 @@ def test_the_lines_account_for_every_row(
     out = capsys.readouterr().out.replace(f"{tmp_path}/", "").splitlines()
     first = next(number for number, line in enumerate(out) if "weight" in line or "to train on" in line)
     assert out[first:] == lines
+
+
+def test_weights_that_leave_no_row_are_one_line(tokenizer, tmp_path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", ROWS[:1])
+    options = Options(data_path=(Source(path, 0.1),), max_length=500, cache_dir=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"^no rows to train on: the weights of --data-path leave none of 1"):
+        build_datasets(options, tokenizer)

@@ -63,6 +63,8 @@ def database() -> bytes:
         ("a.xlsx", b"a,b\n", "not an Excel book, as its name says, but text"),
         ("a.xlsx", b"", "not an Excel book, as its name says, but empty"),
         ("a.xlsx", parquet(), "a Parquet file"),
+        ("a.xlsx.gz", gzip.compress(book()), ".xlsx is not read through .gz; unpack it first"),
+        ("a.parquet.gz", gzip.compress(parquet()), ".parquet is not read through .gz; unpack it first"),
         ("a.parquet", book(), "an Excel book"),
         ("a.parquet", parquet()[:-9], "a Parquet file that is cut off or broken"),
         ("a.json", parquet(), "a Parquet file; call it by a name that ends in .parquet"),

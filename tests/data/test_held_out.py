@@ -6,8 +6,9 @@ import pytest
 
 from tests.conftest import write_rows
 from training.common.errors import UserError
+from training.common.options import Options, Source
 from training.data.encoded import RowOptions, load_encoded
-from training.data.examples import Examples
+from training.data.examples import Examples, build_datasets
 from training.data.held_out import write_held_out
 
 
@@ -89,3 +90,16 @@ def test_a_file_that_has_changed_is_refused(tmp_path: Path, tokenizer, row: int)
     with pytest.raises(UserError, match=r"rows\.jsonl: has changed since it was encoded; start again"):
         write_held_out(Examples([file], [0]), tmp_path / "out.jsonl")
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_how_a_table_is_read_is_said_once_at_every_start(tmp_path: Path, tokenizer, capsys) -> None:
+    path = tmp_path / "faq.csv"
+    path.write_bytes("question,answer\n一,二\n三,四\n".encode("gb18030"))
+    options = Options(
+        data_path=(Source(str(path)),), cache_dir=tmp_path / "cache", max_length=100, test_size=1
+    )
+    for _ in range(2):
+        _, held_out = build_datasets(options, tokenizer)
+        write_held_out(held_out, tmp_path / "out.jsonl")
+        out, err = capsys.readouterr()
+        assert (out.count(f"{path}: not UTF-8, and read as GB18030\n"), "GB18030" in err) == (1, False)

@@ -62,6 +62,7 @@ def test_objects_over_several_lines_are_a_row_each(tmp_path: Path, start: str, r
         {"data": "text"},
         {"data": [{"a": 1}], "instruction": "q"},
         {"data": [{"a": 1}], "name": ["n"]},
+        {"data": [{"a": 1}], "source": "n" * 201},
     ],
 )
 def test_an_object_that_is_not_only_around_rows_is_a_row(tmp_path: Path, row: dict) -> None:

@@ -40,6 +40,19 @@ def test_a_folder_stands_for_its_files_and_names_the_others(folder: Path, capsys
     assert said == f"{folder}: not read, by their names: 2 files (README.md, sub/f.txt)\n"
 
 
+def test_a_folder_is_read_behind_links_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "g.jsonl").touch()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "around").symlink_to(folder)
+    assert [os.path.relpath(path, folder) for path in expand_path(str(folder))] == [
+        "a.csv",
+        "b.jsonl",
+        "link/g.jsonl",
+        "sub/c.JSON.gz",
+    ]
+
+
 def test_a_pattern_stands_for_what_it_matches(folder: Path) -> None:
     assert expand_path(f"{folder}/[ab].*") == [f"{folder}/a.csv", f"{folder}/b.jsonl"]
     assert expand_path(f"{folder}/*.md") == [f"{folder}/README.md"]
@@ -128,6 +141,22 @@ def test_a_pipe_is_copied_once_and_read_any_number_of_times(tmp_path: Path, name
     assert fingerprint(named_pipe) == fingerprint(same)
     (copy,) = cache.glob("pipe-*/rows")
     assert copy.read_text() == '{"a": 1}\n'
+
+
+def test_the_copy_of_a_killed_process_is_removed_by_the_next(tmp_path: Path, monkeypatch, named_pipe) -> None:
+    cache = tmp_path / "cache"
+    expand_path(named_pipe, cache)
+    names = {path.name for path in cache.iterdir()}
+    assert all(f"-{os.getpid()}-" in name for name in names)
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for name in names:  # as if that process had made them
+        (cache / name).rename(cache / name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+    (cache / "examples").mkdir()
+    monkeypatch.setattr(pipes, "_copies", {})
+    threading.Thread(target=Path(named_pipe).write_text, args=["{}"], daemon=True).start()
+    expand_path(named_pipe, cache)
+    assert {path.name for path in cache.iterdir()} == {*names, "examples"}
 
 
 def test_the_open_files_of_the_command_are_read_by_its_ranks(tmp_path: Path, monkeypatch) -> None:

@@ -57,6 +57,7 @@ def test_csv(tmp_path: Path, capsys, name: str, separator: str, encoding: str, i
     path.write_bytes(gzip.compress(data) if is_compressed else data)
     assert numbered(path) == ROWS
     said = f"{path}: not UTF-8, and read as GB18030\n" if encoding == "gb18030" else ""
+    list(read_rows(str(path)))
     assert capsys.readouterr().err == said
     raw_rows = read_raw_rows(str(path))
     next(raw_rows)
@@ -81,6 +82,13 @@ def test_the_line_of_a_row_counts_blank_lines_and_lines_in_cells(tmp_path: Path)
     path = tmp_path / "a.csv"
     path.write_text('\n a ,"b"\r\n\r\n"x\ny",1\n,\n2\n', newline="")
     assert numbered(path) == [(4, {"a": "x\ny", "b": "1"}), (7, {"a": "2"})]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_header_may_go_over_several_lines(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\n" + text_of([["the, question;\nasked", "answer"], ["q", "a"]], separator), newline="")
+    assert numbered(path) == [(4, {"the, question;\nasked": "q", "answer": "a"})]
 
 
 def test_a_cell_may_be_longer_than_the_csv_module_allows_by_itself(tmp_path: Path) -> None:
@@ -154,8 +162,10 @@ def test_a_book_gives_the_texts_and_the_row_numbers_that_excel_shows(tmp_path: P
         (7, {"问题": "NA", "答案": "30:00:00", "id": "1000000000000000"}),
     ]
     assert numbered(path) == rows
+    list(read_rows(path))
     assert capsys.readouterr().err == (
-        f"{path}:5: a number is read as it is stored, without its format (50% is 0.5); such cells in all: 1\n"
+        f"{path}: numbers with decimals are read as they are stored, without their format (50% is 0.5): 1, "
+        "the first in row 5\n"
     )
     assert numbered(f"{path}#问答") == rows
 

@@ -98,11 +98,29 @@ def test_what_is_not_read_or_not_learnt_does_not_count_and_is_said(
     assert figures["characters"] == len("我是")
 
 
+def test_a_dialogue_is_cut_to_the_context_as_in_training(outcome, tuned: str, tmp_path: Path) -> None:
+    """The rows are those that a run writes as held_out.jsonl, where a row is uncut."""
+    first = [{"role": "user", "content": "你是谁"}, {"role": "assistant", "content": "我是"}]
+    second = [{"role": "user", "content": "再说"}, {"role": "assistant", "content": "长" * 9000}]
+    figures = []
+    for name, rows in (("long", [first + second, first]), ("short", [first, first])):
+        path = write_rows(tmp_path / f"{name}.jsonl", [{"messages": messages} for messages in rows])
+        arguments = f"--model {tuned} --device cpu --data-path {path} --output {tmp_path / name}"
+        status, _, err = outcome(perplexity.main, arguments)
+        assert status == 0
+        assert (f"of the model's context: 1 row ({path}:1)\n" in err) == (name == "long")
+        figures.append(json.loads((tmp_path / name / "result.json").read_text("utf-8"))["domains"])
+    assert figures[0] == figures[1]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"instruction": "a"}, ':2: "output" is missing'),
-        ({"instruction": "a", "output": "长" * 9000}, ":2: its "),
+        (
+            {"instruction": "a", "output": "长" * 9000},
+            ":2: its first supervised answer does not end within the 2,048 tokens of the model's context",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(outcome, tuned: str, tmp_path: Path, row, message: str) -> None:

@@ -1,8 +1,10 @@
+import os
+
 import pytest
 import torch
 
 from training.common.errors import UserError
-from training.common.options import Options
+from training.common.options import Options, Source
 from training.run.arguments import OneCardArguments, check_options, training_arguments
 
 
@@ -29,6 +31,16 @@ def test_accelerates_own_deepspeed_settings_are_refused(monkeypatch: pytest.Monk
     for options in (Options(), Options(deepspeed="config/deepspeed_zero2_bf16.json")):
         with pytest.raises(UserError, match="take distributed_type MULTI_GPU"):
             check_options(options)
+
+
+@pytest.mark.parametrize("name", ["data_path", "eval_data_path"])
+def test_a_plan_of_several_ranks_reads_no_pipe(tmp_path, monkeypatch, name: str) -> None:
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options = Options(plan=True, **{name: (Source(pipe) if name == "data_path" else pipe,)})
+    with pytest.raises(UserError, match=f"^{pipe}: a pipe, which --plan reads in one process only"):
+        check_options(options)
 
 
 def test_clipping_decay_and_adams_settings_reach_transformers(tmp_path) -> None:

@@ -91,13 +91,19 @@ RUN = {
 @pytest.mark.parametrize(
     ("changed", "name"),
     [({"data": "e"}, "data"), ({"model": "n"}, "model"), ({"seed": 2}, "seed"),
-     ({"global batch": {"rows": 16}}, "global batch")],
+     ({"global batch": {"rows": 16}}, "global batch"), ({"evaluation data": {"e": "f"}}, "evaluation data")],
 )  # fmt: skip
 def test_another_run_is_refused_unless_anyway(tmp_path: Path, capsys, changed: dict, name: str) -> None:
     with pytest.raises(UserError, match=f"not the same {name} as this run's; pass --resume-anyway"):
         check_same_run(tmp_path, RUN | changed, RUN, anyway=False)
     check_same_run(tmp_path, RUN | changed, RUN, anyway=True)
     assert f"WARNING: {tmp_path}: not the same {name}" in capsys.readouterr().out
+
+
+def test_the_same_data_by_another_name_is_the_same(tmp_path: Path) -> None:
+    """Earlier versions gave the loss of a pattern such as `e/*.jsonl` the name `_`."""
+    now, before = ({"evaluation data": {name: "f"}} for name in ("e", "_"))
+    check_same_run(tmp_path, RUN | now, RUN | before, anyway=False)
 
 
 @pytest.mark.parametrize("anyway", [False, True])

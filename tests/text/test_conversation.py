@@ -95,6 +95,8 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(2000), "deep")
         ({"instruction": "q", "input": ["x"], "output": "a"}, '"input" is a list, not text'),
         ({"instruction": "q", "output": "\ud800"}, '"output" has half of a surrogate pair'),
         ({"instruction": "q", "system": True, "output": "a"}, '"system" is a boolean, not text'),
+        ({"instruction": "q", "output": "a", "functions": [{"name": "f"}]}, '"functions": a row with tool'),
+        ({"messages": [USER, {"role": "assistant", "content": [[]]}]}, '"messages"[1]."content" is empty'),
         ({"conversations": 5}, '"conversations" is a number, not a list'),
         ({"conversations": []}, '"conversations" is empty'),
         ({"messages": [{"role": "system", "content": "s"}]}, '"messages" has no message from the human'),
@@ -294,6 +296,8 @@ def test_an_input_of_white_space_is_text() -> None:
         {"messages": [{"from": "human", "value": "q"}, BOT]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, BOT]},
         {"messages": [{"role": "system", "content": None}, USER, BOT]},
+        {"messages": [{"role": "system", "content": {}}, USER, BOT], "system": [[]]},
+        {"instruction": "q", "output": "a", "system": {}},
     ],
 )
 def test_other_names_of_columns_keys_and_speakers_are_read(row: dict) -> None:
@@ -303,6 +307,16 @@ def test_other_names_of_columns_keys_and_speakers_are_read(row: dict) -> None:
 def test_history_is_the_turns_before() -> None:
     row = {"instruction": "q", "output": "a", "history": [["q0", "a0"], ["q1", "a1"]]}
     assert from_row(row) == conversation(("q0", "a0"), ("q1", "a1"), ("q", "a"))
+
+
+def test_history_in_a_table_is_json_whatever_its_column_is_called() -> None:
+    columns = {"question": "问", "answer": "答", "history": "前"}
+    for cell, earlier in (('[["q0", "a0"]]', [("q0", "a0")]), (" [[]]", []), (" ", [])):
+        read = read_row({"问": "q", "答": "a", "前": cell}, columns)
+        assert read.to_learn() == conversation(*earlier, ("q", "a"))
+        assert not read.not_learnt
+    with pytest.raises(ValueError, match=r'^"前" is a string, not a list of pairs'):
+        read_row({"问": "q", "前": "[q0"}, columns)
 
 
 def test_context_follows_the_question_as_an_input_does() -> None:

@@ -22,7 +22,8 @@ class RowColumns(dict[str, str]):
 def parse_columns(text: str) -> RowColumns:
     """`question=问题,answer=答案`; a comma, an equals sign or a backslash in a name follows a backslash.
 
-    Raises ValueError for a part that there is not, and where no column holds what the human says.
+    Raises ValueError for a part that there is not, for a part or a column that is named twice, and where no
+    column holds what the human says.
     """
     columns = RowColumns()
     for entry in re.findall(r"(?:\\.|[^,\\])+", text):
@@ -32,6 +33,8 @@ def parse_columns(text: str) -> RowColumns:
             raise ValueError(f"{entry}: not PART=COLUMN, the part being one of {', '.join(PARTS)}")
         if part in columns:
             raise ValueError(f"{part} stands there twice")
+        if name in columns.values():
+            raise ValueError(f"the column {name} stands there twice; a column holds one part")
         columns[part] = name
     if not columns.keys() & set(ASKED):
         raise ValueError(f"{text}: no column for the question")

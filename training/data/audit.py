@@ -55,16 +55,17 @@ def refusal(paths: Sequence[str], summaries: Sequence[dict[str, Any]], on_bad_ro
 
 
 def verdict(
-    paths: Sequence[str], summaries: Sequence[dict[str, Any]], options: Sequence[str] = ()
+    sources: Sequence[str], summaries: Sequence[dict[str, Any]], options: Sequence[str] = ()
 ) -> list[str]:
     """That files for which there is no `refusal` can be used, and the options that train on them.
 
-    options: further ones, by which the files were read.
+    sources: what --data-path names them by, such as a folder, with its weight. options: further ones, by
+    which the files were read.
     """
     rows = sum(summary["rows"] for summary in summaries)
     kept = sum(summary["kept"]["rows"] for summary in summaries)
     dropped = "; the others are dropped" if kept < rows else ""
-    options = [*(part for path in paths for part in ("--data-path", path)), *options]
+    options = [*(part for source in sources for part in ("--data-path", source)), *options]
     if any(map(unusable_count, summaries)):
         options += ["--on-bad-row", "drop"]
     return [
@@ -90,7 +91,8 @@ def short_form(path: str, summary: dict[str, Any]) -> list[str]:
     """A line on what training sees of a file, and a line for each kind of finding about its rows."""
     kept = summary["kept"]
     lines = [
-        f"{path}: {kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} of them supervised"
+        f"{path}: {kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} of them supervised",
+        *(f"{path}: {remark}" for remark in summary["remarks"]),
     ]
     for reason, noted in summary["unusable"].items():
         lines.append(f"DROPPED, cannot be used, {reason}: {_rows(path, noted)}")
@@ -104,7 +106,10 @@ def full_form(path: str, summary: dict[str, Any], *, all_lines: bool = False) ->
     """
     rows, unusable = summary["rows"], unusable_count(summary)
     usable = rows - unusable
-    lines = [f"{path}: {rows:,} rows, {usable:,} of them can be used"]
+    lines = [
+        f"{path}: {rows:,} rows, {usable:,} of them can be used",
+        *(f"{path}: {remark}" for remark in summary["remarks"]),
+    ]
     if usable:
         domains = {prefix or "none": count for prefix, count in summary["domains"].items()}
         lines += [

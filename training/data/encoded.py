@@ -44,9 +44,9 @@ MOST_THREADS = 16
 # The packages that decide what a row becomes. A change of any file in them makes the cache anew.
 ENCODING_PACKAGES = ("text", "data")
 
-# What is stored of each example: where its tokens end among those of all examples, the line of its row, the
-# hashes of its first prompt and of its whole prompt, and where its states end, which are a file of their own
-# (see `groups.Prompts`).
+# What is stored of each example: where its tokens end among those of all examples, the `number` of its row,
+# the hashes of its first prompt and of its whole prompt, and where its states end, which are a file of their
+# own (see `groups.Prompts`).
 ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("first", "<u8"), ("whole", "<u8"), ("states_end", "<i8")])
 
 # "input_ids" and "labels": two int32 arrays of one length.
@@ -212,6 +212,7 @@ def _write_encoded(
             rows_file.write(chunk.rows.tobytes())
             states_file.write(chunk.states.astype("<u8").tobytes())
             findings += chunk.findings
+    findings.add_remarks(raw_rows.remarks)
     summary = json.dumps(findings.summary(), ensure_ascii=False)
     (directory / "summary.json").write_text(summary, encoding="utf-8")
 
@@ -300,15 +301,14 @@ def _encode_chunk(
     all_kept: list[Kept] = []
     all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer, max_length)
     for (line, read, conversation), encoded in zip(usable, all_encoded, strict=True):
-        kept = [(start, end) for start, end in encoded.answers if end <= max_length]
-        length = max(end for end in encoded.turn_ends if end <= max_length) if kept else 0
+        kept = encoded.within(max_length)
+        length, turns = len(kept.input_ids), len(kept.turn_ends)
         hashes = row_hashes(conversation)
         findings.add_usable(line, read, conversation, hashes, encoded, length)
         if length:
             start_of_row = len(kept_ids)
-            kept_ids += encoded.input_ids[:length]
-            kept_answers += [(start_of_row + start, start_of_row + end) for start, end in kept]
-            turns = sum(end <= length for end in encoded.turn_ends)
+            kept_ids += kept.input_ids
+            kept_answers += [(start_of_row + start, start_of_row + end) for start, end in kept.answers]
             kept_states += [*hashes.beginnings, hashes.row][:turns]
             all_kept.append(Kept(hashes.row, replace(conversation, turns=conversation.turns[:turns])))
             prompts = hashes.prompts

@@ -30,7 +30,8 @@ def load_evaluation_files(options: Options, tokenizer: PreTrainedTokenizerFast) 
 
 
 def evaluation_names(paths: Sequence[str]) -> dict[str, str]:
-    """The paths, by the names that their losses get: the file's own, without the suffix.
+    """The paths, by the names that their losses get: the file's own, without the suffix; a folder's; or what
+    stands in a pattern beside its stars.
 
     Where files in several directories have one name, all names begin with as many directories as it takes:
     `a/test.jsonl` and `b/test.jsonl` are `a_test` and `b_test`. Raises UserError for a path given twice.
@@ -48,11 +49,20 @@ def evaluation_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _plain_parts(path: str) -> list[str]:
-    """The directories and the name of a file, in characters that every service takes in a metric's name."""
+    """The directories and the name of a file, in characters that every service takes in a metric's name.
+
+    Of a part of a pattern, that is what stands beside its stars and question marks; a part such as `*.jsonl`,
+    of which nothing does, is left out.
+    """
     *directories, name = [part for part in path.split("/") if part] or [path]
     file, mark, part_of_file = name.partition("#")
     parts = [*directories, PurePath(file.removesuffix(".gz")).stem + mark + part_of_file]
-    return [re.sub(r"[^\w-]+", "_", part) or "_" for part in parts]
+    return list(filter(None, map(_plain_part, parts))) or ["files"]
+
+
+def _plain_part(part: str) -> str:
+    plain = re.sub(r"[^\w-]+", "_", part)
+    return plain.strip("_-") if "*" in part or "?" in part else plain or "_"
 
 
 class Leakage(NamedTuple):

@@ -9,6 +9,7 @@ from torch.utils.data import ConcatDataset, Subset
 from transformers import PreTrainedTokenizerFast
 
 from training.common.console import say
+from training.common.errors import UserError
 from training.common.options import Options
 from training.data.audit import refuse_unusable, short_form
 from training.data.encoded import EncodedFile, RowOptions, load_encoded
@@ -78,7 +79,7 @@ def build_datasets(
 
     together: which rows are on one side of the split. Those with the same first prompt were so in runs of
     earlier versions; now it is what `training.data.groups` draws.
-    Raises UserError for rows that cannot be used, as --on-bad-row says.
+    Raises UserError for rows that cannot be used, as --on-bad-row says, and where no row is left to train on.
     """
     sources = expand_sources(options.data_path, options.cache_dir)
     files = load_files([source.path for source in sources], options, tokenizer)
@@ -89,6 +90,11 @@ def build_datasets(
         ends = np.cumsum([len(file) for file in files])[:-1]
         group_of = np.split(groups(Prompts.together([file.prompts for file in files])), ends)
     chosen = split(group_of, weights, options.test_size, options.seed)
+    if not chosen.train:
+        raise UserError(
+            f"no rows to train on: the weights of --data-path leave none of {sum(map(len, files)):,} rows; "
+            "give larger weights, or more rows"
+        )
     for source, file, count in zip(sources, files, chosen.rows_per_epoch, strict=True):
         if source.weight != 1:
             say(f"{source.path}: weight {source.weight:g}: {count:,} rows, of {len(file):,}")

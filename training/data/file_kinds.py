@@ -77,7 +77,7 @@ class NamedFile(NamedTuple):
 def named_file(data_path: str) -> NamedFile:
     """The file of a --data-path, FILE or FILE.xlsx#SHEET, whether it exists or not.
 
-    Raises UserError for a kind of file whose rows another command makes.
+    Raises UserError for a kind of file whose rows another command makes, and for one to be unpacked first.
     """
     in_book = None if os.path.exists(data_path) else SHEET_OF_BOOK.fullmatch(data_path)
     if in_book:
@@ -89,7 +89,10 @@ def named_file(data_path: str) -> NamedFile:
             f"{data_path}: Markdown; `python -m training.convert --data-path {data_path} --to messages "
             "--output ROWS.jsonl` makes a row of each of its ## headings"
         )
-    return NamedFile(data_path, KIND_OF_SUFFIX.get(suffix, "json"), is_compressed)
+    kind = KIND_OF_SUFFIX.get(suffix, "json")
+    if is_compressed and kind in ("parquet", "xlsx"):
+        raise UserError(f"{data_path}: {suffix} is not read through .gz; unpack it first (gunzip)")
+    return NamedFile(data_path, kind, is_compressed)
 
 
 def has_rows_by_name(path: str) -> bool:

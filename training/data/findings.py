@@ -20,6 +20,7 @@ ERRORS_KEPT = 100
 # Number of keys, and of reasons why rows cannot be used, that are counted one by one.
 KEYS_KEPT = 100
 MORE_KEYS = "others"
+MORE_REASONS = "other problems (training.check --all names them)"
 
 # Number of lines that are kept of everything else that is found, unless all are wanted.
 LINES_KEPT = 3
@@ -31,6 +32,9 @@ LOOKALIKE = r"<[|｜][^<>|｜\n]{1,30}[|｜]>"
 
 # Brackets at the end of a text or of a part of it; they may hold others.
 DETAILS = re.compile(r" \((?:[^()]|\([^()]*\))*\)(?=;|$)")
+
+# What differs from row to row in problems of one kind: indices, and values of the row.
+VALUES = re.compile(r"(?<=\[)\d+(?=\])|'[^']*'|(?<= is )(?:\"[^\"]*\"|-?\d[^; ]*)")
 
 # What may be wrong with a row that can be used.
 NOTES = {
@@ -53,6 +57,7 @@ NOTES = {
 class NotedRows:
     """How many rows something was found in, and the first of their lines.
 
+    Here and in all findings, the line of a row is the `number` of its `RawRow`, which says where it stands.
     Each entry of `lines` is a list: of one line, or of the lines of rows that belong together.
     """
 
@@ -118,6 +123,7 @@ class Findings:
         self._lookalike = re.compile("|".join([LOOKALIKE, *names]), re.IGNORECASE)
         self._rows = 0
         self._ends_at: tuple[int, str] | None = None
+        self._remarks: list[str] = []
         self._errors: list[tuple[int, str]] = []
         self._unusable: dict[str, NotedRows] = {}
         self._notes = {kind: NotedRows() for kind in NOTES}
@@ -144,7 +150,7 @@ class Findings:
             self._ends_at = (line, problem)
         if len(self._errors) < self._most_errors:
             self._errors.append((line, problem))
-        _note(self._unusable, reason_of(problem), 1, [[line]], self._most_lines)
+        _note(self._unusable, reason_of(problem), 1, [[line]], self._most_lines, MORE_REASONS)
 
     def add_usable(
         self,
@@ -196,11 +202,16 @@ class Findings:
         """Note a byte order mark at the start of the file."""
         _note(self._notes, "bom", 1, [[1]], self._most_lines)
 
+    def add_remarks(self, remarks: Iterable[str]) -> None:
+        """Note how the file is read, as in `RawRows`."""
+        self._remarks += remarks
+
     def __iadd__(self, later: "Findings") -> "Findings":
         self._rows += later._rows
+        self._remarks += later._remarks
         self._ends_at = self._ends_at or later._ends_at
         self._errors += later._errors[: self._most_errors - len(self._errors)]
-        _add_up(self._unusable, later._unusable, self._most_lines)
+        _add_up(self._unusable, later._unusable, self._most_lines, MORE_REASONS)
         _add_up(self._notes, later._notes, self._most_lines)
         self._unread += later._unread
         for name in ("_formats", "_domains", "_turns", "_kept"):
@@ -223,6 +234,7 @@ class Findings:
 
         rows                             rows in the file
         ends_at                          [line, problem] where a JSON array could not be read on, or null
+        remarks                          how the file is read where one might expect otherwise, a line each
         unusable                         {reason: {"count", "lines"}}
         errors                           [[line, problem]] of the first ERRORS_KEPT unusable rows
         notes                            {kind of NOTES: {"count", "lines"}}
@@ -256,6 +268,7 @@ class Findings:
         return {
             "rows": self._rows,
             "ends_at": self._ends_at and list(self._ends_at),
+            "remarks": self._remarks,
             "unusable": {reason: vars(noted) for reason, noted in self._unusable.items()},
             "errors": [list(error) for error in self._errors],
             **unread,
@@ -287,23 +300,33 @@ def _texts(conversation: Conversation) -> Iterable[str]:
         yield turn.yayi
 
 
-def _note(mine: dict[str, NotedRows], kind: str, count: int, lines: list[list[int]], most: int) -> None:
-    """Count rows under their kind, or together with others once there are KEYS_KEPT kinds."""
-    known = kind if kind in mine or len(mine) < KEYS_KEPT else MORE_KEYS
+def _note(
+    mine: dict[str, NotedRows],
+    kind: str,
+    count: int,
+    lines: list[list[int]],
+    most: int,
+    more: str = MORE_KEYS,
+) -> None:
+    """Count rows under their kind, or under `more` once there are KEYS_KEPT kinds."""
+    known = kind if kind in mine or len(mine) < KEYS_KEPT else more
     mine.setdefault(known, NotedRows()).add(count, lines, most)
 
 
-def _add_up(mine: dict[str, NotedRows], later: dict[str, NotedRows], most: int) -> None:
+def _add_up(
+    mine: dict[str, NotedRows], later: dict[str, NotedRows], most: int, more: str = MORE_KEYS
+) -> None:
     for kind, noted in later.items():
-        _note(mine, kind, noted.count, noted.lines, most)
+        _note(mine, kind, noted.count, noted.lines, most, more)
 
 
 def reason_of(problem: str) -> str:
-    """The text that problems of one kind share: `problem` without details, indices and quoted values.
+    """The text that problems of one kind share: `problem` without details, indices and values of the row.
 
-    Details are in brackets at the end of the text, or before a semicolon.
+    Details are in brackets at the end of the text, or before a semicolon. Values are in single quotes, or
+    follow "is" as a number or in double quotes.
     """
-    return re.sub(r"(?<=\[)\d+(?=\])|'[^']*'", "…", DETAILS.sub("", problem))
+    return VALUES.sub("…", DETAILS.sub("", problem))
 
 
 def _quantiles(lengths: np.ndarray) -> dict[str, int]:

@@ -45,27 +45,24 @@ def write_held_out(held_out: Examples, path: Path) -> None:
 def conversations_of(file: EncodedFile, numbers: np.ndarray) -> Iterator[Conversation]:
     """The conversations of which these examples of the file were made, in the file's order and uncut.
 
-    The file is read once, as a stream. Several rows of a JSON array may stand on one line; the hashes of
-    their texts tell them apart. Raises UserError, at the latest after the last row, where the file has
+    The file is read once, as a stream. Raises UserError, at the latest after the last row, where the file has
     changed.
     """
     if not len(numbers):
         return
-    lines, wanted = file.rows["line"], set(numbers.tolist())
-    on_line = {
-        int(line): list(range(*np.searchsorted(lines, [line, line + 1]))) for line in lines[numbers].tolist()
-    }
+    wanted = dict(zip(file.rows["line"][numbers].tolist(), numbers.tolist(), strict=True))
+    has_changed = UserError(f"{file.data_path}: has changed since it was encoded; start again")
     raw_rows = read_raw_rows(file.data_path)
     for raw in raw_rows:
-        examples = on_line.get(raw.number)
-        if not examples:
+        if raw.number not in wanted:
             continue
         try:
             read = read_row(parse(raw), file.row_options.columns)
             conversation = read.to_learn(file.row_options.learn)
         except ValueError:
-            continue  # a row that cannot be used
-        if file.is_made_of(examples[0], row_hashes(conversation)) and examples.pop(0) in wanted:
-            yield conversation
-    if any(on_line.values()) or raw_rows.fingerprint != file.file_fingerprint:
-        raise UserError(f"{file.data_path}: has changed since it was encoded; start again")
+            raise has_changed from None
+        if not file.is_made_of(wanted.pop(raw.number), row_hashes(conversation)):
+            raise has_changed
+        yield conversation
+    if wanted or raw_rows.fingerprint != file.file_fingerprint:
+        raise has_changed

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from training.common.console import say
 from training.data.raw_row import NotRead, RawRow, json_problem
-from training.text.keys import HARMLESS
+from training.text.keys import is_bookkeeping
 
 # White space as JSON defines it.
 WHITE = re.compile(r"[ \t\r\n]*")
@@ -106,7 +106,7 @@ def _rows_inside(value: Any) -> list[RawRow]:
     if not isinstance(rows, list) or not any(isinstance(row, dict) for row in rows):
         return []
     for name, inner in value.items():
-        if name != WRAPPED and (name not in HARMLESS or isinstance(inner, list | dict)):
+        if name != WRAPPED and not is_bookkeeping(name, inner):
             return []
     return [RawRow(number, row) for number, row in enumerate(rows, start=1)]
 

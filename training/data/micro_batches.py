@@ -18,8 +18,8 @@ class MicroBatches(Sampler[list[int]]):
     lengths: the tokens of each example, (examples,). batch_size: how many examples a micro-batch has.
     tokens_per_batch, instead of it: how many tokens a micro-batch has at most; `best_fit` then chooses its
     examples. seed: for the order of examples, which differs from epoch to epoch; without a seed they stay in
-    order. The number of micro-batches is the same in every epoch and on every rank: a rank without a
-    share of the last ones gets an empty list.
+    order. The number of micro-batches is the same in every epoch and on every rank: a rank without a share of
+    the last ones gets an empty list.
     """
 
     def __init__(

@@ -113,6 +113,8 @@ def _section(file: CheckedFile) -> str:
         "format": counts_text(summary["formats"]),
         "domain": counts_text({prefix or "none": count for prefix, count in summary["domains"].items()}),
     }
+    if summary["remarks"]:
+        facts["how it is read"] = "; ".join(summary["remarks"])
     parts = [
         f"<h2>{escape(file.path)}</h2>",
         "<dl>" + "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items()) + "</dl>",

@@ -3,6 +3,7 @@
 import atexit
 import hashlib
 import os
+import platform
 import re
 import shutil
 import stat
@@ -43,8 +44,9 @@ def is_pipe(path: str) -> bool:
 def copy_pipe(path: str, cache_dir: Path) -> None:
     """Copy what comes out of a pipe into a directory of the cache, which is removed when this process ends.
 
-    The first rank of the node reads the pipe, and the others wait for its copy. Raises UserError with several
-    nodes, on the others of which there is no such pipe.
+    The first rank of the node reads the pipe, and the others wait for its copy. It also removes the copies
+    that killed processes have left. Raises UserError with several nodes, on the others of which there is no
+    such pipe.
     """
     if path in _copies:
         return
@@ -52,17 +54,31 @@ def copy_pipe(path: str, cache_dir: Path) -> None:
     if here < world_size():
         raise UserError(f"{path}: a pipe, which only one node can read; write its rows to a file first")
     owner = psutil.Process(os.getppid() if "LOCAL_RANK" in os.environ else os.getpid())
-    name = hashlib.blake2b(f"{owner.pid} {owner.create_time()} {path}".encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(f"{owner.pid} {owner.create_time()} {path}".encode(), digest_size=16).hexdigest()
 
     def copy(directory: Path) -> None:
         with open(_where(path), "rb") as pipe, open(directory / "rows", "wb") as file:
             shutil.copyfileobj(pipe, file, 1 << 20)
 
-    directory = make_once(cache_dir / f"pipe-{name}", copy)
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if is_first:
+        _remove_leftovers(cache_dir)
+    directory = make_once(cache_dir / f"pipe-{platform.node()}-{owner.pid}-{digest}", copy)
     _copies[path] = str(directory / "rows")
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first:
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
         atexit.register(Path(f"{directory}.lock").unlink, missing_ok=True)
+
+
+def _remove_leftovers(cache_dir: Path) -> None:
+    """Remove the copies of this host's processes that were killed, and could not remove them at their end."""
+    for path in cache_dir.glob(f"pipe-{platform.node()}-*"):
+        pid = path.name.split("-")[-2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)  # the lock of one
 
 
 def _where(path: str) -> str:

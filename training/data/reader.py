@@ -55,21 +55,29 @@ def _parse_rows(files: list[tuple[str, "RawRows"]]) -> Iterator[tuple[str, Any]]
                 yield place, parse(raw)
             except ValueError as error:
                 raise UserError(f"{place}: {error}") from None
+        raw_rows.say_remarks()
 
 
 class RawRows(Iterator[RawRow]):
     """The rows of a data file or data set, and its fingerprint, which the same reading gives.
 
     has_bom: whether the file starts with a byte order mark, which is skipped; known with the first row.
+    remarks: how the file is read where one might expect otherwise, a line each; known after the last row.
     """
 
     def __init__(self, data_path: str) -> None:
         self.data_path = data_path
         self.has_bom = False
+        self.remarks: list[str] = []
         named = _find_file(data_path)
         self._hub_rows = None if named else load_hub_rows(data_path)
         self._digest = _new_digest(named)
         self._rows = self._read_file(named) if named else self._read_hub()
+
+    def say_remarks(self) -> None:
+        """Print the remarks, for a command that stores no findings about the file."""
+        for remark in self.remarks:
+            say(f"{self.data_path}: {remark}", on_stderr=True)
 
     def __next__(self) -> RawRow:
         return next(self._rows)
@@ -95,7 +103,7 @@ class RawRows(Iterator[RawRow]):
             file.seek(0)
             hashed = _HashedFile(file, self._digest)
             if named.kind == "xlsx":
-                yield from read_book(hashed.read(), self.data_path, named.sheet)
+                yield from read_book(hashed.read(), self.data_path, named.sheet, self.remarks)
             elif named.kind == "parquet":
                 yield from read_parquet(file, self.data_path)
                 file.seek(0)
@@ -129,14 +137,14 @@ class RawRows(Iterator[RawRow]):
         except ValueError as error:
             raise UserError(f"{self.data_path}: {error}") from None
         if encoding != "utf-8":
-            say(f"{self.data_path}: not UTF-8, and read as {encoding.upper()}", on_stderr=True)
+            self.remarks.append(f"not UTF-8, and read as {encoding.upper()}")
         return encoding
 
 
 def read_raw_rows(data_path: str) -> RawRows:
     """The rows of one file or data set before they are parsed, so that one bad row need not be the end.
 
-    JSON Lines, CSV and Parquet are read as a stream, also compressed; other JSON and a book as a whole.
+    JSON Lines and CSV, compressed or not, and Parquet are read as a stream; other JSON and a book as a whole.
     Raises UserError for a path that does not exist, and for a file of a kind that has no rows.
     """
     return RawRows(data_path)

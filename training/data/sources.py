@@ -20,9 +20,10 @@ HIDDEN = (".", "~$")
 def expand_path(data_path: str, cache_dir: Path | None = None) -> list[str]:
     """The files that `data_path` stands for, sorted; a file, a pipe or a name on the hub stands for itself.
 
-    A folder stands for all files in it, at any depth, whose names end as those of a kind that is read; the
-    others are said. A pattern stands for the files and folders that it matches. A pipe is copied into
-    `cache_dir`, so that it can be read several times. Raises UserError where there is nothing to read.
+    A folder stands for all files in it, at any depth and behind links, whose names end as those of a kind
+    that is read; the others are said. A pattern stands for the files and folders that it matches. A pipe is
+    copied into `cache_dir`, so that it can be read several times. Raises UserError where there is nothing to
+    read.
     """
     if os.path.isdir(data_path):
         return _files_in(data_path)
@@ -58,8 +59,14 @@ def files_without_weights(sources: Sequence[Source]) -> list[str]:
 
 
 def _files_in(folder: str) -> list[str]:
-    files, others = [], []
-    for parent, folders, names in os.walk(folder):
+    files, others, entered = [], [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        # A link may lead to a folder that is read already, such as one around itself.
+        real = os.path.realpath(parent)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith(HIDDEN):

@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from training.common.console import say
 from training.common.errors import UserError, first_line
 from training.data.raw_row import Broken, NotRead, RawRow
 from training.data.values import plain_value
@@ -26,6 +25,9 @@ LONGEST_CELL = 1 << 28
 
 # What stands between the cells of CSV; the tab is last, so that the others win where there is no choice.
 SEPARATORS = ",;\t"
+
+# The most lines that are looked at for the end of a CSV's header.
+HEADER_LINES = 100
 
 # How many rows of Parquet are made into Python's values at a time.
 PARQUET_ROWS = 256
@@ -46,14 +48,15 @@ def read_csv(lines: Iterable[str], path: str, separator: str = "") -> Iterator[R
     """
     csv.field_size_limit(LONGEST_CELL)
     lines = iter(lines)
-    opening = []
+    opening, header = [], []
     for line in lines:
         opening.append(line)
-        if line.strip():
-            break
-    separator = separator or max(
-        SEPARATORS, key=lambda one: len(next(csv.reader(opening[-1:], delimiter=one), ()))
-    )
+        if header or line.strip():
+            header.append(line)
+            # A header goes on over the line ends inside its quotes.
+            if "".join(header).count('"') % 2 == 0 or len(header) == HEADER_LINES:
+                break
+    separator = separator or max(SEPARATORS, key=lambda one: len(next(csv.reader(header, delimiter=one), ())))
     table = csv.reader(itertools.chain(opening, lines), delimiter=separator, strict=True)
     names: list[str] = []
     number = 1
@@ -85,11 +88,12 @@ def read_csv(lines: Iterable[str], path: str, separator: str = "") -> Iterator[R
         number = table.line_num + 1
 
 
-def read_book(data: bytes, path: str, sheet: str | None) -> Iterator[RawRow]:
+def read_book(data: bytes, path: str, sheet: str | None, remarks: list[str]) -> Iterator[RawRow]:
     """The rows of a sheet of an Excel book, whose first filled row names the columns.
 
-    sheet: its name, or None for the only one that is filled. The number of a row is Excel's. Raises UserError
-    for a book that cannot be read, and where a sheet has to be chosen.
+    sheet: its name, or None for the only one that is filled. remarks: the list to which the line about
+    numbers without their format is added. The number of a row is Excel's. Raises UserError for a book that
+    cannot be read, and where a sheet has to be chosen.
     """
     import python_calamine
 
@@ -108,10 +112,10 @@ def read_book(data: bytes, path: str, sheet: str | None) -> Iterator[RawRow]:
             f"'{path}#{next(iter(filled))}'"
         )
     for table in filled.values():
-        yield from _read_sheet(table, path)
+        yield from _read_sheet(table, path, remarks)
 
 
-def _read_sheet(table: Sequence[Sequence[Any]], path: str) -> Iterator[RawRow]:
+def _read_sheet(table: Sequence[Sequence[Any]], path: str, remarks: list[str]) -> Iterator[RawRow]:
     names: list[str] = []
     with_decimals = []
     for number, row in enumerate(table, start=1):
@@ -125,10 +129,9 @@ def _read_sheet(table: Sequence[Sequence[Any]], path: str) -> Iterator[RawRow]:
         with_decimals += [number for value in row if isinstance(value, float) and value % 1]
         yield RawRow(number, _row_of_texts(names, cells))
     if with_decimals:
-        say(
-            f"{path}:{with_decimals[0]}: a number is read as it is stored, without its format (50% is 0.5); "
-            f"such cells in all: {len(with_decimals):,}",
-            on_stderr=True,
+        remarks.append(
+            "numbers with decimals are read as they are stored, without their format (50% is 0.5): "
+            f"{len(with_decimals):,}, the first in row {with_decimals[0]}"
         )
 
 

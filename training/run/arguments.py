@@ -11,7 +11,9 @@ from training.common.console import say
 from training.common.errors import UserError
 from training.common.hub import check_base_model
 from training.common.options import Options
+from training.common.ranks import world_size
 from training.consts import CONTEXT
+from training.data.pipes import is_pipe
 from training.model.context import context_limit
 from training.model.load import read_config
 from training.model.packing_trial import why_padded
@@ -37,6 +39,13 @@ def check_options(options: Options) -> tuple[Options, dict[str, Any] | None]:
             "accelerate is set to start DeepSpeed by itself (distributed_type DEEPSPEED, or "
             "ACCELERATE_USE_DEEPSPEED), and its settings for that are not read here; take distributed_type "
             "MULTI_GPU, or unset the variable, and give DeepSpeed's file by --deepspeed"
+        )
+    paths = [*(source.path for source in options.data_path), *options.eval_data_path]
+    pipe = next(filter(is_pipe, paths), None)
+    if options.plan and pipe and world_size() > 1:
+        # The ranks of a plan do not wait for one another, and the first removes its copy of the pipe.
+        raise UserError(
+            f"{pipe}: a pipe, which --plan reads in one process only; write its rows to a file first"
         )
     check_cards()
     deepspeed_config = read_deepspeed_config(options.deepspeed) if options.deepspeed else None

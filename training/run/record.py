@@ -193,12 +193,14 @@ def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, A
             f"{run_dir}: began with {record['optimizer']}, and its optimizer is not one of "
             f"{now['optimizer']}; give {_options_of(now['optimizer'], record['optimizer'])} as before"
         )
-    before = {"evaluation data": {}, **record}  # earlier versions had none
+    # Earlier versions had no evaluation data, or gave a pattern's another name.
+    evaluated, evaluated_before = (
+        sorted(description.get("evaluation data", {}).values()) for description in (now, record)
+    )
     changed_names = [
-        name
-        for name in ("data", "evaluation data", "model", "global batch", "seed")
-        if now.get(name, {}) != before[name]
+        name for name in ("data", "model", "global batch", "seed") if now.get(name, {}) != record[name]
     ]
+    changed_names += ["evaluation data"] * (evaluated != evaluated_before)
     if changed_names:
         text = f"{run_dir}: not the same {', '.join(changed_names)} as this run's"
         if not anyway:

@@ -41,6 +41,23 @@ class Encoded(NamedTuple):
     turn_ends: list[int]
     answers: list[tuple[int, int]]
 
+    def within(self, max_length: int) -> "Encoded":
+        """What training sees: up to the last turn that ends within `max_length` tokens.
+
+        Nothing is left where no supervised answer does.
+        """
+        answers = [(start, end) for start, end in self.answers if end <= max_length]
+        if not answers:
+            return Encoded([], [], [])
+        turn_ends = [end for end in self.turn_ends if end <= max_length]
+        return Encoded(self.input_ids[: turn_ends[-1]], turn_ends, answers)
+
+    def with_labels(self) -> dict[str, list[int]]:
+        """The input_ids and labels: two lists of one length, as `supervised_mask` draws them."""
+        input_ids = np.array(self.input_ids)
+        labels = mask_labels(input_ids, supervised_mask(len(input_ids), self.answers))
+        return {"input_ids": self.input_ids, "labels": labels.tolist()}
+
 
 def supervised_mask(length: int, answers: Iterable[tuple[int, int]]) -> np.ndarray:
     """Which of `length` tokens are supervised: those of the answers, from start up to end (not included).
@@ -70,9 +87,7 @@ def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> di
     """
     if conversation.is_prompt:
         raise ValueError("the last turn has no answer to learn from")
-    input_ids, _, answers = encode_turns([conversation], tokenizer)[0]
-    labels = mask_labels(np.array(input_ids), supervised_mask(len(input_ids), answers))
-    return {"input_ids": input_ids, "labels": labels.tolist()}
+    return encode_turns([conversation], tokenizer)[0].with_labels()
 
 
 def encode_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> list[int]:

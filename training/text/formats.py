@@ -13,6 +13,8 @@ A new format is a function that reads a row of it, one that writes it if `traini
 `--to`, and one entry in FORMATS.
 """
 
+import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -158,8 +160,11 @@ def _read_answer(keys: Keys, columns: Sequence[str], remedy: str = "") -> _Answe
 
 
 def _history(keys: Keys, name: str) -> list[Turn]:
-    """The turns before a row's own: pairs of a question and its answer."""
+    """The turns before a row's own: pairs of a question and its answer, which a table has as JSON."""
     value = keys.take(name)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):  # what is wrong is said below
+            value = json.loads(value)
     if is_absent(value):
         return []
     if not isinstance(value, list):

@@ -31,9 +31,10 @@ REFUSED = {
     **dict.fromkeys(("image", "images", "pixel_values"), "a row with pictures, which the model cannot see"),
     **dict.fromkeys(("video", "videos"), "a row with videos, which the model cannot see"),
     **dict.fromkeys(("audio", "audios"), "a row with sound, which the model cannot hear"),
-    "tools": "a row with tool calls, which the recipe does not know",
-    "tool_calls": "a row with tool calls, which the recipe does not know",
-    "function_call": "a row with tool calls, which the recipe does not know",
+    **dict.fromkeys(
+        ("tools", "tool_calls", "functions", "function_call"),
+        "a row with tool calls, which the recipe does not know",
+    ),
     "input_ids": "a row of token ids; the recipe wants its text",
 }
 
@@ -57,6 +58,11 @@ def is_absent(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(is_absent, value))
     return value is None or value == {}
+
+
+def is_bookkeeping(name: str, value: Any) -> bool:
+    """Whether a key with this value is harmless: one of HARMLESS, with a short text or number."""
+    return name in HARMLESS and not isinstance(value, list | dict) and len(str(value)) <= LONGEST_HARMLESS
 
 
 class Rest(NamedTuple):
@@ -108,8 +114,7 @@ class Keys:
             if name in REFUSED and value != "[]":  # the text "[]" is how some sets write that there is none
                 raise ValueError(f'"{name}": {REFUSED[name]}')
             rest = rest._replace(refusal=rest.refusal or _why_not_learnt(name, value))
-            is_short = not isinstance(value, list | dict) and len(str(value)) <= LONGEST_HARMLESS
-            (rest.harmless if name in HARMLESS and is_short else rest.not_learnt).append(name)
+            (rest.harmless if is_bookkeeping(name, value) else rest.not_learnt).append(name)
         return rest
 
 
@@ -125,11 +130,12 @@ def _why_not_learnt(name: str, value: Any) -> str:
 
 
 def as_text(value: Any, field: str) -> str:
-    """`value` as text that can be written in UTF-8; "" for None. A list of text parts is joined.
+    """`value` as text that can be written in UTF-8; "" for null, {}, [] and lists of nothing else. A list of
+    text parts is joined.
 
     Raises ValueError, which names the field, for anything else.
     """
-    if value is None:
+    if not isinstance(value, str) and is_absent(value):
         return ""
     if isinstance(value, list) and all(map(_is_part, value)):
         return "".join(_text_of(part, f"{field}[…]") for part in value)
