@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,11 +19,11 @@ import click
 import torch
 from transformers import BloomConfig, GenerationConfig, PreTrainedModel
 from transformers import BloomForCausalLM as LibraryBloom
-from transformers.generation import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from inference.generation import quantization_config, stream
 from inference.kv_cache import KVCache
+from training.card.decoding import TokenTimes
 from training.card.timing import forget_peak, peak_bytes, seconds_of, the_device
 from training.common.errors import run_command
 from training.model.bloom import BloomForCausalLM
@@ -66,24 +65,10 @@ def bytes_per_second(device: torch.device) -> float:
     return 4 * len(values) / min(seconds_of(values.sum, device) for _ in range(5))
 
 
-class Clock(BaseStreamer):
-    """Records when the prompt was handed over, and when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        value.cpu()  # on a card, waits for it
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
 def generate(model: PreTrainedModel, input_ids: torch.Tensor, tokens: int) -> tuple[float, float, list[int]]:
     """(seconds to the first token, median seconds of each token after it, new ids of the first prompt)."""
     config = GenerationConfig(max_new_tokens=tokens + 1, do_sample=False, eos_token_id=None, pad_token_id=0)
-    clock, mask = Clock(), torch.ones_like(input_ids)
+    clock, mask = TokenTimes(), torch.ones_like(input_ids)
     made = model.generate(input_ids, attention_mask=mask, generation_config=config, streamer=clock)
     first, *later = (after - before for before, after in pairwise(clock.times))
     return first, statistics.median(later), made[0, input_ids.shape[1] :].tolist()

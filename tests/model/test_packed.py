@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from tests.tiny_models import SIZE
+from training.card.scale import random_rows
 from training.consts import NOT_SUPERVISED
 from training.data.collate import collate
 from training.model import loss
@@ -34,7 +35,8 @@ from training.model.packing_trial import why_padded
 
 LENGTHS = [1, 2, 63, 64, 65, 500]
 
-WIDE = {"vocab_size": 320} | SIZE
+VOCABULARY = 320
+WIDE = {"vocab_size": VOCABULARY} | SIZE
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
@@ -63,16 +65,6 @@ def pair(config: PretrainedConfig) -> tuple[PreTrainedModel, PackedModel]:
     return plain, packed
 
 
-def examples_of(lengths: list[int]) -> list[dict[str, list[int]]]:
-    """Random tokens, of which the first third of each document is not supervised."""
-    generator = torch.Generator().manual_seed(1)
-    rows = [torch.randint(300, (length,), generator=generator).tolist() for length in lengths]
-    return [
-        {"input_ids": row, "labels": [NOT_SUPERVISED] * (len(row) // 3) + row[len(row) // 3 :]}
-        for row in rows
-    ]
-
-
 def loss_of_padded(model: PreTrainedModel, examples: list[dict[str, list[int]]]) -> torch.Tensor:
     """The library's own loss, on the padded batch, of which no part is ours."""
     ids, labels = ([torch.tensor(each[name]) for each in examples] for name in ("input_ids", "labels"))
@@ -93,7 +85,7 @@ def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Ten
 @pytest.mark.parametrize("shape", SHAPES)
 def test_losses_and_gradients_are_those_of_the_librarys_padded_batch(shape: str, lengths: list[int]) -> None:
     plain, packed = pair(SHAPES[shape])
-    examples = examples_of(lengths)
+    examples = random_rows(lengths, VOCABULARY)
     theirs, ours = loss_of_padded(plain, examples), packed(**collate(examples)).loss
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     theirs, ours = gradients(plain, theirs), gradients(packed, ours)
@@ -108,7 +100,7 @@ def test_losses_and_gradients_are_those_of_the_librarys_padded_batch(shape: str,
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_boundary_that_is_moved_by_one_token_is_noticed(shape: str) -> None:
     plain, packed = pair(SHAPES[shape])
-    examples = examples_of([63, 65])
+    examples = random_rows([63, 65], VOCABULARY)
     batch = collate(examples)
     batch["document_lengths"] = [64, 64]
     moved, theirs = packed(**batch).loss, loss_of_padded(plain, examples)
@@ -117,7 +109,7 @@ def test_a_boundary_that_is_moved_by_one_token_is_noticed(shape: str) -> None:
 
 def test_a_document_of_one_token_has_no_loss_and_changes_no_other() -> None:
     _, packed = pair(SHAPES["llama"])
-    alone, with_others = examples_of([1]), examples_of([40, 1, 30])
+    alone, with_others = random_rows([1], VOCABULARY), random_rows([40, 1, 30], VOCABULARY)
     assert packed(**collate(alone)).loss.item() == 0
     without = [with_others[0], with_others[2]]
     one, other = (
@@ -159,7 +151,7 @@ def test_saved_it_is_the_librarys_and_it_samples_with_the_librarys_attention(tmp
     with with_library_attention(packed):
         said = packed.generate(prompts, **how)
     assert torch.equal(said, loaded.generate(prompts, **how))
-    examples = examples_of([5, 9])
+    examples = random_rows([5, 9], VOCABULARY)
     assert packed(**collate(examples)).loss.item() == pytest.approx(
         loss_of_padded(plain, examples).item(), rel=1e-6
     )
@@ -170,7 +162,7 @@ def test_a_vocabulary_that_grows_keeps_the_head(tmp_path) -> None:
     packed.resize_token_embeddings(384, mean_resizing=False)
     plain, _ = pair(PhiConfig(**WIDE | {"vocab_size": 384}))
     plain.load_state_dict(packed.state_dict())
-    examples = examples_of([5, 9])
+    examples = random_rows([5, 9], VOCABULARY)
     assert packed(**collate(examples)).loss.item() == pytest.approx(
         loss_of_padded(plain.eval(), examples).item(), rel=1e-6
     )
@@ -203,7 +195,7 @@ def test_without_gradients_the_head_computes_none(monkeypatch: pytest.MonkeyPatc
     made = []
     monkeypatch.setattr(loss, "_add_product", lambda *args, **kwargs: made.append(args))
     with torch.no_grad():
-        packed(**collate(examples_of([9])))
+        packed(**collate(random_rows([9], VOCABULARY)))
     assert made == []
-    packed(**collate(examples_of([9])))
+    packed(**collate(random_rows([9], VOCABULARY)))
     assert len(made) == 1

@@ -151,7 +151,7 @@ def bloom_of(sizes: Sizes, model_class: type[Model], dtype: torch.dtype, device:
 
 
 def random_rows(lengths: Sequence[int], vocabulary: int, seed: int = 0) -> list[dict[str, list[int]]]:
-    """Examples of random tokens, of which the second half is supervised."""
+    """Examples of random tokens; the second half of each example is supervised."""
     random = torch.Generator().manual_seed(seed)
     rows = []
     for length in lengths:

@@ -27,6 +27,12 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def ranks_of_node() -> int | None:
+    """The number of ranks on this node, or None where no launcher says it."""
+    found = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
+    return int(found) if found else None
+
+
 def settle_ranks() -> None:
     """Have the variables of ranks only where there are ranks, and have those of plain `srun`.
 

@@ -43,7 +43,7 @@ def write_held_out(held_out: Examples, path: Path) -> None:
 
 
 def conversations_of(file: EncodedFile, numbers: np.ndarray) -> Iterator[Conversation]:
-    """The conversations of which these examples of the file were made, in the file's order and uncut.
+    """The conversations from which these examples were made, whole, in the order of the file.
 
     The file is read once, as a stream. Raises UserError, at the latest after the last row, where the file has
     changed.

@@ -13,7 +13,7 @@ import psutil
 
 from training.common.errors import UserError
 from training.common.launchers import launchers
-from training.common.ranks import world_size
+from training.common.ranks import ranks_of_node, world_size
 from training.data.cache import make_once
 
 # The names under which a process finds its own open files.
@@ -45,13 +45,11 @@ def copy_pipe(path: str, cache_dir: Path) -> None:
     """Copy what comes out of a pipe into a directory of the cache, which is removed when this process ends.
 
     The first rank of the node reads the pipe, and the others wait for its copy. It also removes the copies
-    that killed processes have left. Raises UserError with several nodes, on the others of which there is no
-    such pipe.
+    that killed processes have left. Raises UserError with several nodes, since only one of them has the pipe.
     """
     if path in _copies:
         return
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
-    if here < world_size():
+    if (ranks_of_node() or world_size()) < world_size():
         raise UserError(f"{path}: a pipe, which only one node can read; write its rows to a file first")
     owner = psutil.Process(os.getppid() if "LOCAL_RANK" in os.environ else os.getpid())
     digest = hashlib.blake2b(f"{owner.pid} {owner.create_time()} {path}".encode(), digest_size=16).hexdigest()

@@ -32,7 +32,7 @@ from training.model.attention import (
     documents_of,
     positions_in,
 )
-from training.model.loss import Head, packed_loss
+from training.model.loss import Head, packed_output
 from training.model.trainable_rows import embed, split_off_trainable_rows
 
 # bfloat16 holds 8 bits: a position up to 2**16 is exact as the sum of a multiple of 2**8 and the rest.
@@ -209,9 +209,7 @@ class BloomForCausalLM(LibraryBloom):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """The library makes a plain matrix when the vocabulary grows; here it becomes a head again."""
-        head = Head(new_embeddings.in_features, new_embeddings.out_features, bias=False, device="meta")
-        head.weight = new_embeddings.weight
-        self.lm_head = head
+        self.lm_head = Head.of(new_embeddings)
 
     def forward(
         self,
@@ -279,20 +277,8 @@ class BloomForCausalLM(LibraryBloom):
         dtype = self._compute_dtype(hidden_states)
         packed = packed_documents(document_lengths, self.config, dtype, hidden_states.device)
         hidden_states = self._run_blocks(hidden_states, packed)
-        head, trainable_rows = split_off_trainable_rows(self.lm_head)
-        if labels is None:
-            return CausalLMOutput(logits=head(hidden_states, trainable_rows=trainable_rows))
-
-        return CausalLMOutput(
-            loss=packed_loss(
-                head,
-                hidden_states[0],
-                labels[0],
-                packed.documents,
-                supervised_positions,
-                num_items_in_batch,
-                trainable_rows,
-            )
+        return packed_output(
+            self.lm_head, hidden_states, labels, packed.documents, supervised_positions, num_items_in_batch
         )
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:

@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.modeling_outputs import CausalLMOutput
 
 from training.consts import NOT_SUPERVISED
 from training.model.attention import Documents
-from training.model.trainable_rows import TrainableRows
+from training.model.trainable_rows import TrainableRows, split_off_trainable_rows
 
 # Logits that are in memory at a time: those of 1,024 tokens with BLOOM's 250,880, half a GiB in bf16. With
 # fewer, the head's gradient, all of which each slice reads and writes, takes longer to move than to compute.
@@ -30,6 +31,18 @@ class Head(nn.Linear):
     that take the place of the matrix's own.
     """
 
+    @classmethod
+    def of(cls, matrix: nn.Linear) -> "Head":
+        """A head that has the weights of a plain matrix, without a copy of them.
+
+        Not for use while ZeRO-3 divides a model that is being made: a module on the meta device would then
+        leave DeepSpeed dividing all later ones.
+        """
+        has_bias = matrix.bias is not None
+        head = cls(matrix.in_features, matrix.out_features, bias=has_bias, device="meta")
+        head.weight, head.bias = matrix.weight, matrix.bias
+        return head
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -51,21 +64,24 @@ class Head(nn.Linear):
         return logits.index_copy(-1, trainable_rows.ids, own)
 
 
-def packed_loss(
-    head: nn.Module,
+def packed_output(
+    output_layer: nn.Module,
     hidden_states: torch.Tensor,
-    labels: torch.Tensor,
+    labels: torch.Tensor | None,
     documents: Documents,
     supervised_positions: torch.Tensor | None,
     num_items_in_batch: torch.Tensor | int | None,
-    trainable_rows: TrainableRows | None,
-) -> torch.Tensor:
-    """The summed loss of a packed batch's supervised tokens, divided by `num_items_in_batch`.
+) -> CausalLMOutput:
+    """The logits of a packed batch; with labels instead its loss, summed and divided by `num_items_in_batch`.
 
-    head: a `Head`. hidden_states: (tokens, hidden). labels: (tokens,). supervised_positions: as the collator
-    gives them; where None, they are looked for in the labels. num_items_in_batch: where None, the number of
-    supervised tokens. Without any, the loss is 0.
+    output_layer: a `Head`, or peft's layer around one. hidden_states: (1, tokens, hidden). labels:
+    (1, tokens). supervised_positions: as the collator gives them; where None, they are looked for in the
+    labels. num_items_in_batch: where None, the number of supervised tokens. Without any, the loss is 0.
     """
+    head, trainable_rows = split_off_trainable_rows(output_layer)
+    if labels is None:
+        return CausalLMOutput(logits=head(hidden_states, trainable_rows=trainable_rows))
+    hidden_states, labels = hidden_states[0], labels[0]
     if supervised_positions is None:
         is_supervised = labels != NOT_SUPERVISED
         is_supervised[documents.starts[:-1].long()] = False  # predicted from nothing
@@ -77,9 +93,9 @@ def packed_loss(
     before = hidden_states.index_select(0, supervised_positions.to(device) - 1)
     loss = head(before, targets.to(device), trainable_rows)
     if isinstance(num_items_in_batch, torch.Tensor):
-        return loss / num_items_in_batch.to(loss.device).clamp(min=1)
+        return CausalLMOutput(loss=loss / num_items_in_batch.to(loss.device).clamp(min=1))
     count = len(supervised_positions) if num_items_in_batch is None else num_items_in_batch
-    return loss / max(1, count)
+    return CausalLMOutput(loss=loss / max(1, count))
 
 
 class SlicedCrossEntropy(torch.autograd.Function):

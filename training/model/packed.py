@@ -19,11 +19,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
 
 from training.model.attention import Documents, attend_in_documents, documents_of, positions_in
-from training.model.loss import Head, packed_loss
-from training.model.trainable_rows import embed, gather_for_peft, split_off_trainable_rows
+from training.model.loss import Head, packed_output
+from training.model.trainable_rows import embed, gather_for_peft
 
 # The name of `attend_to_documents` among transformers' attention functions.
 PACKED_ATTENTION = "packed_documents"
@@ -85,14 +84,7 @@ class PackedModel(PreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """The library makes a plain matrix when the vocabulary grows; here it becomes a head again."""
         assert isinstance(new_embeddings, nn.Linear)
-        head = Head(
-            new_embeddings.in_features,
-            new_embeddings.out_features,
-            bias=new_embeddings.bias is not None,
-            device="meta",
-        )
-        head.weight, head.bias = new_embeddings.weight, new_embeddings.bias
-        super().set_output_embeddings(head)
+        super().set_output_embeddings(Head.of(new_embeddings))
 
     def forward(
         self,
@@ -115,19 +107,13 @@ class PackedModel(PreTrainedModel):
         assert input_ids is not None
         documents = documents_of(document_lengths, input_ids.device)
         hidden_states = self.hidden_states(input_ids, documents)
-        head, trainable_rows = split_off_trainable_rows(cast(nn.Module, self.get_output_embeddings()))
-        if labels is None:
-            return CausalLMOutput(logits=head(hidden_states, trainable_rows=trainable_rows))
-        return CausalLMOutput(
-            loss=packed_loss(
-                head,
-                hidden_states[0],
-                labels[0],
-                documents,
-                supervised_positions,
-                num_items_in_batch,
-                trainable_rows,
-            )
+        return packed_output(
+            cast(nn.Module, self.get_output_embeddings()),
+            hidden_states,
+            labels,
+            documents,
+            supervised_positions,
+            num_items_in_batch,
         )
 
     def hidden_states(self, input_ids: torch.Tensor, documents: Documents) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from training.common.console import say
 from training.common.errors import UserError
 from training.common.files import hold_lock, home_cache_dir, user_cache_dir
+from training.common.ranks import ranks_of_node
 from training.run.deepspeed_values import is_adam, offload_device
 
 
@@ -22,7 +23,7 @@ def share_cores(offloads: bool) -> None:
 
     They do where the processor computes: without a card, and where the optimizer is offloaded to it.
     """
-    ranks = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    ranks = ranks_of_node() or 1
     computes = offloads or not torch.accelerator.is_available()
     if ranks == 1 or not computes or "OMP_NUM_THREADS" in os.environ:
         return

@@ -11,7 +11,7 @@ import psutil
 import torch.distributed as dist
 
 from training.common.errors import UserError
-from training.common.ranks import world_size
+from training.common.ranks import ranks_of_node, world_size
 
 # Texts in errors of torch's process group, of gloo and of NCCL that mean that another rank is gone.
 LOST_RANK = (
@@ -44,8 +44,8 @@ def settle_gloo_interface() -> None:
     address = os.environ.get("MASTER_ADDR")
     if address is None or "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    ranks_here = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(world_size()))))
-    name = interface_to(address, has_other_nodes=world_size() > ranks_here)
+    has_other_nodes = world_size() > (ranks_of_node() or world_size())
+    name = interface_to(address, has_other_nodes)
     if name:
         os.environ["GLOO_SOCKET_IFNAME"] = name
 
