@@ -301,6 +301,32 @@ def test_50_steps_under_zero_2_are_those_of_the_padded_library_model_in_float32(
     )
 
 
+def test_50_packed_steps_of_a_llama_are_those_of_the_padded_library_model_in_float32(
+    forked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [
+        "--data-path", str(SINGLE_TURN), "--input-model", make_llama(tmp_path / "llama"),
+        "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--test-size", "20",
+        "--max-steps", "50", "--eval-steps", "25", "--lr", "3e-3", "--warmup-steps", "5",
+        "--lr-scheduler", "cosine", "--logging-steps", "1", "--save-steps", "50",
+    ]  # fmt: skip
+    for name, deepspeed in (("two", ZERO2), ("three", ZERO3)):
+        packed = forked(
+            2, *arguments, "--run-name", name, "--deepspeed", deepspeed, "--per-device-train-batch-size", "4"
+        )
+        assert packed.returncode == 0, packed.stderr
+        assert "LlamaForCausalLM: no padding" in packed.stdout
+
+    monkeypatch.setattr(trainer, "why_padded", lambda config, longest: "the library's way, to compare with")
+    trainer.main.main([*arguments, "--run-name", "padded", "--no-bf16"], standalone_mode=False)
+    expected = {key: values(tmp_path / "padded", key) for key in ("loss", "eval_loss")}
+    assert (len(expected["loss"]), len(expected["eval_loss"])) == (50, 2)
+    assert expected["loss"][0] - expected["loss"][-1] > 2  # a curve, not a line
+    for name in ("two", "three"):
+        for key, padded in expected.items():
+            assert values(tmp_path / name, key) == pytest.approx(padded, rel=0.02), (name, key)
+
+
 def test_a_mistake_under_the_launcher_is_one_line_and_status_2(base: str, tmp_path: Path) -> None:
     rows = write_rows(
         tmp_path / "rows.jsonl", [{"instruction": "q", "output": "a"}] * 2 + [{"instruction": "q"}]
