@@ -110,6 +110,7 @@ def test_a_run_from_rows_to_a_model_that_plain_transformers_loads(tuned: str) ->
     assert {"config.json", "model.safetensors", "tokenizer.json", "optimizer.pt"} <= {
         file.name for file in checkpoint.iterdir()
     }
+    assert {file.stat().st_mode & 0o777 for file in checkpoint.rglob("*") if file.is_file()} == {0o644}
     assert list((run_dir / "runs").rglob("events.out.tfevents*"))
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [40, 80, 120]

@@ -16,7 +16,7 @@ from inference.generation import load, reply
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
 from tests.tiny_models import make_qwen
 from training import merge_adapter, plan, trainer
-from training.consts import END
+from training.consts import CONTEXT, END
 from training.data.collate import collate, collate_padded
 from training.model.bloom import split_off_trainable_rows
 from training.model.load import load_model
@@ -41,7 +41,7 @@ def trained(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of an adapter that was trained on LEARNT, on the random base."""
     directory = tmp_path_factory.mktemp("adapter")
     rows = write_rows(directory / "rows.jsonl", LEARNT)
-    more = "--lora-rank 8 --max-steps 120 --lr 2e-2 --lr-scheduler linear --no-bf16"
+    more = "--lora-rank 8 --max-steps 120 --lr 2e-2 --lr-scheduler linear --no-bf16 --max-length 3000"
     trainer.main.main(options(base, rows, directory, "run", more), standalone_mode=False)
     return directory / "run"
 
@@ -96,6 +96,8 @@ def test_an_adapter_file_holds_the_adapter_and_the_new_embedding_rows_only(train
     assert not (trained / "config.json").exists()
     assert not (trained / "model.safetensors").exists()
     assert (trained / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
+    generation = json.loads((trained / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == load_tokenizer(base).convert_tokens_to_ids(END)
     assert json.loads((trained / "adapter_config.json").read_text())["base_model_name_or_path"] == base
 
 
@@ -246,6 +248,12 @@ def test_an_adapter_is_merged_into_a_base_that_moved(
     assert outcome(merge_adapter.main, f"--adapter {trained} --output-dir {tmp_path / 'usual'}")[0] == 0
     found, usual = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "usual"))
     assert all(torch.equal(found[name], weight) for name, weight in usual.items())
+
+    # The context is that of the run, which the record beside the adapter knows.
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["seq_length"] == 3000
+    (adapter / "run.json").unlink()
+    assert outcome(merge_adapter.main, f"{merge} {tmp_path / 'alone'} --base {moved}")[0] == 0
+    assert json.loads((tmp_path / "alone" / "config.json").read_text())["seq_length"] == CONTEXT
 
 
 @pytest.mark.parametrize("other", ["qwen", "wider", "adapter", "nothing"])

@@ -15,7 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from training.common.console import bytes_text, say
 from training.common.errors import UserError, first_line
-from training.common.files import flush, flush_all, free_bytes, is_write_failure, sizes, write_atomic
+from training.common.files import (
+    flush,
+    flush_all,
+    free_bytes,
+    is_write_failure,
+    make_readable,
+    sizes,
+    write_atomic,
+)
 from training.common.launchers import launchers
 from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, trainable_weights
 from training.model.lora import has_adapter, save_adapter
@@ -121,11 +129,15 @@ class CheckpointWriter:
             check_is_seen(path)
 
     def complete(self) -> Path:
-        """Fsync all ranks' files, rename their directory to the checkpoint's name, and remove older ones."""
+        """Fsync all ranks' files, rename their directory to the checkpoint's name, and remove older ones.
+
+        The files get the mode 0644.
+        """
         wait_for_all = self.wait_for_all
         directory, checkpoint = self.directory, self.run_dir / self.directory.name
         wait_for_all()
         if self.trainer.is_local_process_zero():
+            make_readable(directory)
             flush_all(directory)
         wait_for_all()
         if self.trainer.is_world_process_zero():
