@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from training.common.command_line import PathOrName, UserPath
+from training.common.command_line import ModelPath, UserPath
 from training.common.console import quiet_libraries
 from training.common.errors import UserError, run_command
 from training.common.files import check_empty
@@ -20,10 +20,10 @@ from training.text.tokenizer import load_tokenizer
 
 
 @click.command()
-@click.option("--adapter", type=PathOrName(), required=True, help="Directory of a run with --lora-rank.")
+@click.option("--adapter", type=ModelPath(), required=True, help="A run with --lora-rank, or an adapter.")
 @click.option(
     "--base",
-    type=PathOrName(),
+    type=ModelPath(),
     help="Base model, if it is no longer where it was.",
     show_default="the one trained on",
 )

@@ -244,12 +244,12 @@ def fit(run: Run, data: Data, trainer: SFTTrainer) -> bool:
 
 def finish(run: Run, data: Data, trainer: SFTTrainer) -> None:
     """Save the model, and write the report."""
-    export_model(trainer, data.tokenizer, run.directory)
+    model = export_model(trainer, data.tokenizer, run.directory)
     if trainer.is_world_process_zero():
         summaries = {file.data_path: file.summary for file in data.training.files}
         write_report(trainer, run.directory, run.command, run.description, summaries)
         run.stop_request.withdraw()
-    say(f"saved {run.directory}; talk to it: python -m inference.chat --model {run.directory}")
+    say(f"saved {model}; talk to it: python -m inference.chat --model {run.directory}")
 
 
 if __name__ == "__main__":

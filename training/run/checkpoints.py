@@ -24,6 +24,7 @@ from training.common.files import (
     sizes,
     write_atomic,
 )
+from training.common.hub import MODEL, holds_model
 from training.common.launchers import launchers
 from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, trainable_weights
 from training.model.lora import has_adapter, save_adapter
@@ -260,8 +261,12 @@ def check_disk_space(trainer: Trainer, run_dir: Path) -> int:
     return needed
 
 
-def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: Path) -> None:
-    """Save the trained model at the root of its run directory, in bf16 after a bf16 run. For all ranks."""
+def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: Path) -> Path:
+    """Save the trained model in its run directory, in bf16 after a bf16 run; return where. For all ranks.
+
+    A run of an earlier version that has a model at the root of its directory gets the new one there too.
+    """
+    directory = run_dir if holds_model(str(run_dir)) else run_dir / MODEL
     zero3 = trainer.is_deepspeed_enabled and trainer.deepspeed.zero_optimization_partition_weights()
     state_dict = trainer.accelerator.get_state_dict(trainer.deepspeed) if zero3 else None
     is_adapter = has_adapter(trainer.model)  # small, and stays in float32
@@ -270,12 +275,13 @@ def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: 
     if trainer.is_world_process_zero():
         try:
             save = save_adapter if is_adapter else save_model
-            save(trainer.model, tokenizer, run_dir, state_dict)
+            save(trainer.model, tokenizer, directory, state_dict)
         except Exception as error:
             if not is_write_failure(error):
                 raise
             raise UserError(
-                f"{run_dir}: the model cannot be written ({first_line(error)}); make room, and continue by "
+                f"{directory}: the model cannot be written ({first_line(error)}); make room, and continue by "
                 "--resume"
             ) from None
     trainer.checkpoints.wait_for_all()
+    return directory
