@@ -15,6 +15,7 @@ from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
 from training.consts import BREAKER, CONTROL_TOKENS, END
 from training.text.encoding import answer_header
+from training.text.saved_template import default_system
 from training.text.template import chat_template
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -24,28 +25,32 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 NewTokens = dict[int, list[int]]
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str, system: str | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a model directory or hub name, with the four control tokens, each one id.
 
+    system: what its conversations without a system text get; where None, what they got before, or the intro.
     Raises UserError where there is no usable tokenizer.
     """
-    return load_tokenizer_and_new_tokens(path)[0]
+    return load_tokenizer_and_new_tokens(path, system)[0]
 
 
-def load_tokenizer_and_new_tokens(path: str) -> tuple[PreTrainedTokenizerFast, NewTokens]:
+def load_tokenizer_and_new_tokens(
+    path: str, system: str | None = None
+) -> tuple[PreTrainedTokenizerFast, NewTokens]:
     """The tokenizer of `load_tokenizer`, and the control tokens that the one at `path` lacks.
 
     `load_model` and `add_adapter` take those as `new_tokens`, so that the tokenizer is read once.
     """
     tokenizer = load_base_tokenizer(path)
-    return tokenizer, teach_to_chat(tokenizer)
+    return tokenizer, teach_to_chat(tokenizer, system)
 
 
-def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> NewTokens:
+def teach_to_chat(tokenizer: PreTrainedTokenizerFast, system: str | None = None) -> NewTokens:
     """Give a tokenizer the control tokens and the chat template; return the tokens that it lacked.
 
-    Tokens that are there keep their ids; missing control tokens get the next free ones. Once saved, the
-    tokenizer renders and tokenizes chats as training does, without our code.
+    Tokens that are there keep their ids; missing control tokens get the next free ones. system: as for
+    `load_tokenizer`. Once saved, the tokenizer renders and tokenizes chats as training does, without our
+    code.
     """
     backend = tokenizer.backend_tokenizer
     missing = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is None]
@@ -61,7 +66,9 @@ def teach_to_chat(tokenizer: PreTrainedTokenizerFast) -> NewTokens:
         tokenizer.add_bos_token = tokenizer.add_eos_token = False
     _leave_spaces(tokenizer)
     _remove_breakers(tokenizer)
-    tokenizer.chat_template = chat_template_for(tokenizer)
+    tokenizer.chat_template = chat_template(
+        special_tokens(tokenizer), answer_header(tokenizer), system or default_system(tokenizer)
+    )
     ids = tokenizer.get_added_vocab()
     return _new_tokens(ids, missing, eos)
 
@@ -84,11 +91,6 @@ def _eos_of(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """
     ids = tokenizer.get_vocab()
     return [ids[token] for token in [tokenizer.eos_token] if token in ids]
-
-
-def chat_template_for(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The chat template of this recipe for a tokenizer that has the control tokens."""
-    return chat_template(special_tokens(tokenizer), answer_header(tokenizer))
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
