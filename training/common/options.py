@@ -66,8 +66,8 @@ class Options:
         (),
         DATA,
         "Rows to train on: a file (JSON Lines, JSON, CSV, Excel, Parquet), a folder, a pattern such as "
-        "'rows/*.jsonl', or a data set on the hub, as NAME#CONFIG/SPLIT. The option may be given several "
-        "times; a weight says how often each row is seen in an epoch, as in FILE:0.5.",
+        "'rows/*.jsonl', or a data set on the hub, as NAME#CONFIG/SPLIT, or modelscope:NAME. The option may "
+        "be given several times; a weight says how often each row is seen in an epoch, as in FILE:0.5.",
         required=True,
         multiple=True,
         parse=parse_source,
@@ -136,7 +136,7 @@ class Options:
     input_model: str = option(
         "",
         MODEL,
-        "Model to start from: a directory, or a name on the hub.",
+        "Model to start from: a directory, or a name on the hub, or modelscope:NAME.",
         required=True,
         planned=True,
         is_path=True,

@@ -12,6 +12,7 @@ from training.common.command_line import parse_value, text_of_value
 from training.common.console import say
 from training.common.errors import UserError, first_line
 from training.common.hub import is_adapter
+from training.common.modelscope import local_path
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
 from training.consts import INTRO
 from training.data.examples import Examples, Together
@@ -120,6 +121,7 @@ def _adapter(options: Options) -> str:
 
 def _model_fingerprint(path: str) -> str:
     """A hash of a directory's config.json and the sizes of its weight files; for a hub model, its name."""
+    path = local_path(path)
     if not os.path.isdir(path):
         return path
     content = hashlib.blake2b(Path(path, "config.json").read_bytes(), digest_size=16)

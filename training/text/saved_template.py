@@ -71,4 +71,5 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, dialogue: Conversation) -> str
         )
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError):  # what others' code raises
         return ""
+    assert isinstance(text, str), "it is not tokenized"
     return text.replace(BREAKER, "")

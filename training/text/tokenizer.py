@@ -13,6 +13,7 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
+from training.common.modelscope import local_path
 from training.consts import BREAKER, CONTROL_TOKENS, END
 from training.text.encoding import answer_header
 from training.text.saved_template import default_system
@@ -106,7 +107,7 @@ def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """
     check_model_path(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(local_path(path), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: no tokenizer that can be loaded ({first_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
