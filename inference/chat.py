@@ -20,8 +20,8 @@ from inference.kv_cache import KVCache
 from inference.options import load_from_options, model_options, sampling_of, sampling_options
 from inference.terminal import on_ctrl_c, read_inputs
 from training.common.errors import UserError, run_command
-from training.consts import INTRO
 from training.text.conversation import Turn
+from training.text.saved_template import default_system
 
 HUMAN_LABEL = "Human: "
 YAYI_LABEL = "YaYi: "
@@ -46,7 +46,7 @@ one /."""
     "--system",
     default="",
     show_default=False,
-    help="Who the assistant is.  [default: the intro that training used]",
+    help="Who the assistant is.  [default: what the model was trained with]",
 )
 @sampling_options
 def main(**options: Any) -> None:
@@ -154,7 +154,7 @@ class Talk:
     def system(self, text: str) -> None:
         if text:
             self.dialogue.system = text
-        print(self.dialogue.system or INTRO)
+        print(self.dialogue.system or default_system(self.tokenizer))
 
     def undo(self, _: str) -> None:
         note(f"taken back: {self._take_back().human}")

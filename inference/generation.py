@@ -38,8 +38,9 @@ from training.model.context import context_limit
 from training.model.lora import load_any, quantization_config
 from training.text.conversation import Conversation
 from training.text.encoding import answer_header, encode_prompt
+from training.text.saved_template import is_of_this_recipe
 from training.text.template import CLOSING, COLON, OPENING
-from training.text.tokenizer import chat_template_for, load_base_tokenizer, teach_to_chat
+from training.text.tokenizer import load_base_tokenizer, teach_to_chat
 
 
 def load(
@@ -94,9 +95,7 @@ def check_is_taught(path: str, tokenizer: PreTrainedTokenizerFast, allow_untaugh
             "; its own chat template is not used" if tokenizer.chat_template else "",
         )
         return
-    if tokenizer.chat_template is None:
-        return
-    if tokenizer.chat_template != chat_template_for(tokenizer):
+    if tokenizer.chat_template is not None and not is_of_this_recipe(tokenizer):
         raise UserError(
             f"{path}: its chat template is not the one of this recipe: it was trained on other texts; "
             "use the tool it was made for, or fine-tune it (python -m training.trainer)"

@@ -20,7 +20,7 @@ MODEL_OPTIONS = (
         "--model",
         type=PathOrName(),
         required=True,
-        help="Model that answers: a directory, or a name on the hub.",
+        help="Model that answers: a directory, or a name on the hub, or modelscope:NAME.",
     ),
     click.option(
         "--dtype",

@@ -5,6 +5,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from training.common.hub import is_adapter
+from training.common.modelscope import local_path
 from training.model.load import read_config
 from training.model.lora import base_of
 
@@ -30,7 +31,7 @@ def auto_placing(path: str, dtype: torch.dtype | str, bits: int | None) -> str |
 
 def weight_bytes(path: str, dtype: torch.dtype | str, bits: int | None) -> int:
     """The bytes that the weights of a model, or of an adapter's base, take, from its configuration alone."""
-    config = read_config(base_of(path) if is_adapter(path) else path)
+    config = read_config(base_of(path) if is_adapter(local_path(path)) else path)
     if isinstance(dtype, str):
         dtype = config.dtype if dtype == "auto" else getattr(torch, dtype)
     with torch.device("meta"):

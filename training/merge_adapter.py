@@ -12,6 +12,7 @@ from training.common.console import quiet_libraries
 from training.common.errors import UserError, run_command
 from training.common.files import check_empty
 from training.common.hub import check_base_model, check_model_path, is_adapter
+from training.common.modelscope import local_path
 from training.model.context import note_context
 from training.model.lora import base_of, load_any
 from training.model.save import save_model
@@ -34,7 +35,7 @@ def main(adapter: str, base: str | None, output_dir: Path) -> None:
     """Merge an adapter into its base model's weights, in the precision that those were saved in."""
     quiet_libraries()
     check_model_path(adapter)
-    if not is_adapter(adapter):
+    if not is_adapter(local_path(adapter)):
         raise UserError(f"{adapter}: a whole model already, no adapter")
     base = base or base_of(adapter)
     check_base_model(base)

@@ -2,6 +2,7 @@ import io
 import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -14,12 +15,26 @@ from training.common.hub import (
     is_adapter,
     model_directory,
 )
+from training.data.reader import read_rows
 
 
 @pytest.mark.parametrize("path", ["./nope", "/nope", "~/nope", "a/b/c"])
 def test_a_path_that_is_not_there_is_no_model(path: str) -> None:
     with pytest.raises(UserError, match="no such model directory"):
         check_model_path(path)
+
+
+def test_a_name_that_begins_with_a_directory_is_a_path_and_no_question_to_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints").mkdir()
+    monkeypatch.setattr(huggingface_hub, "repo_exists", lambda *_, **__: pytest.fail("the hub was asked"))
+    problem = "^checkpoints/nope: no such path, and checkpoints is a directory here; "
+    with pytest.raises(UserError, match=problem + ".*`hf download checkpoints/nope --local-dir"):
+        check_model_path("checkpoints/nope")
+    with pytest.raises(UserError, match=problem + ".*`hf download checkpoints/nope --repo-type dataset"):
+        read_rows("checkpoints/nope#zh")
 
 
 def test_a_directory_is_a_model_by_its_configuration(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from tests.conftest import MULTI_TURN, ROOT, SINGLE_TURN, write_rows
 from training import check
 from training.common.errors import UserError
+from training.consts import INTRO
 from training.data import encoded, reader
 from training.data.encoded import EncodedFile, load_encoded, read_conversations
 from training.data.reader import RawRow, RawRows
-from training.text import template
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode
 from training.text.tokenizer import load_tokenizer
@@ -116,9 +116,11 @@ def load(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> Callable
     write = encoded._write_encoded
     monkeypatch.setattr(encoded, "_write_encoded", lambda *args: made.append(args) or write(*args))
 
-    def load(max_length: int = 512, cache: str = "cache", data: str = "rows.jsonl") -> bool:
+    def load(
+        max_length: int = 512, cache: str = "cache", data: str = "rows.jsonl", system: str | None = None
+    ) -> bool:
         made.clear()
-        tokenizer = load_tokenizer(str(tmp_path / "model"))
+        tokenizer = load_tokenizer(str(tmp_path / "model"), system)
         file = load_encoded(str(tmp_path / data), tokenizer, max_length, tmp_path / cache)
         assert [example["input_ids"].tolist() for example in file] == [
             encode(from_row(json.loads(line)), tokenizer)["input_ids"]
@@ -158,9 +160,9 @@ def test_what_the_examples_depend_on_makes_the_cache_anew(load, tmp_path: Path, 
     assert load()
     assert not load()
 
-    monkeypatch.setattr(template, "INTRO", "Another intro.")
-    assert load()
-    assert not load()
+    assert load(system="Another text.")
+    assert not load(system="Another text.")
+    assert not load(system=INTRO)
 
     shutil.copytree(ROOT / "training", tmp_path / "code")
     monkeypatch.setattr(encoded, "__file__", str(tmp_path / "code" / "data" / "encoded.py"))

@@ -113,7 +113,6 @@ def test_a_compressed_file_gives_its_rows(tmp_path: Path, data: bytes) -> None:
     [
         ("a.csv#Sheet1", "only an Excel book"),
         ("no.xlsx#Sheet1", "no such file"),
-        ("modelscope:a/b", "ModelScope is not known yet"),
     ],
 )
 def test_a_name_that_can_be_nothing_is_one_line(tmp_path: Path, monkeypatch, name: str, message: str) -> None:

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
 from inference.generation import KeywordsStoppingCriteria, context_length, load, reply, stream
 from tests.conftest import LEARNT
+from tests.text.test_template import EARLIER
 from training.common.errors import UserError
 from training.consts import END
 from training.text.conversation import Conversation, Turn, from_row
@@ -162,6 +163,14 @@ def test_a_model_that_was_taught_another_text_is_refused(tuned: str, tmp_path) -
     (tmp_path / "other" / "chat_template.jinja").write_text("{{ messages }}")
     with pytest.raises(UserError, match="other: its chat template is not the one of this recipe"):
         load(str(tmp_path / "other"))
+
+
+def test_a_model_that_was_saved_with_an_earlier_template_is_loaded(tuned: str, loaded, tmp_path) -> None:
+    shutil.copytree(tuned, tmp_path / "earlier")
+    (tmp_path / "earlier" / "chat_template.jinja").write_text(EARLIER)
+    model, tokenizer = load(str(tmp_path / "earlier"))
+    assert tokenizer.chat_template == loaded[1].chat_template
+    assert reply(model, tokenizer, prompt_of(CONVERSATIONS[0]), **GREEDY) == CONVERSATIONS[0].turns[0].yayi
 
 
 def test_a_model_of_the_original_release_has_no_template_and_is_loaded(tuned: str, loaded, tmp_path) -> None:

@@ -22,7 +22,7 @@ from inference.batch_answers import answer_batch
 from inference.generation import answer_text, generation_config, load, reply, stream
 from inference.kv_cache import KVCache
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
-from tests.text.test_encoding import CONVERSATIONS, as_messages, prompts
+from tests.text.test_encoding import CONVERSATIONS, as_messages, prompts, served_ids_and_labels
 from tests.tiny_models import TOKENIZERS, make_llama, make_qwen
 from training import check, merge_adapter, trainer
 from training.consts import BREAKER, CONTROL_TOKENS, END, HUMAN, SYSTEM, YAYI
@@ -261,6 +261,7 @@ def test_the_saved_tokenizer_gives_our_ids(
         assert asked.input_ids == encode_prompt(prompt, tokenizer)
         if not joins:
             assert plain(render(conversation)).input_ids == ids
+            assert served_ids_and_labels(plain, as_messages(conversation)) == encode(conversation, tokenizer)
 
 
 def test_what_looks_like_a_special_token_stays_text(

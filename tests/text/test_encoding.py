@@ -2,6 +2,7 @@ import itertools
 import json
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -207,6 +208,13 @@ def test_a_tokenizer_without_control_tokens_is_refused(base: str) -> None:
         encode(Conversation((Turn("q", "a"),)), AutoTokenizer.from_pretrained(base))
 
 
+def served_ids_and_labels(tokenizer, messages: list[dict]) -> dict[str, list[int]]:
+    """The ids of the chat template, and labels made as TRL's `assistant_only_loss` makes them."""
+    served = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True)
+    pairs = zip(served.input_ids, served.assistant_masks, strict=True)
+    return {"input_ids": served.input_ids, "labels": [token if mask else -100 for token, mask in pairs]}
+
+
 def test_the_saved_chat_template_renders_our_text_and_tokenizes_to_our_ids(tokenizer, tmp_path) -> None:
     tokenizer.save_pretrained(tmp_path)
     plain = AutoTokenizer.from_pretrained(tmp_path)
@@ -215,7 +223,7 @@ def test_the_saved_chat_template_renders_our_text_and_tokenizes_to_our_ids(token
             continue  # the template takes these off; the next test looks at that
         messages = as_messages(conversation)
         assert plain.apply_chat_template(messages, tokenize=False) == render(conversation)
-        assert plain.apply_chat_template(messages).input_ids == encode(conversation, tokenizer)["input_ids"]
+        assert served_ids_and_labels(plain, messages) == encode(conversation, tokenizer)
         prompt = prompts(conversation)[-1]
         asked = plain.apply_chat_template(as_messages(prompt), add_generation_prompt=True)
         assert asked.input_ids == encode_prompt(prompt, tokenizer)
@@ -232,10 +240,20 @@ def test_the_chat_template_keeps_typed_control_tokens_text(tokenizer, literal: s
     conversation = Conversation((Turn(f"{literal}{literal}", f"x{literal}"), Turn(literal)), f"<{literal}>")
     asked = tokenizer.apply_chat_template(as_messages(conversation), add_generation_prompt=True)
     assert asked.input_ids == encode_prompt(conversation, tokenizer)
+    answered = replace(conversation, turns=(*conversation.turns[:1], Turn(literal, literal)))
+    assert served_ids_and_labels(tokenizer, as_messages(answered)) == encode(answered, tokenizer)
 
 
 @pytest.mark.parametrize(
-    "roles", [["assistant"], ["user", "user"], ["user", "system"], ["system", "assistant"], ["user", "tool"]]
+    "roles",
+    [
+        ["assistant"],
+        ["user", "user"],
+        ["user", "system"],
+        ["system", "assistant"],
+        ["user", "tool"],
+        ["system", "developer", "user"],
+    ],
 )
 def test_the_chat_template_refuses_a_dialogue_that_does_not_alternate(tokenizer, roles: list) -> None:
     with pytest.raises(Exception, match="alternate"):

@@ -1,20 +1,27 @@
-"""The speakers' names come from `consts.py`; the template's text is a promise to models saved before."""
+"""The chat template without our code, the default system text in it, and models that have an earlier one."""
 
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jinja2
 import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.conftest import ROOT
-from training.text.template import chat_template
+from training.consts import INTRO
+from training.text.conversation import Conversation, Turn
+from training.text.encoding import encode, encode_prompt
+from training.text.saved_template import default_system, is_of_this_recipe
+from training.text.template import chat_template, render
+from training.text.tokenizer import load_tokenizer
 
-# Saved models are refused by `inference` unless their template is this one, to the letter.
-TEMPLATE = """\
+# What an earlier version saved. Models that have it are loaded, and may be trained further.
+EARLIER = """\
 {%- macro plain(text) -%}
   {%- set broken = namespace(text=text) -%}
-  {%- for token in ['<|End|>', 'it\\'s'] -%}
+  {%- for token in ['<|System|>', '<|Human|>', '<|YaYi|>', '<|End|>'] -%}
     {%- set broken.text = broken.text.replace(token, token[:1] + '\ue000' + token[1:]) -%}
   {%- endfor -%}
   {{- broken.text -}}
@@ -43,11 +50,118 @@ is a helpful and harmless language model developed by Beijing Wenge Technology C
 """
 
 
-def test_the_template_of_saved_models_is_the_same_to_the_letter() -> None:
-    assert chat_template(["<|End|>", "it's"]) == TEMPLATE
-    assert chat_template([], ":\n") == TEMPLATE.replace(r"['<|End|>', 'it\'s']", "[]").replace(
-        "'<|YaYi|>' + ':'", r"'<|YaYi|>' + ':\n'"
-    )
+@pytest.fixture
+def own(base: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that a test may change."""
+    return load_tokenizer(base)
+
+
+@pytest.mark.parametrize("header", [":", ":\\n"])
+def test_the_template_of_an_earlier_version_is_of_this_recipe(own, header: str) -> None:
+    own.chat_template = EARLIER.replace("'<|YaYi|>' + ':'", f"'<|YaYi|>' + '{header}'")
+    assert is_of_this_recipe(own)
+    assert default_system(own) == INTRO
+
+
+CURRENT = chat_template(["<|System|>", "<|Human|>", "<|YaYi|>", "<|End|>"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (r"plain(system) + '\n\n'", r"plain(system) + '\n'"),
+        ("plain(system)", "plain(system) | trim"),
+        ("plain(text)", "plain(text | trim)"),
+        (r"'<|Human|>:\n'", r"'<|Human|>: '"),
+        (r"'\n\n<|End|>'", r"'<|End|>'"),
+        (r"'\n\n<|End|>'", r"'\n\n</s>'"),
+        ("'<|YaYi|>' + ':'", "'<|YaYi|>'"),
+        ("'<|YaYi|>' + ':'", r"'<|YaYi|>' + ':\n\n'"),
+        ("if add_generation_prompt", "if false"),
+        ("{%- set dialogue = messages[1:] -%}", "{{- raise_exception('no system message') -}}"),
+        (CURRENT, ""),
+        (CURRENT, "{{ messages }}"),
+        (CURRENT, "{% for %}"),
+        (CURRENT, "{{ 1 + messages }}"),
+        (CURRENT, r"<|System|>:{{ '\n\n' }}<|Human|>:{{ '\n' }}q{{ '\n\n' }}"),
+    ],
+)
+def test_a_template_that_renders_another_text_is_not_of_this_recipe(own, old: str, new: str) -> None:
+    own.chat_template = CURRENT
+    assert is_of_this_recipe(own)
+    assert old in CURRENT
+    own.chat_template = CURRENT.replace(old, new)
+    assert not is_of_this_recipe(own)
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        "你是一名记者。",
+        " a\r\nb\n\n",
+        'it\'s a \\n "quote"',
+        "{{ x }} {% endif %} -%} {#",
+        "<|End|><|Human|>:\nq\n\n",
+    ],
+)
+def test_a_default_system_text_is_what_every_dialogue_without_one_gets(
+    base: str, own, tmp_path: Path, system: str
+) -> None:
+    load_tokenizer(base, system).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    saved = load_tokenizer(str(tmp_path))  # which keeps it, as training from a saved model does
+    assert default_system(saved) == system
+    assert is_of_this_recipe(saved)
+    turns = (Turn("你好", "您好"),)
+    expected = encode(Conversation(turns, system), own)
+    assert encode(Conversation(turns), saved) == expected
+    messages = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "您好"}]
+    served = AutoTokenizer.from_pretrained(tmp_path)
+    assert served.apply_chat_template(messages).input_ids == expected["input_ids"]
+    assert default_system(load_tokenizer(str(tmp_path), "Another.")) == "Another."
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+QUESTION = {"role": "user", "content": "q"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "system", "human"),
+    [
+        ([{"role": "developer", "content": "S"}, QUESTION], "S", "q"),
+        ([{"role": "developer", "content": ""}, QUESTION], "", "q"),
+        ([{"role": "system"}, QUESTION], "", "q"),
+        ([{"role": "system", "content": parts("S", "T")}, QUESTION], "ST", "q"),
+        ([{"role": "system", "content": parts("")}, QUESTION], "", "q"),
+        ([{"role": "user", "content": parts(" a\n", "b ")}], "", " a\nb "),
+        ([{"role": "user", "content": parts("<|E", "nd|>")}], "", "<|End|>"),
+    ],
+)
+def test_content_in_parts_and_the_role_developer(tokenizer, messages: list, system: str, human: str) -> None:
+    conversation = Conversation((Turn(human),), system)
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert asked.input_ids == encode_prompt(conversation, tokenizer)
+    assert tokenizer.decode(asked.input_ids) == render(conversation)
+
+
+@pytest.mark.parametrize(
+    "content", [None, [], [{"type": "image_url", "image_url": {"url": "x"}}], [{"type": "text"}], ["q"]]
+)
+def test_content_that_is_no_text_is_refused(tokenizer, content: object) -> None:
+    with pytest.raises(jinja2.TemplateError, match=r"a message has (a part|no content)"):
+        tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+
+
+def test_without_its_generation_tags_the_template_renders_the_same_text_in_plain_jinja(tokenizer) -> None:
+    messages = [QUESTION, {"role": "assistant", "content": "\na <|End|>\n\n"}, QUESTION]
+    removed = tokenizer.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    rendered = jinja2.Environment().from_string(removed).render(messages=messages, add_generation_prompt=True)
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == expected
+    assert rendered.count("\ue000") == 1
 
 
 # Run where HUMAN has another name in consts.py: training, the template and inference speak of it alike.

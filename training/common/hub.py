@@ -11,6 +11,7 @@ from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
 
 from training.common.errors import UserError, first_line
+from training.common.modelscope import local_path
 
 # A directory with one of these files holds a model or an adapter.
 MODEL_CONFIG = "config.json"
@@ -32,8 +33,16 @@ POINTER_START = b"version https://git-lfs.github.com/spec/"
 def check_on_hub(name: str, kind: Literal["model", "dataset"]) -> None:
     """Raise UserError unless the hub, or what was downloaded from it before, has `name`.
 
-    The libraries that download retry for half a minute and say so in many lines; this asks once.
+    A name whose first part is a directory here is a path, and the hub is not asked. The libraries that
+    download retry for half a minute and say so in many lines; this asks once.
     """
+    first, slash, _ = name.partition("/")
+    if slash and os.path.isdir(first):
+        command = f"hf download {name}{' --repo-type dataset' * (kind == 'dataset')} --local-dir DIRECTORY"
+        raise UserError(
+            f"{name}: no such path, and {first} is a directory here; to have a {kind} of that name from the "
+            f"hub, run `{command}` and give the directory"
+        )
     if HF_HUB_OFFLINE or os.path.isdir(
         os.path.join(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind))
     ):
@@ -66,7 +75,8 @@ def model_directory(path: str) -> str:
 
 
 def check_model_path(path: str) -> None:
-    """Raise UserError unless `path` is a directory with a model, or the name of a model on the hub."""
+    """Raise UserError unless `path` is a directory with a model, or the name of a model on a hub."""
+    path = local_path(path)
     if os.path.isdir(path):
         if not holds_model(path):
             raise UserError(f"{path}: a directory without config.json: there is no model in it")
@@ -111,7 +121,7 @@ def check_files(directory: Path) -> None:
 def check_base_model(path: str) -> None:
     """Raise UserError unless `path` is a model (`check_model_path`), and no adapter, which needs its base."""
     check_model_path(path)
-    if is_adapter(path):
+    if is_adapter(local_path(path)):
         raise UserError(
             f"{path}: an adapter; merge it into its base first (python -m training.merge_adapter)"
         )

@@ -27,12 +27,13 @@ class RowHashes(NamedTuple):
     beginnings: list[int]
 
 
-def row_hashes(conversation: Conversation) -> RowHashes:
+def row_hashes(conversation: Conversation, default_system: str = INTRO) -> RowHashes:
     """The hashes of a conversation whose turns all have their answer.
 
-    The hash of each text is seeded with the hash of all text before it.
+    The hash of each text is seeded with the hash of all text before it. default_system: the system text of a
+    conversation that has none.
     """
-    so_far = xxh3_64_intdigest((conversation.system or INTRO).encode())
+    so_far = xxh3_64_intdigest((conversation.system or default_system).encode())
     prompts, answers, ends = [], [], []
     for turn in conversation.turns:
         assert turn.yayi is not None

@@ -20,6 +20,7 @@ from training.common.columns import RowColumns
 from training.common.console import Progress
 from training.common.errors import UserError
 from training.common.options import Learn
+from training.consts import INTRO
 from training.data.cache import make_once
 from training.data.duplicates import RowHashes, row_hashes
 from training.data.findings import LINES_KEPT, Findings
@@ -27,6 +28,7 @@ from training.data.groups import Prompts
 from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
 from training.text.conversation import Conversation, ReadRow, from_row, read_row
 from training.text.encoding import encode_turns, mask_labels, supervised_mask
+from training.text.saved_template import default_system
 from training.text.tokenizer import special_tokens, tokenizer_fingerprint
 
 # How many rows a thread takes at a time. The ids of more rows do not stay in the processor's cache.
@@ -90,7 +92,8 @@ class EncodedFile(Dataset):
     """The examples of a data file, which are read from the cache's files as they are needed.
 
     file_fingerprint: the reader's `fingerprint` of the data file. row_options: how its rows were read.
-    Raises UserError if the cache's files are not as they were written.
+    system: what rows without a system text got. Raises UserError if the cache's files are not as they were
+    written.
     """
 
     def __init__(
@@ -99,8 +102,10 @@ class EncodedFile(Dataset):
         data_path: str,
         file_fingerprint: str,
         row_options: RowOptions = AS_THEY_ARE,
+        system: str = INTRO,
     ) -> None:
         self.data_path, self.file_fingerprint, self.row_options = data_path, file_fingerprint, row_options
+        self.system = system
         try:
             self.summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
             kept = self.summary["kept"]
@@ -166,11 +171,11 @@ def load_encoded(
     fits has an answer to learn. A row that cannot be used is only in the summary. Raises UserError for a file
     that cannot be read.
     """
-    data = fingerprint(data_path)
+    data, system = fingerprint(data_path), default_system(tokenizer)
     depends_on = [
         data,
         tokenizer_fingerprint(tokenizer),
-        tokenizer.chat_template,
+        system,
         str(max_length),
         *map(str, row_options),
         tokenizers.__version__,
@@ -184,7 +189,7 @@ def load_encoded(
         if raw_rows.fingerprint != data:
             raise UserError(f"{data_path}: changed while it was read; start again")
 
-    return EncodedFile(make_once(cache_dir / key, make), data_path, data, row_options)
+    return EncodedFile(make_once(cache_dir / key, make), data_path, data, row_options, system)
 
 
 def _write_encoded(
@@ -299,11 +304,12 @@ def _encode_chunk(
     kept_states: list[int] = []
     rows: list[tuple[int, int, int, int, int]] = []
     all_kept: list[Kept] = []
+    system = default_system(tokenizer)
     all_encoded = encode_turns([conversation for _, _, conversation in usable], tokenizer, max_length)
     for (line, read, conversation), encoded in zip(usable, all_encoded, strict=True):
         kept = encoded.within(max_length)
         length, turns = len(kept.input_ids), len(kept.turn_ends)
-        hashes = row_hashes(conversation)
+        hashes = row_hashes(conversation, system)
         findings.add_usable(line, read, conversation, hashes, encoded, length)
         if length:
             start_of_row = len(kept_ids)

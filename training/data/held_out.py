@@ -61,7 +61,7 @@ def conversations_of(file: EncodedFile, numbers: np.ndarray) -> Iterator[Convers
             conversation = read.to_learn(file.row_options.learn)
         except ValueError:
             raise has_changed from None
-        if not file.is_made_of(wanted.pop(raw.number), row_hashes(conversation)):
+        if not file.is_made_of(wanted.pop(raw.number), row_hashes(conversation, file.system)):
             raise has_changed
         yield conversation
     if wanted or raw_rows.fingerprint != file.file_fingerprint:

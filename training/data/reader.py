@@ -203,8 +203,6 @@ def _find_file(data_path: str) -> NamedFile | None:
     before_sheet = data_path.rpartition("#")[0]
     if os.path.isfile(before_sheet):
         raise UserError(f"{data_path}: only an Excel book (.xlsx) has sheets; leave out what follows the #")
-    if data_path.startswith("modelscope:"):
-        raise UserError(f"{data_path}: ModelScope is not known yet; download the files, and give those")
     if not HUB_NAME.fullmatch(data_path) or has_rows_by_name(data_path):
         raise UserError(f"{data_path}: no such file")
     return None

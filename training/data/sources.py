@@ -7,11 +7,16 @@ from pathlib import Path
 
 from training.common.console import say
 from training.common.errors import UserError
-from training.common.options import Source, default_cache_dir
+from training.common.modelscope import local_path
+from training.common.option_texts import Source
+from training.common.options import default_cache_dir
 from training.data.file_kinds import has_rows_by_name
 from training.data.pipes import copy_pipe, is_pipe
 
 NAMES_SHOWN = 5
+
+# Files of JSON in data sets from a hub that describe the set: `datasets` and ModelScope write them.
+DESCRIPTIONS = ("dataset_infos.json", "configuration.json")
 
 # How names of files begin that a folder does not show, and those that Excel makes of an open book.
 HIDDEN = (".", "~$")
@@ -22,11 +27,11 @@ def expand_path(data_path: str, cache_dir: Path | None = None) -> list[str]:
 
     A folder stands for all files in it, at any depth and behind links, whose names end as those of a kind
     that is read; the others are said. A pattern stands for the files and folders that it matches. A pipe is
-    copied into `cache_dir`, so that it can be read several times. Raises UserError where there is nothing to
-    read.
+    copied into `cache_dir`, so that it can be read several times. A name on ModelScope stands for the folder
+    that it is downloaded to. Raises UserError where there is nothing to read.
     """
-    if os.path.isdir(data_path):
-        return _files_in(data_path)
+    if os.path.isdir(folder := local_path(data_path, "dataset")):
+        return _files_in(folder)
     if not os.path.exists(data_path) and glob.has_magic(data_path):
         found = sorted(path for path in glob.glob(data_path, recursive=True))
         files = [path for path in found if not os.path.isdir(path)]
@@ -70,7 +75,8 @@ def _files_in(folder: str) -> list[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith(HIDDEN):
-                (files if has_rows_by_name(name) else others).append(os.path.join(parent, name))
+                has_rows = has_rows_by_name(name) and name not in DESCRIPTIONS
+                (files if has_rows else others).append(os.path.join(parent, name))
     if others:
         shown = ", ".join(os.path.relpath(path, folder) for path in sorted(others)[:NAMES_SHOWN])
         more = ", ..." if len(others) > NAMES_SHOWN else ""

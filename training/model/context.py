@@ -5,6 +5,7 @@ from transformers import PretrainedConfig
 from training.common.console import say
 from training.common.errors import UserError
 from training.common.hub import is_adapter
+from training.common.modelscope import local_path
 from training.consts import CONTEXT
 from training.model.bloom import is_bloom
 from training.model.load import read_config
@@ -42,7 +43,7 @@ def longest_row(
     `on_stderr`; more that are wanted raise UserError, unless they were not given but kept from the record of
     an earlier version's run. An adapter has no configuration that could be asked.
     """
-    limit = None if is_adapter(input_model) else context_limit(read_config(input_model))
+    limit = None if is_adapter(local_path(input_model)) else context_limit(read_config(input_model))
     if limit is None or limit >= (wanted or CONTEXT):
         return wanted or CONTEXT
     if wanted and is_given:

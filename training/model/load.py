@@ -19,6 +19,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
+from training.common.modelscope import local_path
 from training.consts import END, MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
 from training.model.bloom import BloomForCausalLM, is_bloom
 from training.model.packed import PACKED_ATTENTION, PackedModel, library_class, packed_class
@@ -75,7 +76,7 @@ def load_base_model(
     else:
         model_class = AutoModelForCausalLM
     try:
-        return model_class.from_pretrained(path, dtype=dtype, trust_remote_code=False, **loading)
+        return model_class.from_pretrained(local_path(path), dtype=dtype, trust_remote_code=False, **loading)
     except (OSError, ValueError, SafetensorError, EOFError, UnpicklingError) as error:
         raise _no_model(path, error) from None
 
@@ -92,7 +93,7 @@ def read_config(path: str) -> PretrainedConfig:
     """The configuration of the model at `path`. Raises UserError where there is none."""
     check_model_path(path)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(local_path(path), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _no_model(path, error) from None
 

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from training.common.errors import UserError, first_line
 from training.common.files import place_files
 from training.common.hub import ADAPTER_CONFIG, is_adapter
+from training.common.modelscope import local_path
 from training.model.load import (
     default_generation_config,
     gather_weights,
@@ -164,7 +165,9 @@ def base_of(path: str) -> str:
     Raises UserError for a directory that is not there, and where the adapter's configuration names none.
     """
     try:
-        base = json.loads(Path(path, ADAPTER_CONFIG).read_text("utf-8"))["base_model_name_or_path"]
+        base = json.loads(Path(local_path(path), ADAPTER_CONFIG).read_text("utf-8"))[
+            "base_model_name_or_path"
+        ]
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}/{ADAPTER_CONFIG}: it names no base model ({first_line(error)})") from None
     if os.path.isabs(base) and not os.path.isdir(base):
@@ -190,6 +193,7 @@ def load_any(
     `load_model`; not used for an adapter, whose base model has a tokenizer of its own.
     Raises UserError for an adapter without its weights or for another base, and as `load_model` does.
     """
+    path = local_path(path)
     if not is_adapter(path):
         return load_model(path, tokenizer, new_tokens=new_tokens, **loading)
     if not Path(path, ADAPTER_WEIGHTS).is_file():

@@ -12,7 +12,9 @@ from training.common.command_line import parse_value, text_of_value
 from training.common.console import say
 from training.common.errors import UserError, first_line
 from training.common.hub import is_adapter
+from training.common.modelscope import local_path
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
+from training.consts import INTRO
 from training.data.examples import Examples, Together
 from training.run.deepspeed_values import describe_optimizer, gradient_sums
 
@@ -32,11 +34,13 @@ def describe(
     together: Together = "whole prompts",
     evaluation_files: Mapping[str, Examples] | None = None,
     adds_pad: bool = True,
+    system: str = INTRO,
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options" every option as text, from which a later start takes those that are not given.
 
-    evaluation_files: the examples of --eval-data-path, by name. adds_pad: `adds_pad_token`.
+    evaluation_files: the examples of --eval-data-path, by name. adds_pad: `adds_pad_token`. system: the
+    system text of rows without one.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)
@@ -48,6 +52,7 @@ def describe(
         "evaluation data": {
             name: examples.fingerprint for name, examples in (evaluation_files or {}).items()
         },
+        "system": system,
         "model": _model_fingerprint(options.input_model),
         "seed": options.seed,
         "global batch": (
@@ -124,6 +129,7 @@ def _adapter(options: Options) -> str:
 
 def _model_fingerprint(path: str) -> str:
     """A hash of a directory's config.json and the sizes of its weight files; for a hub model, its name."""
+    path = local_path(path)
     if not os.path.isdir(path):
         return path
     content = hashlib.blake2b(Path(path, "config.json").read_bytes(), digest_size=16)
@@ -208,6 +214,8 @@ def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, A
         name for name in ("data", "model", "global batch", "seed") if now.get(name, {}) != record[name]
     ]
     changed_names += ["evaluation data"] * (evaluated != evaluated_before)
+    # Earlier versions knew no system text but the intro, and did not record it.
+    changed_names += ["system text"] * (now.get("system", INTRO) != record.get("system", INTRO))
     if changed_names:
         text = f"{run_dir}: not the same {', '.join(changed_names)} as this run's"
         if not anyway:

@@ -15,6 +15,7 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from training.consts import CONTROL_TOKENS, END, NOT_SUPERVISED
+from training.text.saved_template import default_system
 from training.text.template import COLON, OPENING, pieces
 from training.text.turns import Conversation
 
@@ -110,8 +111,8 @@ def encode_turns(
     missing, and after a text that has more than twice as many tokens, its length is right to within a few
     tokens in ten thousand: the text is counted in parts, so that it takes little memory however long it is.
     """
-    layout = _layout(tokenizer)
-    all_pieces = [list(pieces(conversation, layout.header)) for conversation in conversations]
+    layout, system = _layout(tokenizer), default_system(tokenizer)
+    all_pieces = [list(pieces(conversation, layout.header, system)) for conversation in conversations]
     texts = list({piece.text: None for of_one in all_pieces for piece in of_one if not piece.is_control})
     ids_of = _ids_of_texts(tokenizer, texts, max_length)
     ids_of |= {token: [token_id] for token, token_id in layout.control_ids.items()}

@@ -30,14 +30,15 @@ class Piece(NamedTuple):
 _SYSTEM, _HUMAN, _YAYI = (Piece(token, is_control=True) for token in (SYSTEM, HUMAN, YAYI))
 
 
-def pieces(conversation: Conversation, header: str = COLON) -> Iterator[Piece]:
+def pieces(conversation: Conversation, header: str = COLON, default_system: str = INTRO) -> Iterator[Piece]:
     """The pieces of a conversation's text, in order; those of a prompt end with the missing answer's header.
 
     header: where a prompt ends, COLON or COLON + OPENING, as `encoding.answer_header` gives it. The text is
-    cut there and on both sides of control tokens, nowhere else.
+    cut there and on both sides of control tokens, nowhere else. default_system: the system text of a
+    conversation that has none, as `saved_template.default_system` reads it.
     """
     yield _SYSTEM
-    yield Piece(f"{COLON}{OPENING}{conversation.system or INTRO}{CLOSING}")
+    yield Piece(f"{COLON}{OPENING}{conversation.system or default_system}{CLOSING}")
     for turn in conversation.turns:
         yield _HUMAN
         yield Piece(f"{COLON}{OPENING}{turn.human}{CLOSING}")
@@ -52,27 +53,29 @@ def pieces(conversation: Conversation, header: str = COLON) -> Iterator[Piece]:
             yield Piece(END, is_control=True, is_supervised=is_supervised)
 
 
-def render(conversation: Conversation) -> str:
+def render(conversation: Conversation, default_system: str = INTRO) -> str:
     """The whole text that training sees; of a prompt, the text up to and including the last `<|YaYi|>:`."""
-    return "".join(piece.text for piece in pieces(conversation))
+    return "".join(piece.text for piece in pieces(conversation, default_system=default_system))
 
 
-def chat_template(special_tokens: Iterable[str], header: str = COLON) -> str:
+def chat_template(special_tokens: Iterable[str], header: str = COLON, default_system: str = INTRO) -> str:
     """The Jinja template that renders OpenAI-style messages to the same text, for servers without our code.
 
-    It breaks each of `special_tokens` inside a message with a character that the tokenizer's normalizer
+    The content of a message is a text, or a list of parts {"type": "text", "text": ...}, which are joined.
+    Each of `special_tokens` inside a message is broken with a character that the tokenizer's normalizer
     removes. A client may send back an answer as it was generated, so the newline that opens it and the blank
-    line that closes it are removed from an assistant's message. A prompt ends in `header`.
+    line that closes it are removed from an assistant's message. The tokens between `{% generation %}` and
+    `{% endgeneration %}` are the supervised ones. A prompt ends in `header`.
     """
     return _TEMPLATE.substitute(
         special="[" + ", ".join(_quoted(token) for token in special_tokens) + "]",
         breaker=_quoted(BREAKER),
-        intro=_quoted(INTRO),
+        default_system=_quoted(default_system),
         system=_quoted(SYSTEM + COLON + OPENING),
         human=_quoted(HUMAN + COLON + OPENING),
-        yayi=_quoted(YAYI + COLON + OPENING),
-        yayi_token=_quoted(YAYI),
+        yayi=_quoted(YAYI),
         header=_quoted(header),
+        answer_opening=_quoted(COLON + OPENING),
         opening=_quoted(OPENING),
         opening_length=len(OPENING),
         closing=_quoted(CLOSING),
@@ -81,7 +84,23 @@ def chat_template(special_tokens: Iterable[str], header: str = COLON) -> str:
     )
 
 
+# The two tags of a generation block have no dashes: where a tool refuses them, they can be removed from the
+# template, which then renders the same text.
 _TEMPLATE = string.Template("""\
+{%- macro text_of(content) -%}
+  {%- if content is string -%}
+    {{- content -}}
+  {%- elif content -%}
+    {%- for part in content -%}
+      {%- if part['type'] != 'text' or part['text'] is not string -%}
+        {{- raise_exception('a message has a part that is not of type text') -}}
+      {%- endif -%}
+      {{- part['text'] -}}
+    {%- endfor -%}
+  {%- else -%}
+    {{- raise_exception('a message has no content') -}}
+  {%- endif -%}
+{%- endmacro -%}
 {%- macro plain(text) -%}
   {%- set broken = namespace(text=text) -%}
   {%- for token in $special -%}
@@ -89,30 +108,32 @@ _TEMPLATE = string.Template("""\
   {%- endfor -%}
   {{- broken.text -}}
 {%- endmacro -%}
-{%- set system = $intro -%}
+{%- set system = $default_system -%}
 {%- set dialogue = messages -%}
-{%- if messages and messages[0]['role'] == 'system' -%}
-  {%- set system = messages[0]['content'] or system -%}
+{%- if messages and messages[0]['role'] in ['system', 'developer'] -%}
+  {%- if messages[0]['content'] -%}{%- set system = text_of(messages[0]['content']) or system -%}{%- endif -%}
   {%- set dialogue = messages[1:] -%}
 {%- endif -%}
 {{- $system + plain(system) + $closing -}}
 {%- for message in dialogue -%}
-  {%- set text = message['content'] -%}
   {%- if message['role'] != ('assistant' if loop.index0 % 2 else 'user') -%}
     {{- raise_exception('after an optional system message, user and assistant alternate, the user first') -}}
-  {%- elif message['role'] == 'user' -%}
+  {%- endif -%}
+  {%- set text = text_of(message['content']) -%}
+  {%- if message['role'] == 'user' -%}
     {{- $human + plain(text) + $closing -}}
   {%- else -%}
     {%- if text.startswith($opening) -%}{%- set text = text[$opening_length:] -%}{%- endif -%}
     {%- if text.endswith($closing) -%}{%- set text = text[:-$closing_length] -%}{%- endif -%}
-    {{- $yayi + plain(text) + $answer_closing -}}
+    {{- $yayi -}}
+    {% generation %}{{- $answer_opening + plain(text) + $answer_closing -}}{% endgeneration %}
   {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- $yayi_token + $header -}}{%- endif -%}
+{%- if add_generation_prompt -%}{{- $yayi + $header -}}{%- endif -%}
 """)
 
 
 def _quoted(text: str) -> str:
     """`text` as a Jinja string literal."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
     return f"'{escaped}'"

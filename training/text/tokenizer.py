@@ -13,8 +13,10 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
+from training.common.modelscope import local_path
 from training.consts import BREAKER, CONTROL_TOKENS, END, PAD
 from training.text.encoding import answer_header
+from training.text.saved_template import default_system
 from training.text.template import chat_template
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -25,16 +27,17 @@ TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json"
 NewTokens = dict[int, list[int]]
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str, system: str | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a model directory or hub name, with the four control tokens, each one id.
 
+    system: what its conversations without a system text get; where None, what they got before, or the intro.
     Raises UserError where there is no usable tokenizer.
     """
-    return load_tokenizer_and_new_tokens(path)[0]
+    return load_tokenizer_and_new_tokens(path, system)[0]
 
 
 def load_tokenizer_and_new_tokens(
-    path: str, *, adds_pad: bool = True
+    path: str, system: str | None = None, *, adds_pad: bool = True
 ) -> tuple[PreTrainedTokenizerFast, NewTokens]:
     """The tokenizer of `load_tokenizer`, and the tokens of it that the one at `path` lacks.
 
@@ -42,15 +45,18 @@ def load_tokenizer_and_new_tokens(
     as for `teach_to_chat`.
     """
     tokenizer = load_base_tokenizer(path)
-    return tokenizer, teach_to_chat(tokenizer, adds_pad=adds_pad)
+    return tokenizer, teach_to_chat(tokenizer, system, adds_pad=adds_pad)
 
 
-def teach_to_chat(tokenizer: PreTrainedTokenizerFast, *, adds_pad: bool = True) -> NewTokens:
+def teach_to_chat(
+    tokenizer: PreTrainedTokenizerFast, system: str | None = None, *, adds_pad: bool = True
+) -> NewTokens:
     """Give a tokenizer the control tokens and the chat template; return the tokens that it lacked.
 
     Tokens that are there keep their ids; missing control tokens get the next free ones. Once saved, the
-    tokenizer renders and tokenizes chats as training does, without our code. adds_pad: whether a tokenizer
-    that lacks control tokens and has no pad token gets one too, so that other tools can make batches with it.
+    tokenizer renders and tokenizes chats as training does, without our code. system: as for `load_tokenizer`.
+    adds_pad: whether a tokenizer that lacks control tokens and has no pad token gets one too, so that other
+    tools can make batches with it.
     """
     backend = tokenizer.backend_tokenizer
     missing = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is None]
@@ -72,7 +78,9 @@ def teach_to_chat(tokenizer: PreTrainedTokenizerFast, *, adds_pad: bool = True) 
         tokenizer.add_bos_token = tokenizer.add_eos_token = False
     _leave_spaces(tokenizer)
     _remove_breakers(tokenizer)
-    tokenizer.chat_template = chat_template_for(tokenizer)
+    tokenizer.chat_template = chat_template(
+        special_tokens(tokenizer), answer_header(tokenizer), system or default_system(tokenizer)
+    )
     ids = tokenizer.get_added_vocab()
     return _new_tokens(ids, missing, eos)
 
@@ -97,11 +105,6 @@ def _eos_of(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return [ids[token] for token in [tokenizer.eos_token] if token in ids]
 
 
-def chat_template_for(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The chat template of this recipe for a tokenizer that has the control tokens."""
-    return chat_template(special_tokens(tokenizer), answer_header(tokenizer))
-
-
 def special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Texts that the tokenizer takes for a single token wherever they stand, the control tokens included."""
     return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -115,7 +118,7 @@ def load_base_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """
     check_model_path(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(local_path(path), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: no tokenizer that can be loaded ({first_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
