@@ -13,6 +13,7 @@ from training.common.errors import UserError, run_command
 from training.common.files import check_empty
 from training.common.hub import check_base_model, check_model_path, is_adapter
 from training.model.lora import base_of, load_any
+from training.model.model_card import taught_before, write_model_card
 from training.model.save import save_model
 from training.text.tokenizer import load_tokenizer
 
@@ -42,6 +43,8 @@ def main(adapter: str, base: str | None, output_dir: Path) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         save_model(model, tokenizer, output_dir)
+        made = f" with the adapter `{Path(adapter).absolute().name}` merged into its weights"
+        write_model_card(output_dir, tokenizer, base, made, taught_before(adapter))
     except OSError as error:
         raise UserError(f"{output_dir}: {error.strerror}") from None
     print(f"{output_dir}: {base} with {adapter}; talk to it: python -m inference.chat --model {output_dir}")

@@ -2,8 +2,9 @@
 
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import huggingface_hub
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
@@ -11,6 +12,8 @@ from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
 
 from training.common.errors import UserError, first_line
+
+Answer = TypeVar("Answer")
 
 # A directory with this file holds an adapter.
 ADAPTER_CONFIG = "adapter_config.json"
@@ -35,14 +38,22 @@ def check_on_hub(name: str, kind: Literal["model", "dataset"]) -> None:
     ):
         return
     try:
-        exists = huggingface_hub.repo_exists(name, repo_type=kind)
-    except Exception as error:  # the HTTP library's own kinds, which change with huggingface_hub
+        exists = ask_hub(huggingface_hub.repo_exists, name, repo_type=kind)
+    except ConnectionError as error:
         raise UserError(
-            f"{name}: not a local path, and {ENDPOINT} cannot be asked for it ({first_line(error)}); "
+            f"{name}: not a local path, and {ENDPOINT} cannot be asked for it ({error}); "
             "check the path or the network, or set HF_ENDPOINT to a mirror"
         ) from None
     if not exists:
         raise UserError(f"{name}: neither a local path nor a {kind} on {ENDPOINT}; check the name")
+
+
+def ask_hub(question: Callable[..., Answer], *arguments: Any, **settings: Any) -> Answer:
+    """What a function of huggingface_hub returns that asks once. Raises ConnectionError where it fails."""
+    try:
+        return question(*arguments, **settings)
+    except Exception as error:  # the HTTP library's own kinds, which change with huggingface_hub
+        raise ConnectionError(first_line(error)) from None
 
 
 def is_adapter(path: str) -> bool:
