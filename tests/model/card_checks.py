@@ -1,12 +1,14 @@
-"""What the hub asks of the header of a model card, checked without the hub."""
+"""A saved directory has a card that the hub would take, and no file that the page does not name."""
 
 import re
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard
 
+from tests.conftest import ROOT
 from tests.test_readme import FOREIGN, assert_parses, blocks
 
 # The keys that our cards have; the hub knows more of them.
@@ -40,4 +42,23 @@ def checked_card(directory: Path) -> ModelCard:
             program, flag, module, *arguments = shlex.split(command)
             assert (program, flag) == ("python", "-m")
             assert_parses(module, arguments)
+    assert unlisted(directory) == set()
     return card
+
+
+def listed_names(page: str) -> list[list[str]]:
+    """The names in the first columns of the page's two tables: of a model, and of its run's directory."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    section = re.split(r"^## (?:What a saved directory holds|保存的目录里有什么)$", text, flags=re.MULTILINE)[
+        1
+    ]
+    tables = re.findall(r"^\| --- .*\n((?:\|.*\n)+)", section, re.MULTILINE)
+    columns = ["".join(re.findall(r"^\|[^|]*\|", table, re.MULTILINE)) for table in tables]
+    return [re.findall(r"`([^`]+)`", column) for column in columns]
+
+
+def unlisted(directory: Path) -> set[str]:
+    """The files of a directory that the page does not name."""
+    of_model, of_run = listed_names("serving.md")
+    names = {path.name for path in directory.iterdir()}
+    return {name for name in names if not any(fnmatch(name, pattern) for pattern in of_model + of_run)}

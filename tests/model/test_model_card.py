@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import ModelCardData
 
-from tests.model.card_checks import checked_card
+from tests.model.card_checks import checked_card, listed_names
 from training.model.model_card import (
     PICTURE_LINE,
     Taught,
@@ -135,3 +135,10 @@ def test_what_is_made_of_a_taught_model_says_how_that_was_taught(
 def test_a_fence_is_longer_than_those_in_the_text() -> None:
     assert fenced("a\n", "text") == "```text\na\n```"
     assert fenced("a\n````\nb") == "`````\na\n````\nb\n`````"
+
+
+def test_both_languages_list_the_same_files_of_a_saved_directory() -> None:
+    tables = listed_names("serving.md")
+    assert tables == listed_names("zh/serving.md")
+    assert {"config.json", "README.md"} <= set(tables[0])
+    assert {"run.json", ".lock"} <= set(tables[1])
