@@ -42,7 +42,7 @@ def checked_card(directory: Path) -> ModelCard:
             program, flag, module, *arguments = shlex.split(command)
             assert (program, flag) == ("python", "-m")
             assert_parses(module, arguments)
-    assert unlisted(directory) == set()
+    assert unlisted(directory, listed_names("serving.md")[0]) == set()
     return card
 
 
@@ -57,8 +57,7 @@ def listed_names(page: str) -> list[list[str]]:
     return [re.findall(r"`([^`]+)`", column) for column in columns]
 
 
-def unlisted(directory: Path) -> set[str]:
-    """The files of a directory that the page does not name."""
-    of_model, of_run = listed_names("serving.md")
+def unlisted(directory: Path, patterns: list[str]) -> set[str]:
+    """The files of a directory that no pattern names."""
     names = {path.name for path in directory.iterdir()}
-    return {name for name in names if not any(fnmatch(name, pattern) for pattern in of_model + of_run)}
+    return {name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)}

@@ -96,11 +96,9 @@ def test_a_hub_that_does_not_answer_costs_the_licence_only(tokenizer, monkeypatc
 
 
 def test_the_prompt_of_the_card_is_ours_and_a_base_has_none(base: str, tokenizer) -> None:
-    (shown,) = re.findall(
-        r"^```text\n(.*?)\n```$",
-        model_card(tokenizer, base, "", Taught(), "mine", for_adapter=False).text,
-        re.DOTALL | re.MULTILINE,
-    )
+    card = model_card(tokenizer, base, "", Taught(), "mine", for_adapter=False)
+    (shown,) = re.findall(r"^```text\n(.*?)\n```$", card.text, re.DOTALL | re.MULTILINE)
+    assert "How it was taught is not known" in card.text
     assert shown == render(Conversation((Turn("你是谁"),)))
     untaught = model_card(load_base_tokenizer(base), base, "", Taught(), "my base", for_adapter=False).text
     assert "python -m training.trainer --input-model 'my base'" in untaught

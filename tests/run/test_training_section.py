@@ -9,18 +9,20 @@ import pytest
 import yaml
 
 from tests.conftest import LEARNT
-from tests.model.card_checks import checked_card
+from tests.model.card_checks import checked_card, listed_names, unlisted
 from tests.test_readme import blocks
 from training.common.options import Options, Source
 from training.run.training_section import data_table, findings, hub_data_sets
 
 
 def test_the_card_of_a_run(tuned: str, capsys: pytest.CaptureFixture) -> None:
-    card = checked_card(Path(tuned))
+    run_dir, card = Path(tuned).parent, checked_card(Path(tuned))
+    assert unlisted(run_dir, listed_names("serving.md")[1]) == {"model"}
+    assert "\n# run\n" in card.text
     assert card.data.to_dict() == {
         "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["sft"],
     }  # fmt: skip
-    report = json.loads((Path(tuned) / "report.json").read_text("utf-8"))
+    report = json.loads((run_dir / "report.json").read_text("utf-8"))
     losses = f"| training loss, first and last | {report['first_loss']:.4f}, {report['last_loss']:.4f} |"
     assert losses in card.text
     assert report["run"]["machine"]["host"] not in card.text
@@ -33,7 +35,7 @@ def test_the_card_of_a_run(tuned: str, capsys: pytest.CaptureFixture) -> None:
     assert "Examples an epoch: 4; held out for evaluation: 0." in card.text
 
     (shown,) = blocks(card.text, "yaml")
-    written = yaml.safe_load((Path(tuned) / "options.yaml").read_text("utf-8"))
+    written = yaml.safe_load((run_dir / "options.yaml").read_text("utf-8"))
     of_this_place = {"local-output-dir", "run-name", "cache-dir"}
     assert yaml.safe_load(shown) == {key: written[key] for key in written.keys() - of_this_place}
 

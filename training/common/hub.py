@@ -15,8 +15,14 @@ from training.common.errors import UserError, first_line
 
 Answer = TypeVar("Answer")
 
-# A directory with this file holds an adapter.
+# A directory with one of these files holds a model or an adapter.
+MODEL_CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+
+# The directory of the model in a run directory; those of earlier versions have it at their root. And what the
+# run goes by, there (see `training.run.record`).
+MODEL = "model"
+RECORD = "run.json"
 
 # The files that loading a model, an adapter or a tokenizer reads. transformers reads weights in PyTorch's own
 # format only where there are none in safetensors.
@@ -61,10 +67,27 @@ def is_adapter(path: str) -> bool:
     return os.path.isfile(os.path.join(path, ADAPTER_CONFIG))
 
 
+def holds_model(path: str) -> bool:
+    """Whether a directory holds a model or an adapter."""
+    return os.path.isfile(os.path.join(path, MODEL_CONFIG)) or is_adapter(path)
+
+
+def model_directory(path: str) -> str:
+    """The directory of the model where `path` is a run directory; `path` itself where it is anything else."""
+    inner = os.path.join(path, MODEL)
+    return inner if holds_model(inner) and not holds_model(path) else path
+
+
+def model_name(path: str) -> str:
+    """The name of a model's directory; a model that a run has made is named after the run."""
+    model = Path(path).absolute()
+    return model.parent.name if model.name == MODEL and (model.parent / RECORD).exists() else model.name
+
+
 def check_model_path(path: str) -> None:
     """Raise UserError unless `path` is a directory with a model, or the name of a model on the hub."""
     if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, "config.json")) and not is_adapter(path):
+        if not holds_model(path):
             raise UserError(f"{path}: a directory without config.json: there is no model in it")
         check_files(Path(path))
     elif os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:

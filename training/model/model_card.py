@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from yaml import YAMLError
 
 from training.common.files import place_files
-from training.common.hub import ask_hub, is_adapter
+from training.common.hub import ask_hub, is_adapter, model_name
 from training.consts import CONTROL_TOKENS
 
 CARD = "README.md"
@@ -56,18 +56,18 @@ class Taught(NamedTuple):
 
 
 def write_model_card(
-    directory: Path, tokenizer: PreTrainedTokenizerFast, base: str, made: str, taught: Taught, name: str = ""
+    directory: Path, tokenizer: PreTrainedTokenizerFast, base: str, made: str, taught: Taught
 ) -> None:
     """Write README.md into the directory of a saved model or adapter, and beside it what it shows:
     LICENSE_MODEL, and the picture of the losses where there is one. An earlier card is replaced.
 
     base: the model that it was made of, a directory or a name on the hub. made: what was done with it, to
-    follow its name. name: the model's; where it is "", the directory's.
+    follow its name.
     """
     staging = directory / INCOMPLETE_CARD
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    name, for_adapter = name or directory.absolute().name, is_adapter(str(directory))
+    name, for_adapter = model_name(str(directory)), is_adapter(str(directory))
     card = model_card(tokenizer, base, made, taught, name, for_adapter=for_adapter)
     (staging / CARD).write_text(f"{str(card).rstrip()}\n", encoding="utf-8")
     shutil.copyfile(ROOT / LICENSE, staging / LICENSE)
@@ -178,7 +178,7 @@ def link_to_model(path: str) -> str:
     """A model as Markdown: a link to its page on the hub, or the name of its directory."""
     if is_hub_name(path):
         return f"[{path}](https://huggingface.co/{path})"
-    return f"`{Path(path).absolute().name}` (a directory)"
+    return f"`{model_name(path)}` (a directory)"
 
 
 def fenced(text: str, language: str = "") -> str:

@@ -11,16 +11,13 @@ from typing import Any
 from training.common.command_line import parse_value, text_of_value
 from training.common.console import say
 from training.common.errors import UserError, first_line
-from training.common.hub import is_adapter
+from training.common.hub import RECORD, is_adapter
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
 from training.data.examples import Examples, Together
 from training.run.deepspeed_values import describe_optimizer, gradient_sums
 
 # Options that are this start's own. Where encoded rows are kept may be another place on another machine.
 NOT_KEPT = (*OF_ONE_START, "cache_dir")
-
-# What the run goes by: written when it begins, and again at each later start.
-RECORD = "run.json"
 
 
 def describe(
@@ -31,11 +28,12 @@ def describe(
     world_size: int,
     together: Together = "whole prompts",
     evaluation_files: Mapping[str, Examples] | None = None,
+    adds_pad: bool = True,
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options" every option as text, from which a later start takes those that are not given.
 
-    evaluation_files: the examples of --eval-data-path, by name.
+    evaluation_files: the examples of --eval-data-path, by name. adds_pad: `adds_pad_token`.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)
@@ -61,6 +59,7 @@ def describe(
         or ("bf16" if deepspeed_config and options.bf16 else "fp32"),
         "ranks": world_size,
         "together": together,
+        "adds pad token": adds_pad,
         "options": {name: text_of_value(getattr(options, name)) for name in OPTION_NAMES},
     }
 
@@ -71,6 +70,11 @@ def rows_together(record: Mapping[str, Any] | None) -> Together:
     Earlier versions went by the first prompts, and did not record it.
     """
     return "whole prompts" if record is None else record.get("together", "first prompts")
+
+
+def adds_pad_token(record: Mapping[str, Any] | None) -> bool:
+    """Whether a base without a pad token gets one, with an embedding row; earlier versions gave it none."""
+    return record is None or record.get("adds pad token", False)
 
 
 def _options_of(one: str, other: str) -> str:

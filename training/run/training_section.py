@@ -41,7 +41,7 @@ def write_card_of_run(
     taught = Taught(
         training_section(report, options), hub_data_sets(options), picture if picture.exists() else None
     )
-    write_model_card(model_dir, tokenizer, options.input_model, made, taught, run_dir.name)
+    write_model_card(model_dir, tokenizer, options.input_model, made, taught)
 
 
 def training_section(report: Mapping[str, Any], options: Options) -> str:
