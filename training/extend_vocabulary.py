@@ -27,6 +27,7 @@ from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.data.sources import expand_path
 from training.model.load import fit_vocabulary, load_base_model, read_config
+from training.model.model_card import taught_before, write_model_card
 from training.model.save import save_model
 from training.text.conversation import from_row
 from training.text.tokenizer import load_base_tokenizer
@@ -360,6 +361,8 @@ def extend_model(
     fit_vocabulary(model, tokenizer, new_tokens, seed=0, noise=0.0)
     output_dir.mkdir(parents=True, exist_ok=True)
     save_model(model, tokenizer, output_dir)
+    made = f" with {len(pieces):,} tokens more in its vocabulary"
+    write_model_card(output_dir, tokenizer, path, made, taught_before(path))
 
 
 def savings_report(

@@ -11,12 +11,13 @@ from training.common.command_line import ModelPath, UserPath
 from training.common.console import quiet_libraries
 from training.common.errors import UserError, run_command
 from training.common.files import check_empty
-from training.common.hub import check_base_model, check_model_path, is_adapter
+from training.common.hub import RECORD, check_base_model, check_model_path, is_adapter, model_name
 from training.common.modelscope import local_path
 from training.model.context import note_context
 from training.model.lora import base_of, load_any
+from training.model.model_card import taught_before, write_model_card
 from training.model.save import save_model
-from training.run.record import RECORD, read_record
+from training.run.record import read_record
 from training.text.tokenizer import load_tokenizer
 
 
@@ -45,6 +46,8 @@ def main(adapter: str, base: str | None, output_dir: Path) -> None:
     note_context(model.config, longest_row_of_run(Path(adapter)))
     try:
         save_model(model, tokenizer, output_dir)
+        made = f" with the adapter `{model_name(adapter)}` merged into its weights"
+        write_model_card(output_dir, tokenizer, base, made, taught_before(adapter))
     except OSError as error:
         raise UserError(f"{output_dir}: {error.strerror}") from None
     print(f"{output_dir}: {base} with {adapter}; talk to it: python -m inference.chat --model {output_dir}")

@@ -27,6 +27,7 @@ from training.data.examples import Examples, build_datasets
 from training.model.context import longest_row, note_context
 from training.model.load import load_model, read_config, takes_packed_batches
 from training.model.lora import add_adapter, quantized_loading
+from training.model.model_card import PICTURE
 from training.model.packing_trial import why_padded
 from training.run.arguments import check_options, training_arguments
 from training.run.card_memory import (
@@ -38,15 +39,17 @@ from training.run.card_memory import (
 from training.run.cards import check_card
 from training.run.checkpoints import check_disk_space, export_model
 from training.run.continued import LoadedCheckpoint, universal_checkpoint
+from training.run.curves import draw_curves
 from training.run.deepspeed_values import offload_device
 from training.run.launch import share_cores, start_deepspeed
 from training.run.machine import describe_machine
 from training.run.process_group import port_in_use_refused, settle_gloo_interface
 from training.run.record import adds_pad_token, check_same_run, describe, rows_together
-from training.run.report import opening_lines, remove_report, write_report
+from training.run.report import make_report, opening_lines, remove_report, write_report
 from training.run.resume import RecordInEffect, Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import STOPPED_STATUS, note_stop
+from training.run.training_section import write_card_of_run
 from training.run.trial import LongestBatchTrial, is_wanted
 from training.run.typed_command import command_to_continue
 from training.text.saved_template import default_system
@@ -247,11 +250,13 @@ def fit(run: Run, data: Data, trainer: SFTTrainer) -> bool:
 
 
 def finish(run: Run, data: Data, trainer: SFTTrainer) -> None:
-    """Save the model, and write the report."""
+    """Save the model with its card, and write the report."""
     model = export_model(trainer, data.tokenizer, run.directory)
     if trainer.is_world_process_zero():
-        summaries = {file.data_path: file.summary for file in data.training.files}
-        write_report(trainer, run.directory, run.command, run.description, summaries)
+        report = make_report(trainer, run.directory, run.command, run.description)
+        draw_curves(report["history"], run.directory / PICTURE)
+        write_card_of_run(model, data.tokenizer, run.directory, report, run.options)
+        write_report(report, run.directory)
         run.stop_request.withdraw()
     say(f"saved {model}; talk to it: python -m inference.chat --model {run.directory}")
 

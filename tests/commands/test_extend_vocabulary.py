@@ -18,6 +18,7 @@ from transformers import (
 
 from inference.generation import load, reply
 from tests.conftest import write_rows
+from tests.model.card_checks import checked_card
 from tests.text.test_encoding import as_messages, prompts
 from training import extend_vocabulary
 from training.consts import CONTROL_TOKENS
@@ -208,10 +209,17 @@ def test_it_chats_like_any_other(extended: str, tokenizer, tmp_path: Path) -> No
         assert asked.input_ids == encode_prompt(prompt, ours)
 
 
+def test_the_card_of_an_extended_base_says_that_it_is_a_base(extended: str) -> None:
+    card = checked_card(Path(extended))
+    assert f"This is `tiny-bloom` (a directory) with {COUNT} tokens more in its vocabulary." in card.text
+    assert "It is a base model, to be taught before one talks to it." in card.text
+
+
 def test_a_model_that_chats_already_stays_as_it_is(tuned: str, corpus: str, tmp_path: Path) -> None:
     bare = tmp_path / "bare"  # without what the trainer wrote for servers
     shutil.copytree(tuned, bare, ignore=shutil.ignore_patterns("checkpoint-*", "generation_config.json"))
     out = Path(extend(str(bare), corpus, tmp_path / "out"))
+    assert "## How it was taught" in checked_card(out).text
     old, new = load_base_tokenizer(tuned), load_base_tokenizer(str(out))
     assert new.chat_template == old.chat_template
     assert new.convert_tokens_to_ids(list(CONTROL_TOKENS)) == old.convert_tokens_to_ids(list(CONTROL_TOKENS))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, Ge
 
 from inference.generation import load, reply
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
+from tests.model.card_checks import checked_card
 from tests.test_readme import ENGLISH, blocks
 from tests.tiny_models import make_qwen
 from training import merge_adapter, plan, trainer
@@ -256,6 +258,14 @@ def test_an_adapter_is_merged_into_a_base_that_moved(
     assert (
         outcome(merge_adapter.main, f"--adapter {trained.parent} --output-dir {tmp_path / 'usual'}")[0] == 0
     )
+    taught = re.compile(r"^## How it was taught\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
+    of_adapter, of_merged = checked_card(trained), checked_card(tmp_path / "out")
+    assert of_adapter.data.tags == ["sft", "lora"]
+    assert of_merged.data.tags == ["sft"]
+    assert (
+        "This is `moved` (a directory) with the adapter `adapter` merged into its weights." in of_merged.text
+    )
+    assert taught.search(of_adapter.text)[0] == taught.search(of_merged.text)[0]
     found, usual = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "usual"))
     assert all(torch.equal(found[name], weight) for name, weight in usual.items())
 

@@ -2,8 +2,9 @@
 
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import huggingface_hub
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
@@ -13,12 +14,16 @@ from safetensors import SafetensorError, safe_open
 from training.common.errors import UserError, first_line
 from training.common.modelscope import local_path
 
+Answer = TypeVar("Answer")
+
 # A directory with one of these files holds a model or an adapter.
 MODEL_CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 
-# The directory of the model in a run directory; those of earlier versions have it at their root.
+# The directory of the model in a run directory; those of earlier versions have it at their root. And what the
+# run goes by, there (see `training.run.record`).
 MODEL = "model"
+RECORD = "run.json"
 
 # The files that loading a model, an adapter or a tokenizer reads. transformers reads weights in PyTorch's own
 # format only where there are none in safetensors.
@@ -48,14 +53,22 @@ def check_on_hub(name: str, kind: Literal["model", "dataset"]) -> None:
     ):
         return
     try:
-        exists = huggingface_hub.repo_exists(name, repo_type=kind)
-    except Exception as error:  # the HTTP library's own kinds, which change with huggingface_hub
+        exists = ask_hub(huggingface_hub.repo_exists, name, repo_type=kind)
+    except ConnectionError as error:
         raise UserError(
-            f"{name}: not a local path, and {ENDPOINT} cannot be asked for it ({first_line(error)}); "
+            f"{name}: not a local path, and {ENDPOINT} cannot be asked for it ({error}); "
             "check the path or the network, or set HF_ENDPOINT to a mirror"
         ) from None
     if not exists:
         raise UserError(f"{name}: neither a local path nor a {kind} on {ENDPOINT}; check the name")
+
+
+def ask_hub(question: Callable[..., Answer], *arguments: Any, **settings: Any) -> Answer:
+    """What a function of huggingface_hub returns that asks once. Raises ConnectionError where it fails."""
+    try:
+        return question(*arguments, **settings)
+    except Exception as error:  # the HTTP library's own kinds, which change with huggingface_hub
+        raise ConnectionError(first_line(error)) from None
 
 
 def is_adapter(path: str) -> bool:
@@ -72,6 +85,12 @@ def model_directory(path: str) -> str:
     """The directory of the model where `path` is a run directory; `path` itself where it is anything else."""
     inner = os.path.join(path, MODEL)
     return inner if holds_model(inner) and not holds_model(path) else path
+
+
+def model_name(path: str) -> str:
+    """The name of a model's directory; a model that a run has made is named after the run."""
+    model = Path(path).absolute()
+    return model.parent.name if model.name == MODEL and (model.parent / RECORD).exists() else model.name
 
 
 def check_model_path(path: str) -> None:

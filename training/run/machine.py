@@ -55,9 +55,14 @@ def attention_engine(trainer: Trainer) -> str:
 
 def machine_text(machine: dict[str, Any]) -> str:
     """A description of a machine as one line of the report."""
+    return f"{machine['host']}, {hardware_text(machine)}"
+
+
+def hardware_text(machine: dict[str, Any]) -> str:
+    """The same for everyone to read: without the host's name."""
     if machine["card"] is None:
-        return f"{machine['host']}, {machine['cores']} cores, no card"
+        return f"{machine['cores']} cores, no card"
     return (
-        f"{machine['host']}, {machine['ranks']} process(es), {machine['card']}, driver {machine['driver']}, "
+        f"{machine['ranks']} process(es), {machine['card']}, driver {machine['driver']}, "
         f"CUDA {machine['cuda']}, cuDNN {machine['cudnn']}, NCCL {machine['nccl']}"
     )

@@ -11,7 +11,7 @@ from typing import Any
 from training.common.command_line import parse_value, text_of_value
 from training.common.console import say
 from training.common.errors import UserError, first_line
-from training.common.hub import is_adapter
+from training.common.hub import RECORD, is_adapter
 from training.common.modelscope import local_path
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
 from training.consts import INTRO
@@ -20,9 +20,6 @@ from training.run.deepspeed_values import describe_optimizer, gradient_sums
 
 # Options that are this start's own. Where encoded rows are kept may be another place on another machine.
 NOT_KEPT = (*OF_ONE_START, "cache_dir")
-
-# What the run goes by: written when it begins, and again at each later start.
-RECORD = "run.json"
 
 
 def describe(

@@ -13,8 +13,9 @@ from transformers import Trainer
 from training.common.console import bytes_text, evaluation_prefix
 from training.common.files import write_atomic
 from training.cost.memory import model_states, numel, stored_bytes, trainable_weights
+from training.data.examples import Examples
 from training.model.lora import has_adapter
-from training.run.curves import draw_curves, evaluations_of
+from training.run.curves import evaluations_of
 from training.run.deepspeed_values import sum_width
 from training.run.machine import machine_text
 
@@ -72,13 +73,8 @@ def expected_memory(trainer: Trainer) -> tuple[int, int]:
     return states.of_rank, states.offloaded
 
 
-def write_report(
-    trainer: Trainer, run_dir: Path, command: str, record: Mapping[str, Any], data: Mapping[str, Any]
-) -> None:
-    """Write report.json, report.md and loss.png into the run directory.
-
-    record: the run's `record.describe`. data: the findings' summary of each file, by its path.
-    """
+def make_report(trainer: Trainer, run_dir: Path, command: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What report.json says of a run that has taken all of its steps. record: the run's `record.describe`."""
     history = trainer.state.log_history
     training = [entry for entry in history if "loss" in entry]
     evaluations = evaluations_of(history)
@@ -87,13 +83,18 @@ def write_report(
         for name, entries in evaluations.items()
     }
     last = {name: entries[-1] for name, entries in evaluations.items()}
-    report = {
+    held_out = trainer.evaluated.get("", ())
+    return {
         "command": command,
         "model": str(run_dir),
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "run": dict(record),
-        "data": dict(data),
+        "examples": {"an epoch": len(trainer.train_dataset), "held out": len(held_out)},
+        "data": findings_of(trainer.train_dataset),
+        "evaluation_data": {
+            name: findings_of(examples) for name, examples in trainer.evaluated.items() if name
+        },
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "tokens_per_second": _mean(training, "tokens_per_second"),
@@ -106,10 +107,18 @@ def write_report(
         "evaluations": {name: {"best": best[name], "last": last[name]} for name in last},
         "history": history,
     }
+
+
+def findings_of(examples: Examples) -> dict[str, dict[str, Any]]:
+    """The findings' summary of each file that examples were made of, and the file's hash, by its path."""
+    return {file.data_path: {"hash": file.file_fingerprint, **file.summary} for file in examples.files}
+
+
+def write_report(report: Mapping[str, Any], run_dir: Path) -> None:
+    """Write report.md, and report.json last: with it, the run is finished."""
+    write_atomic(run_dir / "report.md", _as_markdown(report))
     text = json.dumps(report, ensure_ascii=False, indent=1, default=str)
     write_atomic(run_dir / "report.json", text)
-    write_atomic(run_dir / "report.md", _as_markdown(report))
-    draw_curves(history, run_dir / "loss.png")
 
 
 def remove_report(run_dir: Path) -> None:
@@ -132,6 +141,25 @@ def _mean(entries: list[dict[str, float]], name: str) -> float | None:
 
 
 def _as_markdown(report: Mapping[str, Any]) -> str:
+    rows = {"model": f"`{report['model']}`", **run_facts(report)}
+    for path, summary in report["data"].items():
+        kept = summary["kept"]
+        rows[f"`{path}`"] = (
+            f"{kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} supervised"
+        )
+    if "machine" in report["run"]:
+        rows["machine"] = machine_text(report["run"]["machine"])
+        rows["attention"] = report["run"]["machine"]["attention"]
+    rows |= code_facts(report)
+    return (
+        f"# {Path(report['model']).name}\n\n```bash\n{report['command']}\n```\n\n"
+        f"{table_of_facts(rows)}\n\n![losses](loss.png)\n"
+    )
+
+
+def run_facts(report: Mapping[str, Any]) -> dict[str, str]:
+    """The steps, the losses and the speed of a run, as texts."""
+
     def number(name: str, form: str) -> str:
         return "-" if report[name] is None else format(report[name], form)
 
@@ -145,29 +173,24 @@ def _as_markdown(report: Mapping[str, Any]) -> str:
         if entry
     } or {"evaluation": "none"}
     supervised = number("learnt_tokens_per_second", ",.0f")
-    rows = {
-        "model": f"`{report['model']}`",
+    return {
         "steps, epochs": f"{report['steps']:,}, {report['epochs']:.2f}",
         "training loss, first and last": f"{number('first_loss', '.4f')}, {number('last_loss', '.4f')}",
         **evaluations,
         "tokens a second": f"{number('tokens_per_second', ',.0f')}, {supervised} of them supervised",
         "share of the GEMM bound": number("matrix_product_share", ".0%"),
     }
-    for path, summary in report["data"].items():
-        kept = summary["kept"]
-        rows[f"`{path}`"] = (
-            f"{kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} supervised"
-        )
-    if "machine" in report["run"]:
-        rows["machine"] = machine_text(report["run"]["machine"])
-        rows["attention"] = report["run"]["machine"]["attention"]
-    rows["git commit"] = report["git_commit"] or "-"
-    rows["versions"] = ", ".join(f"{name} {of}" for name, of in report["versions"].items())
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return (
-        f"# {Path(report['model']).name}\n\n```bash\n{report['command']}\n```\n\n"
-        f"| | |\n| --- | --- |\n{table}\n\n![losses](loss.png)\n"
-    )
+
+
+def code_facts(report: Mapping[str, Any]) -> dict[str, str]:
+    """The commit and the versions of what computed a run, as texts."""
+    versions = ", ".join(f"{name} {of}" for name, of in report["versions"].items())
+    return {"git commit": report["git_commit"] or "-", "versions": versions}
+
+
+def table_of_facts(facts: Mapping[str, str]) -> str:
+    """A table in Markdown of two columns without a head."""
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())])
 
 
 def git_commit() -> str | None:

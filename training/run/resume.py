@@ -18,13 +18,13 @@ from training.common.command_line import as_yaml
 from training.common.console import say
 from training.common.errors import UserError
 from training.common.files import check_empty, existing_parent, hold_lock, try_write, write_atomic
-from training.common.hub import MODEL, holds_model, model_directory
+from training.common.hub import RECORD, holds_model, model_directory, model_name
 from training.common.options import Options, values_of_run
 from training.common.ranks import world_size
 from training.data.examples import Examples
 from training.data.held_out import HELD_OUT, write_held_out
 from training.run.checkpoints import find_checkpoints, read_complete, step_of, warn_of_slow_save
-from training.run.record import RECORD, check_checkpoint, keep_global_batch, keep_recorded, read_record
+from training.run.record import check_checkpoint, keep_global_batch, keep_recorded, read_record
 from training.run.report import steps_of_report
 from training.run.stopping import STOPPED, StopRequest, is_stopped, note_stop
 from training.run.typed_command import typed_command
@@ -180,10 +180,8 @@ def find_run(options: Options, deepspeed_config: dict[str, Any] | None) -> Run:
 
 
 def default_run_name(input_model: str) -> str:
-    """`<input model's name>-sft-<time>`; a model that a run has made is named after the run."""
-    model = Path(input_model).absolute()
-    name = model.parent.name if model.name == MODEL and (model.parent / RECORD).exists() else model.name
-    return f"{name}-sft-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`<input model's name>-sft-<time>`."""
+    return f"{model_name(input_model)}-sft-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def check_new(run_dir: Path) -> None:
