@@ -46,7 +46,7 @@ one /."""
     "--system",
     default="",
     show_default=False,
-    help="Who the assistant is.  [default: the intro that training used]",
+    help="Who the assistant is.  [default: what the model was trained with]",
 )
 @sampling_options
 def main(**options: Any) -> None:

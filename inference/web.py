@@ -60,7 +60,10 @@ Messages = list[dict[str, Any]]
 @click.command(context_settings={"show_default": True})
 @model_options
 @click.option(
-    "--system", default="", show_default=False, help="Who the assistant is.  [default: the intro of training]"
+    "--system",
+    default="",
+    show_default=False,
+    help="Who the assistant is.  [default: what the model was trained with]",
 )
 @sampling_options
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 means all.")

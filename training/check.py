@@ -14,7 +14,8 @@ from training.common.columns import RowColumns
 from training.common.command_line import ParsedText, PathOrName, UserPath, option_of
 from training.common.errors import UserError, run_command
 from training.common.files import write_atomic
-from training.common.options import Learn, Options, Source, parse_source, source_text
+from training.common.option_texts import Source, parse_source, source_text
+from training.common.options import Learn, Options
 from training.consts import CONTEXT
 from training.data.audit import ON_BAD_ROW, full_form, refusal, verdict
 from training.data.encoded import RowOptions, encode_chunks, new_findings
@@ -57,6 +58,7 @@ EXAMPLES_SHOWN, EXAMPLES_ON_PAGE = 2, 6
     help="Whether a row that cannot be used is an error, or dropped and counted.",
 )
 @option_of(Options, "columns")
+@option_of(Options, "system")
 @option_of(Options, "learn")
 @click.option("--all", "all_lines", is_flag=True, help="Name every row of each finding, not the first three.")
 @click.option(
@@ -78,6 +80,7 @@ def main(
     max_length: int | None,
     on_bad_row: str,
     columns: RowColumns | None,
+    system: str | None,
     learn: Learn,
     all_lines: bool,
     near: str,
@@ -89,7 +92,7 @@ def main(
 
     Exits with status 2 if any row cannot be used.
     """
-    tokenizer = load_tokenizer(input_model)
+    tokenizer = load_tokenizer(input_model, system)
     longest = longest_row(input_model, max_length, on_stderr=as_json)
     most_lines = sys.maxsize if all_lines else LINES_KEPT
     paths = files_without_weights(data_path)
@@ -106,7 +109,7 @@ def main(
 
     summaries = [file.summary for file in files]
     error = refusal(paths, summaries, on_bad_row)
-    sources, options = list(map(source_text, data_path)), _options(longest, columns, learn)
+    sources, options = list(map(source_text, data_path)), _options(longest, columns, system, learn)
     said = [str(error)] if error else verdict(sources, summaries, options)
     if html_path:
         _write(html_path, check_page(files, said, is_usable=error is None))
@@ -146,11 +149,13 @@ def check(
     return CheckedFile(path, findings.summary() | {"near_duplicates": near}, examples)
 
 
-def _options(longest: int, columns: RowColumns | None, learn: Learn) -> list[str]:
+def _options(longest: int, columns: RowColumns | None, system: str | None, learn: Learn) -> list[str]:
     """The trainer's options for what was checked, as they are typed."""
     options = ["--max-length", str(longest)]
     if columns:
         options += ["--columns", str(columns)]
+    if system:
+        options += ["--system", system]
     return options if learn == "all" else [*options, "--learn", learn]
 
 

@@ -20,7 +20,8 @@ from training.common.columns import RowColumns
 from training.common.command_line import ParsedText, UserPath, option_of
 from training.common.errors import UserError, run_command
 from training.common.files import write_atomic
-from training.common.options import Options, Source, parse_source
+from training.common.option_texts import Source, parse_source
+from training.common.options import Options
 from training.data.faq import is_markdown, read_faq
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, RawRows, parse, read_raw_rows

@@ -47,7 +47,7 @@ def main(num_gpus: int, gpu_memory: float, gpu_tflops: float, utilization: float
     options = Options(**values)
     check_base_model(options.input_model)
     options.max_length = longest_row(options.input_model, options.max_length)
-    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
+    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model, options.system)
     examples = build_datasets(options, tokenizer)[0] if options.data_path else None
     machine = Machine(num_gpus, int(gpu_memory * 1e9), gpu_tflops, utilization)
     for line in plan(options, tokenizer, new_tokens, examples, machine):

@@ -51,6 +51,7 @@ from training.run.sft_trainer import SFTTrainer
 from training.run.stopping import STOPPED_STATUS, note_stop
 from training.run.trial import LongestBatchTrial, is_wanted
 from training.run.typed_command import command_to_continue
+from training.text.saved_template import default_system
 from training.text.tokenizer import NewTokens, load_tokenizer_and_new_tokens
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def prepare_data(run: Run) -> Data:
     options.max_length = longest_row(
         options.input_model, options.max_length, is_given="max_length" not in options.default_names
     )
-    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
+    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model, options.system)
     together = rows_together(run.record)
     files = load_evaluation_files(options, tokenizer)
     training, held_out = build_datasets(options, tokenizer, together)
@@ -129,8 +130,9 @@ def prepare_data(run: Run) -> Data:
         )
     for line in leakage_lines(files, training):
         say(line)
+    system = default_system(tokenizer)
     run.description = describe(
-        options, run.deepspeed_config, training, held_out, world_size(), together, files
+        options, run.deepspeed_config, training, held_out, world_size(), together, files, system
     )
     if run.record:
         check_same_run(run.directory, run.description, run.record, options.resume_anyway)

@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 
 from training.common.errors import run_command
-from training.common.options import Options, Source
+from training.common.option_texts import Source
+from training.common.options import Options
 from training.data.examples import build_datasets
 from training.data.reader import read_rows
 from training.text.conversation import from_row

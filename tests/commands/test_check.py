@@ -265,6 +265,7 @@ def test_reasons_beyond_the_limit_are_counted_together() -> None:
 def test_the_verdict_comes_last_and_says_what_to_do(base: str, outcome, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [REPEATED, {}])
     options = "--on-bad-row drop --learn last --columns question=instruction,answer=output"
+    options += " --system 你是记者。"
     status, out, err = outcome(
         check.main, f"--data-path {tmp_path} --data-path {path}:0.5 --input-model {base} {options}"
     )
@@ -275,8 +276,9 @@ def test_the_verdict_comes_last_and_says_what_to_do(base: str, outcome, tmp_path
     assert out.splitlines()[-2:] == [
         "usable: 2 of 4 rows can be trained on; the others are dropped",
         f"next: training.trainer with --data-path {tmp_path} --data-path {path}:0.5 --max-length 2048 "
-        "--columns question=instruction,answer=output --learn last --on-bad-row drop",
+        "--columns question=instruction,answer=output --system '你是记者。' --learn last --on-bad-row drop",
     ]
+    assert "<|System|>:\n你是记者。\n\n<|Human|>:\n" in out
 
 
 def test_findings_of_stretches_add_up_to_those_of_the_file() -> None:

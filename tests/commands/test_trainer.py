@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import ROOT, SINGLE_TURN, write_rows
 from training import trainer
 from training.common.errors import UserError
-from training.common.options import Options, Source, default_cache_dir, parse_source
+from training.common.option_texts import Source, parse_source
+from training.common.options import Options, default_cache_dir
 from training.data.examples import build_datasets
 from training.run.resume import default_run_name
 from training.text.conversation import from_row

@@ -1,26 +1,21 @@
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
 from training import plan, trainer
 from training.common.command_line import as_yaml
 from training.common.errors import UserError
-from training.common.options import (
-    ADAPTER_LEARNING_RATE,
-    LEARNING_RATE,
-    OF_ONE_START,
-    Options,
-    Source,
-    source_text,
-    values_of_run,
-)
+from training.common.option_texts import Source, source_text
+from training.common.options import ADAPTER_LEARNING_RATE, LEARNING_RATE, OF_ONE_START, Options, values_of_run
+
+REQUIRED = ("--data-path", "a", "--input-model", "b", "--local-output-dir", "c")
 
 
 def parsed(arguments: str) -> Options:
-    required = "--data-path a --input-model b --local-output-dir c "
-    return Options(**trainer.main.make_context("trainer", (required + arguments).split()).params)
+    return Options(**trainer.main.make_context("trainer", [*REQUIRED, *arguments.split()]).params)
 
 
 def test_a_default_that_depends_on_another_option_is_resolved() -> None:
@@ -61,11 +56,18 @@ def test_the_warm_up_is_steps_or_a_share(text: str, value: int | float) -> None:
     assert (found, type(found)) == (value, type(value))
 
 
+@pytest.mark.parametrize(("text", "message"), [(" \n", "empty"), ("\ue000", "empty"), ("a\udce4", "UTF-8")])
+def test_a_system_text_without_characters_or_in_another_encoding_is_refused(text: str, message: str) -> None:
+    with pytest.raises(click.BadParameter, match=message):
+        trainer.main.make_context("trainer", [*REQUIRED, "--system", text])
+
+
 def test_what_a_run_goes_by_is_taken_back_by_config(tmp_path: Path) -> None:
     arguments = (
         "--data-path x.jsonl:0.5 --lr 5e-7 --lora-rank 3 --no-bf16 --warmup-steps 0.1 --test-size 7 "
         "--cache-dir 缓存 --tokens-per-batch 99 --load-in-4bit --run-name r --resume --local_rank 1 "
-        "--epochs 0.3 --report-to wandb --report-to mlflow --eval-data-path e.jsonl --eval-data-path f.jsonl"
+        "--epochs 0.3 --report-to wandb --report-to mlflow --eval-data-path e.jsonl --eval-data-path f.jsonl "
+        "--system 你是一名'记者'。"
     )
     options = parsed(arguments)
     (tmp_path / "options.yaml").write_text(as_yaml(values_of_run(options)), encoding="utf-8")

@@ -4,7 +4,8 @@ import pytest
 
 from tests.conftest import SINGLE_TURN, write_rows
 from training.common.errors import UserError
-from training.common.options import Options, Source
+from training.common.option_texts import Source
+from training.common.options import Options
 from training.data.examples import build_datasets
 
 ROWS = [json.loads(line) for line in SINGLE_TURN.read_text("utf-8").splitlines()]

@@ -6,7 +6,8 @@ import pytest
 
 from tests.conftest import write_rows
 from training.common.errors import UserError
-from training.common.options import Options, Source
+from training.common.option_texts import Source
+from training.common.options import Options
 from training.data.encoded import RowOptions, load_encoded
 from training.data.examples import Examples, build_datasets
 from training.data.held_out import write_held_out

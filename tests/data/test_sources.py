@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import write_rows
 from training.common.errors import UserError
-from training.common.options import Options, Source, parse_source
+from training.common.option_texts import Source, parse_source
+from training.common.options import Options
 from training.data import pipes
 from training.data.examples import build_datasets
 from training.data.reader import fingerprint, read_rows

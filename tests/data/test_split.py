@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.common.options import Source, parse_count_or_share, parse_source
+from training.common.option_texts import Source, parse_count_or_share, parse_source
 from training.data.groups import TRAINED
 from training.data.split import held_out_count, repetitions, split
 

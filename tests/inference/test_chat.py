@@ -15,6 +15,8 @@ from training.consts import INTRO
 from training.data.reader import read_rows
 from training.text.conversation import Conversation, from_row
 from training.text.encoding import encode_prompt
+from training.text.tokenizer import load_tokenizer
+from training.tiny_bloom import random_bloom
 
 GREEDY = "--temperature 0 --repetition-penalty 1"
 
@@ -117,6 +119,15 @@ def test_a_line_in_another_encoding_is_not_sent(outcome, tuned: str, monkeypatch
 
 
 TITLE = ["标题？", "再短一点。"]
+
+
+def test_the_system_text_of_a_model_trained_with_one_is_shown(base: str, capsys) -> None:
+    talk = chat.Talk(random_bloom(8), load_tokenizer(base, "你是一名编辑。"), "", {})
+    talk.system("")
+    talk.system("你是一名记者。")
+    assert capsys.readouterr().out == "你是一名编辑。\n你是一名记者。\n"
+
+
 SYSTEM = "--system 你是一名记者。"
 
 

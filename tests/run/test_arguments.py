@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from training.common.errors import UserError
-from training.common.options import Options, Source
+from training.common.option_texts import Source
+from training.common.options import Options
 from training.run.arguments import OneCardArguments, check_options, training_arguments
 
 

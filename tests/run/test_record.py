@@ -70,7 +70,7 @@ def test_options_that_are_not_given_stay_what_the_run_had() -> None:
     began = Options(
         lr=3e-4, lora_rank=4, bf16=False, max_steps=9, test_size=0.25, warmup_steps=0.5, deepspeed="c.json",
         lr_scheduler="cosine", tokens_per_batch=700, seed=3, run_name="run", report_to=("wandb", "mlflow"),
-        eval_data_path=("a, b.jsonl", 'c"d.jsonl'),
+        eval_data_path=("a, b.jsonl", 'c"d.jsonl'), system="你是\n一名记者。",
     )  # fmt: skip
     record = {"options": {name: text_of_value(getattr(began, name)) for name in OPTION_NAMES}}
     required = ("data_path", "input_model", "local_output_dir")

@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -12,6 +13,7 @@ from tests.run.test_checkpoints import one_rank, write, write_checkpoint
 from training import trainer
 from training.common.errors import UserError
 from training.common.options import Options
+from training.consts import INTRO
 from training.run.record import (
     RECORD,
     check_same_run,
@@ -20,6 +22,8 @@ from training.run.record import (
     read_record,
 )
 from training.run.resume import LOCK, Run, check_new, hold, is_begun, newest_checkpoint
+from training.text.saved_template import default_system
+from training.text.tokenizer import load_tokenizer
 
 
 def test_a_run_directory_that_holds_anything_is_refused(tmp_path: Path) -> None:
@@ -91,13 +95,20 @@ RUN = {
 @pytest.mark.parametrize(
     ("changed", "name"),
     [({"data": "e"}, "data"), ({"model": "n"}, "model"), ({"seed": 2}, "seed"),
-     ({"global batch": {"rows": 16}}, "global batch"), ({"evaluation data": {"e": "f"}}, "evaluation data")],
+     ({"global batch": {"rows": 16}}, "global batch"), ({"evaluation data": {"e": "f"}}, "evaluation data"),
+     ({"system": "S"}, "system text")],
 )  # fmt: skip
 def test_another_run_is_refused_unless_anyway(tmp_path: Path, capsys, changed: dict, name: str) -> None:
     with pytest.raises(UserError, match=f"not the same {name} as this run's; pass --resume-anyway"):
         check_same_run(tmp_path, RUN | changed, RUN, anyway=False)
     check_same_run(tmp_path, RUN | changed, RUN, anyway=True)
     assert f"WARNING: {tmp_path}: not the same {name}" in capsys.readouterr().out
+
+
+def test_a_run_of_an_earlier_version_had_the_intro_for_its_system_text(tmp_path: Path) -> None:
+    check_same_run(tmp_path, RUN | {"system": INTRO}, RUN, anyway=False)
+    with pytest.raises(UserError, match="not the same system text as"):
+        check_same_run(tmp_path, RUN, RUN | {"system": "S"}, anyway=False)
 
 
 def test_the_same_data_by_another_name_is_the_same(tmp_path: Path) -> None:
@@ -299,6 +310,7 @@ def test_a_run_that_is_finished_is_only_exported_or_left_or_goes_on(command, tmp
         ("--seed 1", "not the same data, seed as"),
         ("--per-device-train-batch-size 7", "not the same global batch as"),
         ("--test-size 5", "not the same data as"),
+        ("--system 你是一名记者。", "not the same (data, )?system text as"),
         ("--bf16", "began with no DeepSpeed, float32, and its optimizer is not one of no DeepSpeed, bf16"),
     ],
 )
@@ -374,7 +386,14 @@ def test_another_schedule_and_other_intervals_are_heeded_by_a_run_that_goes_on(
 def test_a_start_that_gives_no_options_has_those_of_the_start_before(
     command, base: str, tmp_path: Path, capsys
 ) -> None:
-    command(tmp_path, "--max-steps 4 --lr-scheduler constant --weight-decay 0.1")
+    system = "你是一名记者。"
+    command(
+        tmp_path,
+        f"--max-steps 4 --lr-scheduler constant --weight-decay 0.1 --system {system} --cache-dir {tmp_path}",
+    )
+    (encoded,) = tmp_path.glob("*/input_ids.bin")
+    text = load_tokenizer(base).decode(np.fromfile(encoded, "<i4"))
+    assert text.count(f"<|System|>:\n{system}\n\n<|Human|>") == text.count("<|System|>") > 0
     command(tmp_path, "--max-steps 6 --lr-scheduler constant --lr 1e-3 --max-grad-norm 0.5 --resume")
     capsys.readouterr()
     few = f"--data-path {SINGLE_TURN} --input-model {base} --local-output-dir {tmp_path} --run-name run"
@@ -390,6 +409,8 @@ def test_a_start_that_gives_no_options_has_those_of_the_start_before(
     trainer.main.main(f"{few} --resume --max-steps 8 --weight-decay 0.2".split(), standalone_mode=False)
     groups = torch.load(tmp_path / "run" / "checkpoint-8" / "optimizer.pt")["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
+    for saved in (tmp_path / "run", tmp_path / "run" / "checkpoint-8"):
+        assert default_system(load_tokenizer(str(saved))) == system
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from training.card.page import Check
 from training.card.scale import bloom_of
 from training.card.timing import forget_peak
-from training.common.options import Options, Source
+from training.common.option_texts import Source
+from training.common.options import Options
 from training.cost.memory import Memory
 from training.cost.ways import CONFIGS, fitted_config, ways_of, work_of
 from training.data.examples import build_datasets

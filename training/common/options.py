@@ -4,16 +4,22 @@ The command line of `training.trainer`, the file of --config and options.yaml in
 here, and so do the checks of options that contradict each other. `training.plan` offers those in PLANNED.
 """
 
-import os
-import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from training.common.columns import PARTS, RowColumns, parse_columns
 from training.common.command_line import option
 from training.common.errors import UserError
 from training.common.files import user_cache_dir
+from training.common.option_texts import (
+    Source,
+    parse_count_or_share,
+    parse_layer_names,
+    parse_source,
+    parse_system,
+    source_text,
+)
 from training.consts import CONTEXT
 
 # The default of --lr: for all weights, and for an adapter. `tests.benchmarks.new_rows` compares the latter.
@@ -35,60 +41,6 @@ WarmupShape = Literal["linear", "log"]
 
 # Who is sent the log entries of a run, beside metrics.jsonl.
 ReportTo = Literal["tensorboard", "wandb", "swanlab", "mlflow", "none"]
-
-
-class Source(NamedTuple):
-    """A data file or data set, and how often each of its rows is to be seen in an epoch."""
-
-    path: str
-    weight: float = 1.0
-
-
-def parse_source(value: str) -> Source:
-    """`FILE` or `FILE:WEIGHT`, the weight a number above 0; `~` is the home directory.
-
-    Raises ValueError for another weight.
-    """
-    value = os.path.expanduser(value)
-    if os.path.exists(value):
-        return Source(value)
-    match = re.fullmatch(r"(.+):(-?[0-9.]+(?:e-?[0-9]+)?)", value)
-    if match is None:
-        return Source(value)
-    try:
-        weight = float(match[2])
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < float("inf"):
-        raise ValueError(f"{value}: the weight after the last colon is not a number above 0")
-    return Source(match[1], weight)
-
-
-def source_text(source: Source) -> str:
-    """The text that `parse_source` reads as this source."""
-    return source.path if source.weight == 1 else f"{source.path}:{source.weight!r}"
-
-
-def parse_count_or_share(value: str) -> int | float:
-    """A count (0, 1, 2, ...) as int, or a share between 0 and 1 as float.
-
-    Raises ValueError for anything else.
-    """
-    try:
-        size = int(value) if value.strip().isdigit() else float(value)
-    except ValueError:
-        size = -1.0
-    if isinstance(size, float) and not 0 < size < 1:
-        raise ValueError(f"{value} is neither a count (0, 1, 2, ...) nor a share between 0 and 1")
-    return size
-
-
-def parse_layer_names(value: str) -> str:
-    """Names separated by commas, without the blanks beside them. Raises ValueError where one is empty."""
-    names = [name.strip() for name in value.split(",")]
-    if not all(names):
-        raise ValueError(f"{value!r} has an empty name; give names of layers, separated by commas")
-    return ",".join(names)
 
 
 def default_cache_dir() -> Path:
@@ -135,6 +87,15 @@ class Options:
         f"{', '.join(PARTS)}.",
         parse=parse_columns,
         metavar="PART=COLUMN,...",
+        planned=True,
+    )
+    system: str | None = option(
+        None,
+        DATA,
+        "System text of rows that have none; it is saved with the model, and what talks to that uses it.",
+        parse=parse_system,
+        metavar="TEXT",
+        shown_default="that of --input-model, or the original's intro",
         planned=True,
     )
     learn: Learn = option("all", DATA, "Learn all answers of a dialogue, or only its last one.", planned=True)

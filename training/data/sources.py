@@ -7,7 +7,8 @@ from pathlib import Path
 
 from training.common.console import say
 from training.common.errors import UserError
-from training.common.options import Source, default_cache_dir
+from training.common.option_texts import Source
+from training.common.options import default_cache_dir
 from training.data.file_kinds import has_rows_by_name
 from training.data.pipes import copy_pipe, is_pipe
 

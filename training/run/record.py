@@ -13,6 +13,7 @@ from training.common.console import say
 from training.common.errors import UserError, first_line
 from training.common.hub import is_adapter
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
+from training.consts import INTRO
 from training.data.examples import Examples, Together
 from training.run.deepspeed_values import describe_optimizer, gradient_sums
 
@@ -31,11 +32,12 @@ def describe(
     world_size: int,
     together: Together = "whole prompts",
     evaluation_files: Mapping[str, Examples] | None = None,
+    system: str = INTRO,
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options" every option as text, from which a later start takes those that are not given.
 
-    evaluation_files: the examples of --eval-data-path, by name.
+    evaluation_files: the examples of --eval-data-path, by name. system: the system text of rows without one.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)
@@ -47,6 +49,7 @@ def describe(
         "evaluation data": {
             name: examples.fingerprint for name, examples in (evaluation_files or {}).items()
         },
+        "system": system,
         "model": _model_fingerprint(options.input_model),
         "seed": options.seed,
         "global batch": (
@@ -201,6 +204,8 @@ def check_same_run(run_dir: Path, now: Mapping[str, Any], record: Mapping[str, A
         name for name in ("data", "model", "global batch", "seed") if now.get(name, {}) != record[name]
     ]
     changed_names += ["evaluation data"] * (evaluated != evaluated_before)
+    # Earlier versions knew no system text but the intro, and did not record it.
+    changed_names += ["system text"] * (now.get("system", INTRO) != record.get("system", INTRO))
     if changed_names:
         text = f"{run_dir}: not the same {', '.join(changed_names)} as this run's"
         if not anyway:
