@@ -24,6 +24,7 @@ from transformers.generation import BaseStreamer
 from inference.kv_cache import KVCache
 from inference.placing import auto_placing
 from training.common.errors import UserError, first_line
+from training.common.hub import model_directory
 from training.consts import (
     CONTEXT,
     CONTROL_TOKENS,
@@ -52,14 +53,16 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """(model, tokenizer) of a fine-tuned model, or of an adapter and its base, ready to answer.
 
-    dtype: "auto" is the one that was saved. device: "auto" is one card where the model fits on it, and else
-    what accelerate makes of all cards and the processor; other names are torch's. bits: 8 or 4 quantizes the
-    weights of the layers to that many. allow_untaught: whether a model without control tokens is accepted; it
-    gets them, untrained, and this recipe's chat template. Raises UserError where there is no such device, no
-    model, or one that was trained with another chat template.
+    path: a directory, also that of a run, or a name on the hub. dtype: "auto" is the one that was saved.
+    device: "auto" is one card where the model fits on it, and else what accelerate makes of all cards and the
+    processor; other names are torch's. bits: 8 or 4 quantizes the weights of the layers to that many.
+    allow_untaught: whether a model without control tokens is accepted; it gets them, untrained, and this
+    recipe's chat template. Raises UserError where there is no such device, no model, or one that was trained
+    with another chat template.
     """
     if device != "auto":
         check_device(device)
+    path = model_directory(path)
     tokenizer = load_base_tokenizer(path)
     check_is_taught(path, tokenizer, allow_untaught)
     model = load_any(

@@ -99,7 +99,7 @@ def tokenizer(base: str):
 
 @pytest.fixture(scope="session")
 def tuned(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The run directory of a model that our trainer taught LEARNT by heart."""
+    """The directory of a model that our trainer taught LEARNT by heart; above it is that of the run."""
 
     def make(directory: Path) -> None:
         from training import trainer
@@ -113,7 +113,7 @@ def tuned(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         )
         trainer.main.main(options.split(), standalone_mode=False)
 
-    return str(made_once(tmp_path_factory, "tuned", make) / "run")
+    return str(made_once(tmp_path_factory, "tuned", make) / "run" / "model")
 
 
 @pytest.fixture

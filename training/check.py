@@ -11,7 +11,7 @@ import click
 from transformers import PreTrainedTokenizerFast
 
 from training.common.columns import RowColumns
-from training.common.command_line import ParsedText, PathOrName, UserPath, option_of
+from training.common.command_line import ModelPath, ParsedText, UserPath, option_of
 from training.common.errors import UserError, run_command
 from training.common.files import write_atomic
 from training.common.option_texts import Source, parse_source, source_text
@@ -41,7 +41,7 @@ EXAMPLES_SHOWN, EXAMPLES_ON_PAGE = 2, 6
 )
 @click.option(
     "--input-model",
-    type=PathOrName(),
+    type=ModelPath(),
     required=True,
     help="Model whose tokenizer will be used: a directory or name.",
 )

@@ -18,7 +18,7 @@ import sentencepiece
 from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from training.common.command_line import PathOrName, UserPath
+from training.common.command_line import ModelPath, PathOrName, UserPath
 from training.common.console import Progress, quiet_libraries
 from training.common.errors import UserError, run_command
 from training.common.files import check_empty
@@ -51,7 +51,7 @@ BEST_SHOWN = 10
 @click.command()
 @click.option(
     "--input-model",
-    type=PathOrName(),
+    type=ModelPath(),
     required=True,
     help="Model to extend: a directory, or a name on the hub.",
 )

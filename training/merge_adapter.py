@@ -7,21 +7,23 @@ from pathlib import Path
 
 import click
 
-from training.common.command_line import PathOrName, UserPath
+from training.common.command_line import ModelPath, UserPath
 from training.common.console import quiet_libraries
 from training.common.errors import UserError, run_command
 from training.common.files import check_empty
 from training.common.hub import check_base_model, check_model_path, is_adapter
+from training.model.context import note_context
 from training.model.lora import base_of, load_any
 from training.model.save import save_model
+from training.run.record import RECORD, read_record
 from training.text.tokenizer import load_tokenizer
 
 
 @click.command()
-@click.option("--adapter", type=PathOrName(), required=True, help="Directory of a run with --lora-rank.")
+@click.option("--adapter", type=ModelPath(), required=True, help="A run with --lora-rank, or an adapter.")
 @click.option(
     "--base",
-    type=PathOrName(),
+    type=ModelPath(),
     help="Base model, if it is no longer where it was.",
     show_default="the one trained on",
 )
@@ -39,12 +41,20 @@ def main(adapter: str, base: str | None, output_dir: Path) -> None:
     check_empty(output_dir, "give another --output-dir")
     tokenizer = load_tokenizer(adapter)
     model = load_any(adapter, tokenizer, base=base)
+    note_context(model.config, longest_row_of_run(Path(adapter)))
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
         save_model(model, tokenizer, output_dir)
     except OSError as error:
         raise UserError(f"{output_dir}: {error.strerror}") from None
     print(f"{output_dir}: {base} with {adapter}; talk to it: python -m inference.chat --model {output_dir}")
+
+
+def longest_row_of_run(adapter: Path) -> int:
+    """The tokens that a row might have in an adapter's run, or 0 where the run's record is not there."""
+    for directory in (adapter, adapter.parent):
+        if (directory / RECORD).is_file():
+            return int(read_record(directory)["options"]["max_length"])
+    return 0
 
 
 if __name__ == "__main__":

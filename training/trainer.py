@@ -20,13 +20,11 @@ from training.common.console import quiet_libraries, say
 from training.common.errors import UserError, run_command
 from training.common.options import Options
 from training.common.ranks import world_size
-from training.consts import CONTEXT
 from training.cost.ways import plan, this_machine
 from training.data.collate import collator
 from training.data.evaluation_files import leakage_lines, load_evaluation_files
 from training.data.examples import Examples, build_datasets
-from training.model.bloom import is_bloom
-from training.model.context import longest_row
+from training.model.context import longest_row, note_context
 from training.model.load import load_model, read_config, takes_packed_batches
 from training.model.lora import add_adapter, quantized_loading
 from training.model.packing_trial import why_padded
@@ -44,7 +42,7 @@ from training.run.deepspeed_values import offload_device
 from training.run.launch import share_cores, start_deepspeed
 from training.run.machine import describe_machine
 from training.run.process_group import port_in_use_refused, settle_gloo_interface
-from training.run.record import check_same_run, describe, rows_together
+from training.run.record import adds_pad_token, check_same_run, describe, rows_together
 from training.run.report import opening_lines, remove_report, write_report
 from training.run.resume import RecordInEffect, Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
@@ -118,7 +116,10 @@ def prepare_data(run: Run) -> Data:
     options.max_length = longest_row(
         options.input_model, options.max_length, is_given="max_length" not in options.default_names
     )
-    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model, options.system)
+    adds_pad = adds_pad_token(run.record)
+    tokenizer, new_tokens = load_tokenizer_and_new_tokens(
+        options.input_model, options.system, adds_pad=adds_pad
+    )
     together = rows_together(run.record)
     files = load_evaluation_files(options, tokenizer)
     training, held_out = build_datasets(options, tokenizer, together)
@@ -132,7 +133,7 @@ def prepare_data(run: Run) -> Data:
         say(line)
     system = default_system(tokenizer)
     run.description = describe(
-        options, run.deepspeed_config, training, held_out, world_size(), together, files, system
+        options, run.deepspeed_config, training, held_out, world_size(), together, files, system, adds_pad
     )
     if run.record:
         check_same_run(run.directory, run.description, run.record, options.resume_anyway)
@@ -200,10 +201,7 @@ def load_trainable(run: Run, data: Data, device: torch.device) -> "PreTrainedMod
         say(f"{kind}: padded batches, all logits, by transformers' own implementation ({reason})")
     else:
         say(f"{kind}: no padding, fused attention, logits only where they are supervised")
-    if is_bloom(model.config):
-        # Bloom itself limits no length; servers and our chat take this as the context length.
-        known = getattr(model.config, "seq_length", CONTEXT)
-        model.config.seq_length = max(known, options.max_length)
+    note_context(model.config, options.max_length)
     if not options.lora_rank:
         return model
     torch.manual_seed(options.seed)  # for the adapter's initial weights
@@ -250,12 +248,12 @@ def fit(run: Run, data: Data, trainer: SFTTrainer) -> bool:
 
 def finish(run: Run, data: Data, trainer: SFTTrainer) -> None:
     """Save the model, and write the report."""
-    export_model(trainer, data.tokenizer, run.directory)
+    model = export_model(trainer, data.tokenizer, run.directory)
     if trainer.is_world_process_zero():
         summaries = {file.data_path: file.summary for file in data.training.files}
         write_report(trainer, run.directory, run.command, run.description, summaries)
         run.stop_request.withdraw()
-    say(f"saved {run.directory}; talk to it: python -m inference.chat --model {run.directory}")
+    say(f"saved {model}; talk to it: python -m inference.chat --model {run.directory}")
 
 
 if __name__ == "__main__":

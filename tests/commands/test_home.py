@@ -54,6 +54,20 @@ def test_every_path_of_every_command_may_begin_with_a_tilde(monkeypatch: pytest.
     }
 
 
+def test_a_run_directory_may_be_given_for_its_model(tmp_path: Path) -> None:
+    """Those who load to answer look for it themselves, and keep what was typed as the model's name."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    taken = {
+        (module, option.name): option.type.convert(str(tmp_path), option, None)
+        for module, command in commands()
+        for option in command.params
+        if option.name in {"input_model", "adapter", "base"}
+    }
+    assert len(taken) == 6  # of the trainer, of planning, checking, extending, and two of merging
+    assert set(taken.values()) == {str(tmp_path / "model")}
+
+
 def test_the_trainer_takes_it_from_its_options_and_from_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

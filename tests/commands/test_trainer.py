@@ -99,18 +99,28 @@ def test_every_option_says_what_it_does(outcome) -> None:
         assert group in out
 
 
-def test_the_run_directory_is_named_after_the_model_and_the_time() -> None:
+def test_the_run_directory_is_named_after_the_model_and_the_time(tmp_path: Path) -> None:
+    (tmp_path / "a-run").mkdir()
     assert default_run_name("./checkpoints/yayi-7b/").startswith("yayi-7b-sft-2")
     assert default_run_name("org/model").startswith("model-sft-2")
+    assert default_run_name(str(tmp_path / "a-run" / "model")).startswith("model-sft-2")
+    (tmp_path / "a-run" / "run.json").touch()
+    assert default_run_name(str(tmp_path / "a-run" / "model")).startswith("a-run-sft-2")
     assert default_run_name(".").startswith(f"{Path.cwd().name}-sft-2")
 
 
 def test_a_run_from_rows_to_a_model_that_plain_transformers_loads(tuned: str) -> None:
-    run_dir = Path(tuned)
+    run_dir = Path(tuned).parent
     checkpoint = run_dir / "checkpoint-120"
     assert {"config.json", "model.safetensors", "tokenizer.json", "optimizer.pt"} <= {
         file.name for file in checkpoint.iterdir()
     }
+    assert {file.stat().st_mode & 0o777 for file in checkpoint.rglob("*") if file.is_file()} == {0o644}
+    # What the run wrote for itself is beside the model, not in it.
+    assert {path.name for path in run_dir.iterdir()} == {
+        ".lock", "checkpoint-100", "checkpoint-120", "loss.png", "metrics.jsonl", "model", "options.yaml",
+        "report.json", "report.md", "run.json", "runs",
+    }  # fmt: skip
     assert list((run_dir / "runs").rglob("events.out.tfevents*"))
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [40, 80, 120]
@@ -131,7 +141,7 @@ def test_the_model_of_a_bf16_run_is_in_bf16(base: str, tmp_path: Path, capsys) -
         f"--cache-dir {tmp_path / 'cache'}".split(),
         standalone_mode=False,
     )
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.config.dtype == torch.bfloat16
     assert model.config.seq_length == 2048  # what it can read is not made less by what it was trained on

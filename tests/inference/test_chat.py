@@ -50,7 +50,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list:
 
 
 def test_one_prompt_prints_the_answer_alone(outcome, tuned: str) -> None:
-    assert outcome(chat.main, f"--model {tuned} {GREEDY} --prompt 你是谁")[:2] == (0, "我是雅意。\n")
+    for directory in (tuned, Path(tuned).parent):  # the model's, and that of its run
+        arguments = f"--model {directory} {GREEDY} --prompt 你是谁"
+        assert outcome(chat.main, arguments)[:2] == (0, "我是雅意。\n")
 
 
 def test_what_a_model_in_few_bits_takes_is_printed(outcome, tuned: str) -> None:

@@ -29,7 +29,7 @@ from training.consts import BREAKER, CONTROL_TOKENS, END, HUMAN, SYSTEM, YAYI
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import answer_header, encode, encode_prompt
 from training.text.template import render
-from training.text.tokenizer import load_base_tokenizer, load_tokenizer, special_tokens
+from training.text.tokenizer import load_base_tokenizer, load_tokenizer, save_tokenizer, special_tokens
 
 SHAPES = ["bloom", "llama", "qwen"]
 OTHERS = ["llama", "qwen"]
@@ -62,25 +62,25 @@ def train(base: str, directory: Path, run_name: str, more: str) -> Path:
         f"--per-device-train-batch-size 4 --logging-steps 1 {more}"
     )
     trainer.main.main(arguments.split(), standalone_mode=False)
-    return directory / run_name
+    return directory / run_name / "model"
 
 
 @pytest.fixture(scope="module")
-def run_dirs(bases: dict[str, str], tuned: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run directories of models that were taught LEARNT by heart, with all weights trainable."""
+def trained(bases: dict[str, str], tuned: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The directories of models that were taught LEARNT by heart, with all weights trainable."""
     more = "--test-size 0 --max-steps 60 --lr 1e-2 --lr-scheduler linear"
-    trained = {shape: train(bases[shape], tmp_path_factory.mktemp(shape), "run", more) for shape in OTHERS}
-    return {"bloom": Path(tuned), **trained}
+    others = {shape: train(bases[shape], tmp_path_factory.mktemp(shape), "run", more) for shape in OTHERS}
+    return {"bloom": Path(tuned), **others}
 
 
 @pytest.fixture(scope="module", params=SHAPES)
-def run_dir(request: pytest.FixtureRequest, run_dirs: dict[str, Path]) -> Path:
-    return run_dirs[request.param]
+def model_dir(request: pytest.FixtureRequest, trained: dict[str, Path]) -> Path:
+    return trained[request.param]
 
 
 @pytest.fixture(scope="module")
-def loaded(run_dir: Path) -> Loaded:
-    return load(str(run_dir), device="cpu")
+def loaded(model_dir: Path) -> Loaded:
+    return load(str(model_dir), device="cpu")
 
 
 def test_the_answers_are_those_that_were_taught(loaded: Loaded) -> None:
@@ -97,10 +97,10 @@ def test_a_dialogue_is_read_once(loaded: Loaded) -> None:
     assert len(first) < said.recalled_tokens < len(second)
 
 
-def test_plain_transformers_says_the_same(run_dir: Path, loaded: Loaded) -> None:
+def test_plain_transformers_says_the_same(model_dir: Path, loaded: Loaded) -> None:
     """Our code takes no part: the saved directory and its chat template are enough."""
-    model = AutoModelForCausalLM.from_pretrained(run_dir)
-    tokenizer = AutoTokenizer.from_pretrained(run_dir)
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
     for prompt, answer in KNOWN:
         inputs = tokenizer.apply_chat_template(
             as_messages(prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -115,12 +115,12 @@ def test_plain_transformers_says_the_same(run_dir: Path, loaded: Loaded) -> None
         assert tokenizer.decode(said).strip("\n") == f"{answer}\n\n{END}"
 
 
-def test_plain_transformers_takes_nothing_typed_for_a_special_token(run_dir: Path) -> None:
+def test_plain_transformers_takes_nothing_typed_for_a_special_token(model_dir: Path) -> None:
     """For a "qwen2" AutoTokenizer always makes a Qwen2Tokenizer, with that class's own normalizer: there the
     private-use character that the template puts into such a text stays.
     """
-    tokenizer = AutoTokenizer.from_pretrained(run_dir)
-    ours = load_tokenizer(str(run_dir))
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    ours = load_tokenizer(str(model_dir))
     special = special_tokens(ours)
     prompt = Conversation((Turn("".join(special), "".join(special)), Turn("再见")), "".join(special))
     asked = tokenizer.apply_chat_template(as_messages(prompt), add_generation_prompt=True).input_ids
@@ -147,8 +147,8 @@ def test_a_batch_and_likelihoods_are_those_of_one_at_a_time(loaded: Loaded) -> N
         assert one[0] > -1 > one[1]
 
 
-def history(run_dir: Path, name: str) -> list[float]:
-    newest = max(run_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+def history(model_dir: Path, name: str) -> list[float]:
+    newest = max(model_dir.parent.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     logged = json.loads((newest / "trainer_state.json").read_text())["log_history"]
     return [entry[name] for entry in logged if name in entry]
 
@@ -166,7 +166,7 @@ def test_a_continued_run_gives_what_an_undisturbed_one_does(
     one, other = (load_file(directory / f"{name}.safetensors") for directory in (whole, parts))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert load_file(whole / "checkpoint-4" / f"{name}.safetensors").keys() == one.keys()
+    assert load_file(whole.parent / "checkpoint-4" / f"{name}.safetensors").keys() == one.keys()
     assert len(history(whole, "loss")) == 4
     assert len(history(whole, "eval_loss")) == 2
     assert history(parts, "eval_loss") == history(whole, "eval_loss")
@@ -188,8 +188,9 @@ def test_an_adapter_trains_the_rows_of_new_tokens_and_merges(
         ], path
 
     known = set(load_base_tokenizer(base).get_vocab().values())
-    new = sorted(set(load_tokenizer(base).get_vocab().values()) - known)
-    assert len(new) == len(CONTROL_TOKENS)
+    tokenizer = load_tokenizer(base)
+    new = tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS))
+    assert {*new, tokenizer.pad_token_id} - known == {*tokenizer.get_vocab().values()} - known
     merged, original = (AutoModelForCausalLM.from_pretrained(path) for path in (merged_dir, base))
     matrices = [
         (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
@@ -217,7 +218,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config = {"model_type": "qwen3" if request.param == "qwen" else "llama"}
     TOKENIZERS[request.param]().save_pretrained(directory / "found")
     (directory / "found" / "config.json").write_text(json.dumps(config))
-    load_tokenizer(str(directory / "found")).save_pretrained(directory / "taught")
+    save_tokenizer(load_tokenizer(str(directory / "found")), directory / "taught")
     (directory / "taught" / "config.json").write_text(json.dumps(config))
     return directory
 

@@ -16,7 +16,7 @@ from inference.generation import load, reply
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
 from tests.tiny_models import make_qwen
 from training import merge_adapter, plan, trainer
-from training.consts import END
+from training.consts import CONTEXT, END
 from training.data.collate import collate, collate_padded
 from training.model.bloom import split_off_trainable_rows
 from training.model.load import load_model
@@ -38,12 +38,12 @@ def options(base: str, rows: str, directory: Path, run_name: str, more: str) -> 
 
 @pytest.fixture(scope="module")
 def trained(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of an adapter that was trained on LEARNT, on the random base."""
+    """The directory of an adapter that was trained on LEARNT, on the random base, in that of its run."""
     directory = tmp_path_factory.mktemp("adapter")
     rows = write_rows(directory / "rows.jsonl", LEARNT)
-    more = "--lora-rank 8 --max-steps 120 --lr 2e-2 --lr-scheduler linear --no-bf16"
+    more = "--lora-rank 8 --max-steps 120 --lr 2e-2 --lr-scheduler linear --no-bf16 --max-length 3000"
     trainer.main.main(options(base, rows, directory, "run", more), standalone_mode=False)
-    return directory / "run"
+    return directory / "run" / "model"
 
 
 def new_tokens(base: str) -> list[int]:
@@ -96,6 +96,8 @@ def test_an_adapter_file_holds_the_adapter_and_the_new_embedding_rows_only(train
     assert not (trained / "config.json").exists()
     assert not (trained / "model.safetensors").exists()
     assert (trained / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
+    generation = json.loads((trained / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == load_tokenizer(base).convert_tokens_to_ids(END)
     assert json.loads((trained / "adapter_config.json").read_text())["base_model_name_or_path"] == base
 
 
@@ -163,12 +165,14 @@ def test_a_continued_adapter_gives_what_an_undisturbed_one_does(base: str, tmp_p
     more = "--lora-rank 4 --lr 1e-2 --no-bf16 --save-steps 3 --lora-dropout 0.1"
     trainer.main.main(options(base, rows, tmp_path, "whole", f"{more} --max-steps 6"), standalone_mode=False)
     trainer.main.main(options(base, rows, tmp_path, "parts", f"{more} --max-steps 3"), standalone_mode=False)
-    (tmp_path / "parts" / "adapter_config.json").unlink()
+    (tmp_path / "parts" / "model" / "adapter_config.json").unlink()
     trainer.main.main(
         options(base, rows, tmp_path, "parts", f"{more} --max-steps 6 --resume"), standalone_mode=False
     )
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
+    one, other = (
+        load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("whole", "parts")
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -229,7 +233,7 @@ def test_an_adapter_is_merged_into_a_base_that_moved(
     outcome, trained: Path, base: str, tmp_path: Path
 ) -> None:
     adapter, moved = tmp_path / "adapter", tmp_path / "moved"
-    shutil.copytree(trained, adapter, ignore=shutil.ignore_patterns("checkpoint-*"))
+    shutil.copytree(trained, adapter)
     shutil.copytree(base, moved)
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(tmp_path / "gone")
@@ -243,9 +247,15 @@ def test_an_adapter_is_merged_into_a_base_that_moved(
     status, out, _ = outcome(merge_adapter.main, f"{merge} {tmp_path / 'out'} --base {moved}")
     assert status == 0
     assert f"{moved} with {adapter}" in out
-    assert outcome(merge_adapter.main, f"--adapter {trained} --output-dir {tmp_path / 'usual'}")[0] == 0
+    assert (
+        outcome(merge_adapter.main, f"--adapter {trained.parent} --output-dir {tmp_path / 'usual'}")[0] == 0
+    )
     found, usual = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "usual"))
     assert all(torch.equal(found[name], weight) for name, weight in usual.items())
+
+    # The context is that of the run, whose record is not beside an adapter that was copied.
+    for name, context in (("usual", 3000), ("out", CONTEXT)):
+        assert json.loads((tmp_path / name / "config.json").read_text())["seq_length"] == context
 
 
 @pytest.mark.parametrize("other", ["qwen", "wider", "adapter", "nothing"])
@@ -280,7 +290,9 @@ def test_a_base_that_is_an_adapter_and_an_adapter_that_is_a_base_are_refused(
     status, _, err = outcome(merge_adapter.main, f"--adapter {trained} --output-dir {trained}")
     assert status == 2
     assert "holds something already" in err
-    arguments = " ".join(options(base, rows, trained.parent, "run", "--lora-rank 4 --no-bf16 --resume"))
+    arguments = " ".join(
+        options(base, rows, trained.parent.parent, "run", "--lora-rank 4 --no-bf16 --resume")
+    )
     status, _, err = outcome(trainer.main, arguments)
     assert status == 2
     assert "LoRA of rank 8" in err

@@ -253,7 +253,7 @@ def test_the_forecast_of_a_checkpoint_is_what_it_takes(tuned: str, only_model: b
     trainer = SimpleNamespace(
         model=model, args=SimpleNamespace(save_only_model=only_model), is_deepspeed_enabled=False
     )
-    files = read_complete(Path(tuned) / "checkpoint-120")["files"]
+    files = read_complete(Path(tuned).parent / "checkpoint-120")["files"]
     large = files["model.safetensors"] + (0 if only_model else files["optimizer.pt"])
     assert checkpoints.checkpoint_bytes(trainer) == pytest.approx(large, rel=0.03)
 

@@ -6,7 +6,13 @@ from training.common.command_line import parse_value, text_of_value
 from training.common.errors import UserError
 from training.common.options import OPTION_NAMES, Options
 from training.run.deepspeed_values import check_gradient_sums
-from training.run.record import NOT_KEPT, check_checkpoint, check_same_run, keep_recorded
+from training.run.record import (
+    NOT_KEPT,
+    adds_pad_token,
+    check_checkpoint,
+    check_same_run,
+    keep_recorded,
+)
 
 WRITTEN = {"kind": "adamw", "offload": "none", "round_robin_gradients": False}
 
@@ -17,6 +23,12 @@ def file(optimizer: str = "AdamW", **zero: object) -> dict:
 
 def content(world_size: int = 2, **state: object) -> dict:
     return {"world_size": world_size, "optimizer state": WRITTEN | state}
+
+
+def test_a_run_keeps_to_whether_it_began_with_a_pad_token_of_ours() -> None:
+    assert adds_pad_token(None)
+    assert adds_pad_token({"adds pad token": True})
+    assert not adds_pad_token({})  # of an earlier version
 
 
 def test_a_checkpoint_that_deepspeed_can_load() -> None:

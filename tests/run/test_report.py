@@ -44,9 +44,9 @@ def test_a_log_line_says_it_all() -> None:
 
 
 def test_the_report_of_a_run(tuned: str) -> None:
-    report = json.loads((Path(tuned) / "report.json").read_text())
+    report = json.loads((Path(tuned).parent / "report.json").read_text())
     assert report["command"].startswith("python -m training.trainer")
-    assert report["model"] == tuned
+    assert report["model"] == str(Path(tuned).parent)
     assert report["git_commit"] == git_commit()
     assert report["steps"] == 120
     assert [entry["step"] for entry in report["history"] if "loss" in entry] == [40, 80, 120]
@@ -60,13 +60,13 @@ def test_the_report_of_a_run(tuned: str) -> None:
     assert (machine["host"], machine["card"], machine["ranks"]) == (platform.node(), None, 1)
     assert machine["attention"].startswith("ours, packed")
     assert report["run"]["gradient sums"] == "fp32"
-    page = (Path(tuned) / "report.md").read_text()
+    page = (Path(tuned).parent / "report.md").read_text()
     assert f"{report['last_loss']:.4f}" in page
     assert "4 rows of" in page
     assert f"| machine | {platform.node()}, " in page
     assert "| evaluation | none |" in page
     assert "evaluation loss" not in page
-    assert (Path(tuned) / "loss.png").exists()
+    assert (Path(tuned).parent / "loss.png").exists()
 
 
 def test_the_commit_is_gits_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

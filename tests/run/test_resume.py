@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,36 +273,36 @@ def test_a_continued_run_gives_the_losses_of_one_that_was_not_interrupted(
     assert losses(tmp_path / "parts", 14) == expected
     # What is left is as if the run had been killed in the save after step 12, which is in the second epoch.
     (tmp_path / "parts" / "run" / "checkpoint-14" / "COMPLETE.json").unlink()
-    (tmp_path / "parts" / "run" / "config.json").unlink()
+    (tmp_path / "parts" / "run" / "model" / "config.json").unlink()
     command(tmp_path / "parts", f"{more} --resume")
     out = capsys.readouterr().out
     assert "checkpoint-14: incomplete, passed over" in out
     assert f"continuing from {tmp_path / 'parts' / 'run' / 'checkpoint-12'}" in out
     assert losses(tmp_path / "parts", 14) == expected
-    model, other = (tmp_path / name / "run" / "model.safetensors" for name in ("whole", "parts"))
+    model, other = (tmp_path / name / "run" / "model" / "model.safetensors" for name in ("whole", "parts"))
     assert model.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.slow
 def test_a_run_that_is_finished_is_only_exported_or_left_or_goes_on(command, tmp_path: Path, capsys) -> None:
     command(tmp_path, "--max-steps 6")
-    model = (tmp_path / "run" / "model.safetensors").read_bytes()
+    model = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     capsys.readouterr()
     command(tmp_path, "--max-steps 6 --resume")
     assert "finished already" in capsys.readouterr().out
 
     for name in ("config.json", "model.safetensors"):  # killed in the export
-        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / "model" / name).unlink()
     command(tmp_path, "--max-steps 6 --resume")
     out = capsys.readouterr().out
     assert "step 6/6  trained" in out
     assert "loss" not in out
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == model
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == model
 
     command(tmp_path, "--max-steps 9 --resume")
     assert "--max-steps is 9, and was 6" in capsys.readouterr().out
     assert [step for step, _ in losses(tmp_path, 9)] == list(range(1, 10))
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() != model
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() != model
 
 
 @pytest.mark.parametrize(
@@ -417,13 +418,22 @@ def test_a_start_that_gives_no_options_has_those_of_the_start_before(
 def test_a_model_of_fewer_steps_is_not_taken_for_that_of_a_longer_run(command, tmp_path: Path) -> None:
     """As if a run that was made longer had been killed before its model replaced the shorter one's."""
     command(tmp_path, "--max-steps 4")
-    shorter = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    names = ("model/model.safetensors", "model/config.json", "report.json")
+    shorter = {name: (tmp_path / "run" / name).read_bytes() for name in names}
     command(tmp_path, "--max-steps 6 --resume")
-    longer = (tmp_path / "run" / "model.safetensors").read_bytes()
-    for name in ("model.safetensors", "config.json", "report.json"):
+    longer = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    for name in names:
         (tmp_path / "run" / name).write_bytes(shorter[name])
     command(tmp_path, "--max-steps 6 --resume")
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == longer
+
+    # An earlier version had the model at the root of the run directory, where it stays.
+    for name in names:
+        (tmp_path / "run" / Path(name).name).write_bytes(shorter[name])
+    shutil.rmtree(tmp_path / "run" / "model")
+    command(tmp_path, "--max-steps 6 --resume")
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == longer
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_what_is_there_is_looked_at_under_the_lock(command, begun: Path) -> None:

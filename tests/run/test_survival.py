@@ -101,7 +101,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_losses_of_one_that_is_no
     print(f"{kills} kills, {in_saves} of them in a save")
     assert printed == expected
     assert values(run_dir, "loss") == values(uninterrupted[0], "loss")
-    ours, theirs = (directory / "model.safetensors" for directory in (run_dir, uninterrupted[0]))
+    ours, theirs = (directory / "model" / "model.safetensors" for directory in (run_dir, uninterrupted[0]))
     assert ours.read_bytes() == theirs.read_bytes()
 
 

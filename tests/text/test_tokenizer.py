@@ -4,6 +4,7 @@ import pytest
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
+from tests.tiny_models import TOKENIZERS
 from training.common.errors import UserError
 from training.consts import CONTROL_TOKENS
 from training.text.tokenizer import load_tokenizer, load_tokenizer_and_new_tokens, new_tokens
@@ -47,6 +48,24 @@ def test_new_tokens_are_those_that_the_tokenizer_lacked(base: str, tokenizer, tm
 
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer_and_new_tokens(str(tmp_path))[1] == {}
+
+
+def test_a_base_without_a_pad_token_gets_one_after_the_control_tokens(tmp_path: Path) -> None:
+    TOKENIZERS["llama"]().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    tokenizer, new = load_tokenizer_and_new_tokens(str(tmp_path))
+    assert tokenizer.pad_token == "<pad>"
+    assert list(new) == tokenizer.convert_tokens_to_ids([*CONTROL_TOKENS, "<pad>"])
+    assert new[tokenizer.pad_token_id] == []  # it starts as the mean of all rows
+    assert new == new_tokens(str(tmp_path), tokenizer)
+
+    # A run or a model of an earlier version has none, and gets none.
+    older, new = load_tokenizer_and_new_tokens(str(tmp_path), adds_pad=False)
+    assert (older.pad_token, len(new)) == (None, len(CONTROL_TOKENS))
+    older.save_pretrained(tmp_path)
+    again, new = load_tokenizer_and_new_tokens(str(tmp_path))
+    assert (again.pad_token, new) == (None, {})
+    assert again.get_vocab() == older.get_vocab()
 
 
 def test_a_normalizer_that_was_there_stays(base: str, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from click.core import ParameterSource
 from click_option_group import optgroup
 
 from training.common.errors import UserError
+from training.common.hub import model_directory
 
 CONFIG = "config"
 
@@ -51,6 +52,7 @@ def option(
     shown_default: str | None = None,
     planned: bool = False,
     is_path: bool = False,
+    is_model: bool = False,
 ) -> Any:
     """A field of a dataclass, and the option that gives its value.
 
@@ -60,7 +62,8 @@ def option(
     raises ValueError for a wrong text; `metavar` then says what the text looks like. at_least, above, below:
     bounds of a number. flag: what is typed, where it is not the field's name with dashes. shown_default: the
     default in words. planned: whether `training.plan` has the option too.
-    is_path: whether the text may be a path, in which `~` is the home directory.
+    is_path: whether the text may be a path, in which `~` is the home directory. is_model: whether it is a
+    `ModelPath`.
     """
     bounds = {"min": at_least if above is None else above, "max": below}
     settings = {
@@ -75,6 +78,7 @@ def option(
         "shown_default": shown_default,
         "planned": planned,
         "is_path": is_path,
+        "is_model": is_model,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=settings)
@@ -128,6 +132,16 @@ class PathOrName(click.types.StringParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         return os.path.expanduser(super().convert(value, param, context))
+
+
+class ModelPath(PathOrName):
+    """The type of an option that is a model's or a run's directory, or else a name on the hub.
+
+    The value for a run directory is that of its model.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        return model_directory(super().convert(value, param, context))
 
 
 def options_of(
@@ -234,6 +248,8 @@ def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, 
         settings["type"] = click.FloatRange(**field.metadata["bounds"])
     elif kind is Path:
         settings["type"] = UserPath(path_type=Path)
+    elif field.metadata["is_model"]:
+        settings["type"] = ModelPath()
     elif field.metadata["is_path"]:
         settings["type"] = PathOrName()
         settings["multiple"] = field.metadata["multiple"]

@@ -54,14 +54,20 @@ def place_files(written: Path, directory: Path, last: str) -> None:
     it is there all files are, and belong together. The files get the mode 0644 and are on the disk (fsync)
     before the first is moved.
     """
-    for file in written.iterdir():
-        file.chmod(0o644)
+    make_readable(written)
     flush_all(written)
     (directory / last).unlink(missing_ok=True)
     for file in sorted(written.iterdir(), key=lambda file: file.name == last):
         file.replace(directory / file.name)
     written.rmdir()
     flush(directory)
+
+
+def make_readable(directory: Path) -> None:
+    """Give all files in `directory` the mode 0644: libraries write some of them for their user alone."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
 
 
 @contextmanager

@@ -12,8 +12,12 @@ from safetensors import SafetensorError, safe_open
 
 from training.common.errors import UserError, first_line
 
-# A directory with this file holds an adapter.
+# A directory with one of these files holds a model or an adapter.
+MODEL_CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+
+# The directory of the model in a run directory; those of earlier versions have it at their root.
+MODEL = "model"
 
 # The files that loading a model, an adapter or a tokenizer reads. transformers reads weights in PyTorch's own
 # format only where there are none in safetensors.
@@ -50,10 +54,21 @@ def is_adapter(path: str) -> bool:
     return os.path.isfile(os.path.join(path, ADAPTER_CONFIG))
 
 
+def holds_model(path: str) -> bool:
+    """Whether a directory holds a model or an adapter."""
+    return os.path.isfile(os.path.join(path, MODEL_CONFIG)) or is_adapter(path)
+
+
+def model_directory(path: str) -> str:
+    """The directory of the model where `path` is a run directory; `path` itself where it is anything else."""
+    inner = os.path.join(path, MODEL)
+    return inner if holds_model(inner) and not holds_model(path) else path
+
+
 def check_model_path(path: str) -> None:
     """Raise UserError unless `path` is a directory with a model, or the name of a model on the hub."""
     if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, "config.json")) and not is_adapter(path):
+        if not holds_model(path):
             raise UserError(f"{path}: a directory without config.json: there is no model in it")
         check_files(Path(path))
     elif os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:

@@ -139,7 +139,7 @@ class Options:
         "Model to start from: a directory, or a name on the hub.",
         required=True,
         planned=True,
-        is_path=True,
+        is_model=True,
     )
     local_output_dir: Path = option(
         Path(), MODEL, "Directory in which the run directory is made.", required=True

@@ -6,6 +6,7 @@ from training.common.console import say
 from training.common.errors import UserError
 from training.common.hub import is_adapter
 from training.consts import CONTEXT
+from training.model.bloom import is_bloom
 from training.model.load import read_config
 
 # The names under which configurations have that number.
@@ -20,6 +21,16 @@ def context_limit(config: PretrainedConfig) -> int | None:
     """
     text_config = config.get_text_config()
     return next((size for name in LIMITS if (size := getattr(text_config, name, None))), None)
+
+
+def note_context(config: PretrainedConfig, longest: int = 0) -> None:
+    """Write into a Bloom's configuration the tokens that it can read.
+
+    Bloom itself limits no length; servers and our chat take this as the context length. longest: the tokens
+    of the longest row in training, which it can read at least.
+    """
+    if is_bloom(config):
+        config.seq_length = max(getattr(config, "seq_length", CONTEXT), longest)
 
 
 def longest_row(

@@ -58,8 +58,7 @@ def load_model(
     if new_tokens.get(end) == []:
         new_tokens = new_tokens | {end: _eos_tokens(model, tokenizer)}
     fit_vocabulary(model, tokenizer, new_tokens, seed)
-    model.config.eos_token_id = end
-    model.generation_config = default_generation_config(tokenizer)
+    note_end(model, tokenizer)
     return model
 
 
@@ -189,6 +188,12 @@ def gather_weights(
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(weights, modifier_rank=0)
+
+
+def note_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Have `generate` end an answer at `<|End|>`, and sample by default as the original release does."""
+    model.config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
+    model.generation_config = default_generation_config(tokenizer)
 
 
 def default_generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:

@@ -22,8 +22,14 @@ from transformers.pytorch_utils import Conv1D
 from training.common.errors import UserError, first_line
 from training.common.files import place_files
 from training.common.hub import ADAPTER_CONFIG, is_adapter
-from training.model.load import gather_weights, load_model, takes_packed_batches, token_matrices
-from training.text.tokenizer import NewTokens
+from training.model.load import (
+    default_generation_config,
+    gather_weights,
+    load_model,
+    takes_packed_batches,
+    token_matrices,
+)
+from training.text.tokenizer import NewTokens, save_tokenizer
 
 if TYPE_CHECKING:
     from training.model.adapted import AdaptedModel
@@ -203,10 +209,14 @@ def load_any(
 def save_adapter(
     model: "AdaptedModel", tokenizer: PreTrainedTokenizerFast, directory: Path, state_dict: dict | None = None
 ) -> None:
-    """Write the adapter and the tokenizer; its configuration is placed last, since readers look for it."""
+    """Write the adapter, the tokenizer, and a generation config with `<|End|>` as eos token.
+
+    The adapter's configuration is placed last, since readers look for it.
+    """
     staging = directory / INCOMPLETE_ADAPTER
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging, state_dict=state_dict)
     (staging / "README.md").unlink()  # peft's model card, an empty form
-    tokenizer.save_pretrained(staging)
+    save_tokenizer(tokenizer, staging)
+    default_generation_config(tokenizer).save_pretrained(staging)  # for peft's users, see the README
     place_files(staging, directory, last=ADAPTER_CONFIG)

@@ -15,7 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from training.common.console import bytes_text, say
 from training.common.errors import UserError, first_line
-from training.common.files import flush, flush_all, free_bytes, is_write_failure, sizes, write_atomic
+from training.common.files import (
+    flush,
+    flush_all,
+    free_bytes,
+    is_write_failure,
+    make_readable,
+    sizes,
+    write_atomic,
+)
+from training.common.hub import MODEL, holds_model
 from training.common.launchers import launchers
 from training.cost.memory import ADAM_BYTES, DEEPSPEED_ADAM_BYTES, numel, trainable_weights
 from training.model.lora import has_adapter, save_adapter
@@ -121,11 +130,15 @@ class CheckpointWriter:
             check_is_seen(path)
 
     def complete(self) -> Path:
-        """Fsync all ranks' files, rename their directory to the checkpoint's name, and remove older ones."""
+        """Fsync all ranks' files, rename their directory to the checkpoint's name, and remove older ones.
+
+        The files get the mode 0644.
+        """
         wait_for_all = self.wait_for_all
         directory, checkpoint = self.directory, self.run_dir / self.directory.name
         wait_for_all()
         if self.trainer.is_local_process_zero():
+            make_readable(directory)
             flush_all(directory)
         wait_for_all()
         if self.trainer.is_world_process_zero():
@@ -248,8 +261,12 @@ def check_disk_space(trainer: Trainer, run_dir: Path) -> int:
     return needed
 
 
-def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: Path) -> None:
-    """Save the trained model at the root of its run directory, in bf16 after a bf16 run. For all ranks."""
+def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: Path) -> Path:
+    """Save the trained model in its run directory, in bf16 after a bf16 run; return where. For all ranks.
+
+    A run of an earlier version that has a model at the root of its directory gets the new one there too.
+    """
+    directory = run_dir if holds_model(str(run_dir)) else run_dir / MODEL
     zero3 = trainer.is_deepspeed_enabled and trainer.deepspeed.zero_optimization_partition_weights()
     state_dict = trainer.accelerator.get_state_dict(trainer.deepspeed) if zero3 else None
     is_adapter = has_adapter(trainer.model)  # small, and stays in float32
@@ -258,12 +275,13 @@ def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: 
     if trainer.is_world_process_zero():
         try:
             save = save_adapter if is_adapter else save_model
-            save(trainer.model, tokenizer, run_dir, state_dict)
+            save(trainer.model, tokenizer, directory, state_dict)
         except Exception as error:
             if not is_write_failure(error):
                 raise
             raise UserError(
-                f"{run_dir}: the model cannot be written ({first_line(error)}); make room, and continue by "
+                f"{directory}: the model cannot be written ({first_line(error)}); make room, and continue by "
                 "--resume"
             ) from None
     trainer.checkpoints.wait_for_all()
+    return directory

@@ -33,11 +33,13 @@ def describe(
     together: Together = "whole prompts",
     evaluation_files: Mapping[str, Examples] | None = None,
     system: str = INTRO,
+    adds_pad: bool = True,
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options" every option as text, from which a later start takes those that are not given.
 
     evaluation_files: the examples of --eval-data-path, by name. system: the system text of rows without one.
+    adds_pad: `adds_pad_token`.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)
@@ -64,6 +66,7 @@ def describe(
         or ("bf16" if deepspeed_config and options.bf16 else "fp32"),
         "ranks": world_size,
         "together": together,
+        "adds pad token": adds_pad,
         "options": {name: text_of_value(getattr(options, name)) for name in OPTION_NAMES},
     }
 
@@ -74,6 +77,11 @@ def rows_together(record: Mapping[str, Any] | None) -> Together:
     Earlier versions went by the first prompts, and did not record it.
     """
     return "whole prompts" if record is None else record.get("together", "first prompts")
+
+
+def adds_pad_token(record: Mapping[str, Any] | None) -> bool:
+    """Whether a base without a pad token gets one, with an embedding row; earlier versions gave it none."""
+    return record is None or record.get("adds pad token", False)
 
 
 def _options_of(one: str, other: str) -> str:

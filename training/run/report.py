@@ -119,7 +119,7 @@ def remove_report(run_dir: Path) -> None:
 
 
 def steps_of_report(run_dir: Path) -> int:
-    """The optimizer steps of the model at the root of a run directory, or 0 where no report tells them."""
+    """The optimizer steps of the model in a run directory, or 0 where no report tells them."""
     try:
         return json.loads((run_dir / "report.json").read_text(encoding="utf-8"))["steps"]
     except (OSError, ValueError, KeyError):

@@ -18,7 +18,7 @@ from training.common.command_line import as_yaml
 from training.common.console import say
 from training.common.errors import UserError
 from training.common.files import check_empty, existing_parent, hold_lock, try_write, write_atomic
-from training.common.hub import is_adapter
+from training.common.hub import MODEL, holds_model, model_directory
 from training.common.options import Options, values_of_run
 from training.common.ranks import world_size
 from training.data.examples import Examples
@@ -115,7 +115,7 @@ class Run:
 
     def is_finished(self, total_steps: int) -> bool:
         """Whether all steps are taken already, and the model of the last one is saved, with its report."""
-        is_saved = (self.directory / "config.json").exists() or is_adapter(str(self.directory))
+        is_saved = holds_model(model_directory(str(self.directory)))
         if self.checkpoint is None or step_of(self.checkpoint) < total_steps or not is_saved:
             return False
         return steps_of_report(self.directory) >= total_steps
@@ -180,8 +180,10 @@ def find_run(options: Options, deepspeed_config: dict[str, Any] | None) -> Run:
 
 
 def default_run_name(input_model: str) -> str:
-    """`<input model's name>-sft-<time>`."""
-    return f"{Path(input_model).absolute().name}-sft-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`<input model's name>-sft-<time>`; a model that a run has made is named after the run."""
+    model = Path(input_model).absolute()
+    name = model.parent.name if model.name == MODEL and (model.parent / RECORD).exists() else model.name
+    return f"{name}-sft-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def check_new(run_dir: Path) -> None:

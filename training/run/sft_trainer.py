@@ -34,6 +34,8 @@ from training.common.options import WarmupShape
 from training.consts import NOT_SUPERVISED
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
+from training.model.lora import has_adapter
+from training.model.save import write_older_names
 from training.run.card_memory import Planned, peak_memory
 from training.run.checkpoints import CheckpointWriter, find_checkpoints
 from training.run.curves import draw_curves
@@ -44,6 +46,7 @@ from training.run.reporters import add_reporters
 from training.run.schedule import apply_schedule, make_schedule
 from training.run.speed import Speed, count_tokens
 from training.run.stopping import StopRequest
+from training.text.tokenizer import save_tokenizer
 
 # A loss that is SPIKE_FACTOR times the mean of the SPIKE_WINDOW log lines before it is reported.
 SPIKE_FACTOR, SPIKE_WINDOW = 2, 10
@@ -256,7 +259,9 @@ class SFTTrainer(Trainer):
     def complete_checkpoint(self) -> None:
         """Make a checkpoint of what transformers has saved, and start the speed's clock again."""
         if self.args.should_save:
-            self.tokenizer.save_pretrained(self.checkpoints.directory)
+            save_tokenizer(self.tokenizer, self.checkpoints.directory)
+            if not has_adapter(self.model):
+                write_older_names(self.checkpoints.directory)
         self.checkpoints.complete()
         self.stop_request.goes_on_from = self.state.global_step
         self.speed.throughput.go_on()

@@ -13,12 +13,13 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
-from training.consts import BREAKER, CONTROL_TOKENS, END
+from training.consts import BREAKER, CONTROL_TOKENS, END, PAD
 from training.text.encoding import answer_header
 from training.text.saved_template import default_system
 from training.text.template import chat_template
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 
 # For the id of each token that a model lacks: the ids of the model's tokens from whose embedding rows its own
 # starts, as their mean. Where there are none, it starts as the mean of all of the model's tokens.
@@ -35,32 +36,42 @@ def load_tokenizer(path: str, system: str | None = None) -> PreTrainedTokenizerF
 
 
 def load_tokenizer_and_new_tokens(
-    path: str, system: str | None = None
+    path: str, system: str | None = None, *, adds_pad: bool = True
 ) -> tuple[PreTrainedTokenizerFast, NewTokens]:
-    """The tokenizer of `load_tokenizer`, and the control tokens that the one at `path` lacks.
+    """The tokenizer of `load_tokenizer`, and the tokens of it that the one at `path` lacks.
 
-    `load_model` and `add_adapter` take those as `new_tokens`, so that the tokenizer is read once.
+    `load_model` and `add_adapter` take those as `new_tokens`, so that the tokenizer is read once. adds_pad:
+    as for `teach_to_chat`.
     """
     tokenizer = load_base_tokenizer(path)
-    return tokenizer, teach_to_chat(tokenizer, system)
+    return tokenizer, teach_to_chat(tokenizer, system, adds_pad=adds_pad)
 
 
-def teach_to_chat(tokenizer: PreTrainedTokenizerFast, system: str | None = None) -> NewTokens:
+def teach_to_chat(
+    tokenizer: PreTrainedTokenizerFast, system: str | None = None, *, adds_pad: bool = True
+) -> NewTokens:
     """Give a tokenizer the control tokens and the chat template; return the tokens that it lacked.
 
     Tokens that are there keep their ids; missing control tokens get the next free ones. system: as for
     `load_tokenizer`. Once saved, the tokenizer renders and tokenizes chats as training does, without our
-    code.
+    code. adds_pad: whether a tokenizer that lacks control tokens and has no pad token gets one too, so that
+    other tools can make batches with it.
     """
     backend = tokenizer.backend_tokenizer
     missing = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is None]
+    pad = [PAD] if missing and adds_pad and tokenizer.pad_token is None else []
+    missing += [token for token in pad if backend.token_to_id(token) is None]
     eos = _eos_of(tokenizer)
     # The special tokens that were there must be matched, too, before the normalizer removes the breakers.
     found = tokenizer.added_tokens_decoder.values()
     late_tokens = [str(token) for token in found if token.special and token.normalized]
-    special = [AddedToken(token, special=True, normalized=False) for token in (*late_tokens, *CONTROL_TOKENS)]
-    tokenizer.add_tokens(special, special_tokens=True)
+    special = (*late_tokens, *CONTROL_TOKENS, *pad)
+    tokenizer.add_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special], special_tokens=True
+    )
     tokenizer.eos_token = END
+    if pad:
+        tokenizer.pad_token = PAD
     tokenizer.clean_up_tokenization_spaces = False
     if tokenizer("").input_ids:  # a bos that the text of a conversation does not have
         tokenizer.add_bos_token = tokenizer.add_eos_token = False
@@ -130,6 +141,40 @@ def new_tokens(path: str, tokenizer: PreTrainedTokenizerFast) -> NewTokens:
     base = load_base_tokenizer(path)
     known, ids = set(base.get_vocab().values()), tokenizer.get_vocab()
     return _new_tokens(ids, (token for token in ids if ids[token] not in known), _eos_of(base))
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | os.PathLike) -> None:
+    """Write the tokenizer's files, so that transformers 4 and llama.cpp's converter read the same tokenizer.
+
+    transformers 5 writes a name of the class and a list of special tokens that version 4 refuses. The
+    converter goes by "add_bos_token" and "add_prefix_space", and without them by what Llama's own does.
+    """
+    tokenizer.save_pretrained(directory)
+    if type(tokenizer) is not PreTrainedTokenizerFast:
+        return
+    path = Path(directory, TOKENIZER_CONFIG)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    more_special = config.pop("extra_special_tokens", None)
+    if more_special:
+        config["additional_special_tokens"] = more_special  # both versions read it under this name
+    config |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": tokenizer.model_input_names,  # version 4 would add token_type_ids
+        "add_bos_token": tokenizer.bos_token_id in tokenizer("").input_ids,
+        "add_prefix_space": _puts_space_before(tokenizer),
+    }
+    path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _puts_space_before(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer puts a space before a text, as SentencePiece and byte-level BPE spell one."""
+    (first, *_) = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens
+    return first.startswith(("▁", "Ġ"))
+
+
+def spells_in_bytes(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer is one of SentencePiece's BPE, which spells unknown characters in bytes."""
+    return getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
