@@ -114,7 +114,7 @@ def test_the_harness_finds_ten_answers_learnt_by_heart_and_scores_the_ids_of_tra
         "--per-device-train-batch-size 10 --no-gradient-checkpointing --no-bf16 --logging-steps 40"
     )
     trainer.main.main(options.split(), standalone_mode=False)
-    saved, second = tmp_path / "run", tmp_path / "harness"
+    saved, second = tmp_path / "run" / "model", tmp_path / "harness"
     harness_tokenizer(saved, second)
     write_tasks(tmp_path)
     done = run(

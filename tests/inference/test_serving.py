@@ -3,14 +3,15 @@
 import json
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import ctranslate2
+import datasets
 import openai
 import pytest
 import torch
-from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,7 +28,7 @@ from tests.inference.prompts import TYPED, Messages, messages_of
 from tests.launching import Running, free_port, kill, run
 from training.consts import END, HUMAN, SYSTEM, YAYI
 from training.text.conversation import Conversation, Turn, from_row
-from training.text.encoding import encode_prompt
+from training.text.encoding import encode, encode_prompt
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
 
@@ -215,7 +216,10 @@ def test_an_answer_sent_back_as_it_was_served_leads_to_our_second_turn(
 
 
 @pytest.fixture(scope="module")
-def langchain(server: tuple[Running, str], tuned: str) -> ChatOpenAI:
+def langchain(server: tuple[Running, str], tuned: str):
+    from langchain_openai import ChatOpenAI
+    from pydantic import SecretStr
+
     return ChatOpenAI(
         base_url=f"{server[1]}/v1", api_key=SecretStr("none"), model=tuned, max_tokens=LONG, max_retries=0,
         temperature=0, frequency_penalty=0, timeout=60,
@@ -223,9 +227,7 @@ def langchain(server: tuple[Running, str], tuned: str) -> ChatOpenAI:
 
 
 @each_prompt
-def test_langchain_gives_our_text_whole_and_streamed(
-    langchain: ChatOpenAI, loaded: Loaded, prompt: Conversation
-) -> None:
+def test_langchain_gives_our_text_whole_and_streamed(langchain, loaded: Loaded, prompt: Conversation) -> None:
     messages = [{**message} for message in messages_of(prompt)]
     text = loaded[1].decode(our_tokens(loaded, prompt, max_new_tokens=LONG), skip_special_tokens=True)
     assert langchain.invoke(messages).content == text
@@ -281,3 +283,19 @@ def test_ctranslate2_in_8_bits_gives_what_was_learnt(
     int8 = convert("int8")
     for prompt in PROMPTS:
         assert ctranslate2_tokens(int8, plain[1], prompt) == our_tokens(loaded, prompt), prompt
+
+
+def test_trl_learns_our_labels(tuned: str, loaded: Loaded, tmp_path: Path) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    typed = [
+        Conversation((*given.turns[:-1], replace(given.turns[-1], yayi=END)), given.system) for given in TYPED
+    ]
+    known = [*map(from_row, LEARNT), *typed]
+    options = SFTConfig(
+        str(tmp_path), assistant_only_loss=True, max_length=None, use_cpu=True, bf16=False, report_to="none"
+    )
+    rows = datasets.Dataset.from_list([{"messages": messages_of(conversation)} for conversation in known])
+    theirs = SFTTrainer(tuned, options, train_dataset=rows).train_dataset
+    ours = [encode(conversation, loaded[1]) for conversation in known]
+    assert [{name: row[name] for name in ("input_ids", "labels")} for row in theirs] == ours

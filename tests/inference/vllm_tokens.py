@@ -2,7 +2,7 @@
 
 scripts/test_vllm.sh starts the server, in fp32 as here, and this:
 
-python -m tests.inference.vllm_tokens --model checkpoints/demo --endpoint http://127.0.0.1:8000/v1
+python -m tests.inference.vllm_tokens --model checkpoints/demo/model --endpoint http://127.0.0.1:8000/v1
 """
 
 import sys
