@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Bloom
 from inference.generation import load, reply
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
 from tests.inference.prompts import TYPED, messages_of
+from tests.test_readme import ENGLISH, blocks
 from tests.tiny_models import make_qwen
 from training import merge_adapter, plan, trainer
 from training.consts import CONTEXT, END
@@ -123,7 +124,7 @@ def greedy(model: torch.nn.Module, tokenizer, prompt: Conversation) -> list[int]
 
 @pytest.mark.slow
 def test_merged_and_unmerged_answers_are_the_same_and_the_base_is_not_touched(
-    trained: Path, base: str, tmp_path: Path, outcome
+    trained: Path, base: str, tmp_path: Path, outcome, capsys
 ) -> None:
     before = {name: (Path(base) / name).read_bytes() for name in os.listdir(base)}
     status, out, _ = outcome(merge_adapter.main, f"--adapter {trained} --output-dir {tmp_path / 'merged'}")
@@ -143,6 +144,11 @@ def test_merged_and_unmerged_answers_are_the_same_and_the_base_is_not_touched(
         model, tokenizer = load(path, device="cpu")
         assert [greedy(model, tokenizer, prompt) for prompt in prompts] == expected, path
     assert reply(model, tokenizer, prompts[0], temperature=0, max_new_tokens=24) == "我是雅意。"
+
+    snippet = blocks(ENGLISH, "python")[0].replace("checkpoints/my-lora/model", str(trained))
+    capsys.readouterr()
+    exec(snippet.replace("bigscience/bloomz-7b1-mt", base), {})
+    assert capsys.readouterr().out == "我是雅意。\n"
 
     # The merged model is a plain one, and differs from the base in nothing but what was adapted.
     merged, original = (
