@@ -23,13 +23,8 @@ FOREIGN = (
     "export HF_ENDPOINT=",
     "export HF_HUB_OFFLINE=",
     "hf download ",
-    "pip install -r requirements-web.txt",
+    "pip install -r requirements-",
     "transformers serve ",
-    "ct2-transformers-converter ",
-    "vllm serve ",
-    "ray start ",
-    "pip install lm-eval",
-    "lm_eval run ",
 )
 
 

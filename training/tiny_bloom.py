@@ -26,7 +26,7 @@ WORD = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 # initializer range of 0.02, which is too small for so narrow a model, two rows were still wrong after 25.
 HIDDEN_SIZE = 64
 LAYERS = 2
-HEADS = 8
+HEADS = 2
 INITIALIZER_RANGE = 0.1
 VOCABULARY = 2000
 

@@ -136,7 +136,7 @@ def prepare_data(run: Run) -> Data:
         say(line)
     system = default_system(tokenizer)
     run.description = describe(
-        options, run.deepspeed_config, training, held_out, world_size(), together, files, adds_pad, system
+        options, run.deepspeed_config, training, held_out, world_size(), together, files, system, adds_pad
     )
     if run.record:
         check_same_run(run.directory, run.description, run.record, options.resume_anyway)

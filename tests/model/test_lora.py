@@ -11,10 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM, GenerationConfig
 
 from inference.generation import load, reply
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
+from tests.inference.prompts import TYPED, messages_of
 from tests.model.card_checks import checked_card
 from tests.test_readme import ENGLISH, blocks
 from tests.tiny_models import make_qwen
@@ -132,11 +133,15 @@ def test_merged_and_unmerged_answers_are_the_same_and_the_base_is_not_touched(
     assert status == 0
     assert "talk to it" in out
     rows = [json.loads(line) for line in SINGLE_TURN.read_text("utf-8").splitlines()]
-    prompts = [Conversation((Turn(row["instruction"]),)) for row in (LEARNT[:2] + rows)[:20]]
+    prompts = [*(Conversation((Turn(row["instruction"]),)) for row in (LEARNT[:2] + rows)[:20]), *TYPED]
     # Plain transformers and peft, the adapter beside the weights.
     plain = AutoModelForCausalLM.from_pretrained(base)
     unmerged = PeftModel.from_pretrained(plain, str(trained)).eval()
-    expected = [greedy(unmerged, load_tokenizer(str(trained)), prompt) for prompt in prompts]
+    theirs, ours = AutoTokenizer.from_pretrained(trained), load_tokenizer(str(trained))
+    for prompt in prompts:
+        asked = theirs.apply_chat_template(messages_of(prompt), add_generation_prompt=True).input_ids
+        assert asked == encode_prompt(prompt, ours)
+    expected = [greedy(unmerged, ours, prompt) for prompt in prompts]
     for path in (str(trained), str(tmp_path / "merged")):
         model, tokenizer = load(path, device="cpu")
         assert [greedy(model, tokenizer, prompt) for prompt in prompts] == expected, path

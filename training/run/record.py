@@ -30,14 +30,14 @@ def describe(
     world_size: int,
     together: Together = "whole prompts",
     evaluation_files: Mapping[str, Examples] | None = None,
-    adds_pad: bool = True,
     system: str = INTRO,
+    adds_pad: bool = True,
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options" every option as text, from which a later start takes those that are not given.
 
-    evaluation_files: the examples of --eval-data-path, by name. adds_pad: `adds_pad_token`. system: the
-    system text of rows without one.
+    evaluation_files: the examples of --eval-data-path, by name. system: the system text of rows without one.
+    adds_pad: `adds_pad_token`.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)

@@ -53,10 +53,10 @@ def teach_to_chat(
 ) -> NewTokens:
     """Give a tokenizer the control tokens and the chat template; return the tokens that it lacked.
 
-    Tokens that are there keep their ids; missing control tokens get the next free ones. Once saved, the
-    tokenizer renders and tokenizes chats as training does, without our code. system: as for `load_tokenizer`.
-    adds_pad: whether a tokenizer that lacks control tokens and has no pad token gets one too, so that other
-    tools can make batches with it.
+    Tokens that are there keep their ids; missing control tokens get the next free ones. system: as for
+    `load_tokenizer`. Once saved, the tokenizer renders and tokenizes chats as training does, without our
+    code. adds_pad: whether a tokenizer that lacks control tokens and has no pad token gets one too, so that
+    other tools can make batches with it.
     """
     backend = tokenizer.backend_tokenizer
     missing = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is None]
