@@ -25,6 +25,7 @@ def test_the_card_of_a_run(tuned: str, capsys: pytest.CaptureFixture) -> None:
     report = json.loads((run_dir / "report.json").read_text("utf-8"))
     losses = f"| training loss, first and last | {report['first_loss']:.4f}, {report['last_loss']:.4f} |"
     assert losses in card.text
+    assert "| a step | 4 rows |" in card.text
     assert report["run"]["machine"]["host"] not in card.text
     ((path, summary),) = report["data"].items()
     kept = summary["kept"]

@@ -35,6 +35,7 @@ from training.consts import NOT_SUPERVISED
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
 from training.model.lora import has_adapter
+from training.model.model_card import CARD
 from training.model.save import write_older_names
 from training.run.card_memory import Planned, peak_memory
 from training.run.checkpoints import CheckpointWriter, find_checkpoints
@@ -260,7 +261,9 @@ class SFTTrainer(Trainer):
         """Make a checkpoint of what transformers has saved, and start the speed's clock again."""
         if self.args.should_save:
             save_tokenizer(self.tokenizer, self.checkpoints.directory)
-            if not has_adapter(self.model):
+            if has_adapter(self.model):  # peft's model card is an empty form that names the base by its path
+                (self.checkpoints.directory / CARD).unlink()
+            else:
                 write_older_names(self.checkpoints.directory)
         self.checkpoints.complete()
         self.stop_request.goes_on_from = self.state.global_step

@@ -47,7 +47,11 @@ def write_card_of_run(
 def training_section(report: Mapping[str, Any], options: Options) -> str:
     """The section, in Markdown, of what a run's report says."""
     record, examples = report["run"], report["examples"]
-    facts = {"trained by": f"`training.trainer`, {record['optimizer']}", **run_facts(report)}
+    facts = {
+        "trained by": f"`training.trainer`, {record['optimizer']}",
+        "a step": ", ".join(f"{count:,} {of}" for of, count in record["global batch"].items()),
+        **run_facts(report),
+    }
     if "machine" in record:
         facts["machine"] = hardware_text(record["machine"])
     values = {name: value for name, value in values_of_run(options).items() if name not in OF_THIS_PLACE}
