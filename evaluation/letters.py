@@ -26,9 +26,8 @@ class Cleaning(NamedTuple):
     leaves: str
 
 
-CLEANING = (
-    Cleaning(MARK, "", "\ue000B", "B"),
-    # What a model thinks before it answers; an answer that is cut off in there is none.
+# What a model thinks before it answers; an answer that is cut off in there is none.
+THOUGHTS = (
     Cleaning(
         r"(?is)<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)",
         "\n",
@@ -36,6 +35,11 @@ CLEANING = (
         "\n\n\nB",
     ),
     Cleaning(r"(?is)\A.*</(?:think|thinking|thought|reasoning)>", "", "选A？</think>B", "B"),
+)
+
+CLEANING = (
+    Cleaning(MARK, "", "\ue000B", "B"),
+    *THOUGHTS,
     # LaTeX.
     Cleaning(r"\\(?:text|textbf|mathrm|mathbf|mathsf)\s*\{([^{}]*)\}", r"\1", r"$\text{B}$", "$B$"),
     Cleaning(r"\\f?boxed?\s*\{([^{}]*)\}", r"\n最终答案:\1\n", r"\boxed{B}", "\n最终答案:B\n"),
@@ -94,10 +98,12 @@ class MarkedText(NamedTuple):
         return self.groups[ord(mark) - FIRST_MARK]
 
 
-def clean(answer: str) -> str:
-    """The answer in one width, without thoughts, emphasis, LaTeX, and brackets around a letter."""
+def clean(answer: str, form: Sequence[Cleaning] = CLEANING) -> str:
+    """The answer in one width, without what `form` replaces: thoughts, emphasis, LaTeX, and brackets around a
+    letter.
+    """
     text = unicodedata.normalize("NFKC", answer)
-    for rule in CLEANING:
+    for rule in form:
         text = re.sub(rule.pattern, rule.replacement, text)
     return text
 
@@ -125,3 +131,9 @@ def mark_letters(text: str, options: Sequence[str]) -> MarkedText:
         return chr(FIRST_MARK + len(groups) - 1)
 
     return MarkedText(GROUP.sub(mark, SMALL.sub(capital, text)), groups)
+
+
+def lone_letters(text: str) -> set[str]:
+    """The letters that stand alone in a text, as capitals; not the words "a" and "I"."""
+    small = re.findall(r"(?<![A-Za-z0-9'’])(?!a\s+[A-Za-z])[a-z](?![A-Za-z0-9'’])", text)
+    return {letter.strip("[]").upper() for letter in [*re.findall(ONE, text), *small]}

@@ -13,6 +13,7 @@ letter, and its answer is determined in five ways:
     option                the "A. text" that is likeliest as a whole, which favours short ones
     option per token      the "A. text" whose log-likelihood divided by its number of tokens is highest
 
+Where several options are right, all of them and no others are to be chosen; an answer is only generated then.
 An answer's likelihood is that of all its supervised tokens, as training would have them. For a short-answer
 question, an answer is only generated; it is right if it contains an accepted one. Accuracies are those of the
 options' own order; the other orders show whether a model goes by the letter.
@@ -109,6 +110,11 @@ def digest(questions: Sequence[ObjectiveQuestion]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def has_one_right(question: ObjectiveQuestion) -> bool:
+    """Whether likelihoods choose an answer: of a multiple-choice question with one right option."""
+    return bool(question.options) and not question.has_several
+
+
 def answer_tasks(
     tasks: Sequence[tuple[ObjectiveQuestion, int]], journal: Journal, options: SimpleNamespace
 ) -> None:
@@ -128,7 +134,7 @@ def answer_tasks(
     def answer(batch: list[int]) -> list[dict[str, Any]]:
         generated = answer_batch(model, tokenizer, [prompts[row] for row in batch], config)
         entries = [{"row": row} | given._asdict() for row, given in zip(batch, generated, strict=True)]
-        choices = [entry for entry in entries if questions[entry["row"]].options]
+        choices = [entry for entry in entries if has_one_right(questions[entry["row"]])]
         if not choices:
             return entries
         candidates = []

@@ -7,7 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 
-from evaluation.letters import MARK, MarkedText, clean, mark_letters
+from evaluation.letters import MARK, THOUGHTS, MarkedText, clean, lone_letters, mark_letters
 from evaluation.reading_rules import (
     ASIDE,
     CONCLUDED,
@@ -206,9 +206,15 @@ def _is_denied(clause: str, quoted: re.Match) -> bool:
 
 
 def is_accepted(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether an answer holds one of the accepted ones, whatever its width, case, spaces and punctuation."""
-    text = compact(answer)
-    return any(occurs(compact(one), text) for one in accepted)
+    """Whether an answer holds one of the accepted ones, whatever its width, case, spaces and punctuation.
+
+    An accepted letter has to stand alone, and be no word.
+    """
+    words = compact(clean(answer, THOUGHTS))
+    return any(
+        one.upper() in lone_letters(clean(answer)) if re.fullmatch("[a-z]", one) else occurs(one, words)
+        for one in map(compact, accepted)
+    )
 
 
 def compact(text: str) -> str:

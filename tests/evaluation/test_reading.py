@@ -140,6 +140,18 @@ def test_a_wrong_answer_is_an_option_too() -> None:
         ("The Old  Man and the Sea", "old man", True),
         ("《天涯·若比邻》", "天涯若比邻", True),
         ("", "12", False),
+        ("<think>206？</think>不知道", "206", False),
+        # A letter stands alone.
+        ("血型是O型", "O", True),
+        ("The group is o.", "O", True),
+        ("**O**", "O", True),
+        ("A", "A", True),
+        ("H2O, or the Ohio", "O", False),
+        ("It is a planet.", "A", False),
+        ("A planet.", "A", False),
+        ("I don't know", "I", False),
+        ("don't", "T", False),
+        ("B2", "B", False),
     ],
 )
 def test_an_accepted_answer_is_found_as_a_whole(answer: str, accepted: str, expected: bool) -> None:
