@@ -38,6 +38,7 @@ from evaluation.objective_questions import (
     read_objective_questions,
 )
 from evaluation.objective_scores import LETTER, OPTION, judge, objective_figures, objective_report
+from evaluation.output import check_no_model
 from inference.batch_answers import answer_batch, check_prompt_lengths
 from inference.generation import context_length, generation_config
 from inference.options import load_from_options, model_options
@@ -83,6 +84,7 @@ def main(**options: Any) -> None:
 def measure_accuracy(options: SimpleNamespace) -> None:
     """Write --output. Raises UserError for what is wrong with the questions before the model is loaded."""
     result_file = options.output / "result.json"
+    check_no_model(options.output)
     with refusals(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
     with claim_output(result_file):

@@ -22,6 +22,7 @@ import click
 import numpy as np
 
 from evaluation.endpoint import ask_endpoint, check_endpoint
+from evaluation.output import check_no_model
 from evaluation.ranking import agreement, ratings_report, score_tables
 from evaluation.ratings import KEY, read_sheets, write_sheets
 from evaluation.subjective_questions import SubjectiveQuestion, read_answers, read_subjective_questions
@@ -92,6 +93,7 @@ def ask(**options: Any) -> None:
 def sheets(answers: Sequence[str], raters: int, output: Path, seed: int) -> None:
     """Make a blind sheet for each rater, to be opened in a spreadsheet."""
     items = read_answers(answers)
+    check_no_model(output)
     check_empty(output, "move it, or give another --output")
     with refusals(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -122,6 +124,7 @@ def collect(options: SimpleNamespace) -> None:
     """Write --output: each question with the model's name and answer."""
     if options.endpoint:
         check_endpoint(options.endpoint)
+    check_no_model(options.output.parent)
     with claim_output(options.output):
         questions = read_subjective_questions(options.questions)
         journal = Journal(
