@@ -46,8 +46,12 @@ CLEANING = (
     Cleaning(r"\\[()\[\]]|\$|\\", "", r"\(B\)", "B"),
     # Markdown: the mark of a final answer, headings, list items, quotes; then emphasis.
     Cleaning(r"(?m)^\s*#{4}\s*(?=\S{1,3}$)", "最终答案:", "#### B", "最终答案:B"),
-    Cleaning(r"(?m)^[ \t]*(?:#{1,6}|[-•>])[ \t]+", "", "- B", "B"),
-    Cleaning(r"\*\*\s*([A-Z])\s*\*\*", r"[\1]", "**A** is", "[A] is"),
+    Cleaning(r"(?m)^[ \t]*(?:#{1,6}|[-•>]|\d{1,2}[.)](?=[ \t]+[A-Z]\b))[ \t]+", "", "1) B", "B"),
+    # What stands around a final answer: a tag, a key of JSON.
+    Cleaning(r"(?i)<answer>|<\|begin_of_box\|>", "\n最终答案:", "<answer>B", "\n最终答案:B"),
+    Cleaning(r"(?i)</answer>|<\|end_of_box\|>", "\n", "B</answer>", "B\n"),
+    Cleaning(r"""\{?["'](\w+)["']\s*:""", r"\1:", '{"answer": "B"}', 'answer: "B"}'),
+    Cleaning(r"([*_~]{1,3})\s*([A-Z])\s*\1", r"[\2]", "**A** is", "[A] is"),
     Cleaning(r"\*+|__|`+", "", "**B. Jupiter**", "B. Jupiter"),
     # A letter in any brackets or quotes.
     Cleaning(
@@ -57,6 +61,13 @@ CLEANING = (
         "答案是[B]",
     ),
     Cleaning(r"[【\[]([^】\]\n]{2,8})[】\]]:?", r"\n\1:", "【答案】B", "\n答案:B"),
+    # What interrupts a statement.
+    Cleaning(
+        r"(?i),\s*(?:I (?:believe|think|guess|suppose)|therefore|thus|hence|then|of course|however),",
+        "",
+        "The answer, I believe, is B",
+        "The answer is B",
+    ),
     Cleaning(r":\s+", ":", "答案:\n\nB", "答案:B"),
 )
 
@@ -71,9 +82,9 @@ ONE = (
     rf"(?:\[[A-Za-z]\]|(?<![A-Za-z0-9'’])(?!A[ \t]+(?!(?i:{AFTER_LETTER_A})\b)[A-Za-z])(?!I[ \t]+[A-Za-z])"
     r"[A-Z](?![A-Za-z0-9'’])(?!-[a-z]))"
 )
-ITEM = rf"(?:选项\s*|\b(?:[Oo]ption|[Cc]hoice)s?\s+)?{ONE}(?:选项|项)?"
+ITEM = rf"(?:选项\s*|第|\b(?:[Oo]ption|[Cc]hoice|[Ll]etter)s?\s+)?{ONE}(?:选项|项)?"
 JOINT = (
-    r"(?:\s*(?:、|/|以及|和|与|及|跟|或者?|还有|&|\+|,?\s*\b(?:and|or|nor)\b)\s*|[ \t]+|"
+    r"(?:\s*(?:、|/|以及|和|与|及|跟|或者?|还有|&|\+|,?\s*\b(?:and also|and|or|nor|as well as)\b)\s*|[ \t]+|"
     rf",[ \t]*(?={ONE}\s*(?:$|[\n.。!;,、)]|和|与|及|都|均|皆|全|\b(?:and|or|are|both)\b)))"
 )
 RUN = r"(?<![A-Za-z0-9])[A-Z]{2,}(?![A-Za-z0-9])(?:项|选项)?"

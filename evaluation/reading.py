@@ -23,9 +23,12 @@ from evaluation.reading_rules import (
 # Where a clause ends: at a point only before a space.
 CLAUSE = re.compile(r"([。!?;\n]|,(?!\d)|\.(?=\s|$)|——|…)")
 
+# What takes the place of what is denied.
+DENIAL = "∅"
+
 # A label before a text, "B. Jupiter", "B-木星", at the beginning of a clause; BAR stands for what is between.
 BAR = "|"
-LABEL = re.compile(rf"(^|[\n。!?;,:])(\s*{MARK})\s*(?:[.):、|]|[-–—]+)(?=[ \t]*[^\s.])", re.MULTILINE)
+LABEL = re.compile(rf"(^|[\n。!?;,:])(\s*{MARK})\s*(?:[.):、]|[-–—]+)(?=[ \t]*[^\s.])", re.MULTILINE)
 
 # A clause that begins with a letter, and what follows it. Words that make it the subject of a sentence.
 LABELLED = re.compile(rf"({MARK})(\{BAR}|[ \t]*)(.+)")
@@ -39,7 +42,7 @@ CONTRADICTION = frozenset({-1})
 
 # What is said against an option whose text is quoted, before and after it, in clauses that are `compact`.
 DENIED_BEFORE = re.compile(
-    r"(?:不是|不会是|不可能是|并非|而非|不|非|未|没有?|排除了?|错选|误选|"
+    r"(?:除了?|不是|不会是|不可能是|并非|而非|不|非|未|没有?|排除了?|错选|误选|"
     r"\b(?:not|isn t|rather than|instead of)(?: the)?\s*)$"
 )
 DENIED_AFTER = re.compile(
@@ -67,7 +70,7 @@ def read_choices(answer: str, options: Sequence[str], rules: Sequence[Rule] = RU
     """
     text = clean(answer)
     whole = compact(text)
-    if not re.fullmatch("[a-z]?", whole):
+    if not re.fullmatch("[a-z]?", whole) and not text.rstrip().endswith("?"):
         for index, option in enumerate(options):
             if compact(option) == whole:
                 return frozenset({index})
@@ -84,18 +87,17 @@ def _stated_letters(
 
     None where no letter is stated.
     """
-    text = LABEL.sub(rf"\1\2{BAR}", marked.text)
-    if len(set(re.findall(rf"{MARK}(?=\{BAR})", text))) > 1:
-        text = re.sub(rf":(?=\s*{MARK}\{BAR})", ";", text)  # "Options:A| ..." states nothing
+    text = _with_bars(marked, len(options))
     stated: dict[int, list[frozenset[int]]] = defaultdict(list)
     labels: list[frozenset[int]] = []
     begins_with_label = False
     for before, clause in itertools.pairwise(["", *_clauses(text)]):
         if _is_found(RETRACTED, clause, rules) and not before.endswith("?"):
             stated.clear()
+            labels.clear()
         rest = clause
         for pattern in _patterns(DENIED, rules):
-            rest = pattern.sub("×", rest)
+            rest = pattern.sub(DENIAL, rest)
         if label := _label(clause, rest, marked, options):
             labels.append(label)
             begins_with_label |= not before
@@ -117,11 +119,24 @@ def _stated_letters(
     return frozenset()
 
 
+def _with_bars(marked: MarkedText, options: int) -> str:
+    """The text with BAR behind each letter that labels what follows, and the options of a list as clauses."""
+    text = marked.text
+    on_a_line = re.compile(rf"[ \t]+({MARK})\s*[.):、](?=[ \t]*\S)")
+    if len(set(on_a_line.findall(" " + text))) >= options:
+        text = on_a_line.sub(r"; \1.", text)  # "A. Mars B. Jupiter"
+    text = LABEL.sub(rf"\1\2{BAR}", text)
+    if len(set(re.findall(rf"{MARK}(?=\{BAR})", text))) > 1:
+        first_label = re.compile(rf"\A((?:(?!{MARK}\{BAR}).)*):(?=\s*{MARK}\{BAR})", re.DOTALL)
+        text = first_label.sub(r"\1;", text)  # "Options:A| ..." states nothing
+    return text
+
+
 def _clauses(text: str) -> list[str]:
     """The clauses of a text, without what separates them but for a question mark."""
     parts = [*CLAUSE.split(text), ""]
     clauses = [
-        part.strip(" \t()\"':、") + end.strip("。!;\n,.—…")
+        part.strip(" \t()\"':、.{}") + end.strip("。!;\n,.—…")
         for part, end in zip(parts[::2], parts[1::2], strict=True)
     ]
     return [clause for clause in clauses if clause.strip("?")]
@@ -152,7 +167,8 @@ def _label(clause: str, rest: str, marked: MarkedText, options: Sequence[str]) -
     if own and re.match(_pattern_of(own), labelled):
         return None if DENIED_AFTER.match(labelled, len(own)) else frozenset({index})
     is_denied = rest[0] != clause[0] or (DENIED_AFTER.match(labelled) and not re.search(MARK, parts[3]))
-    if is_denied or not parts[2] or (parts[2] != BAR and PREDICATE.match(parts[3])):
+    is_taken_back = _is_found(RETRACTED, parts[3], RULES) or re.fullmatch(rf"\s*{MARK}\s*", parts[3])
+    if is_denied or is_taken_back or not parts[2] or (parts[2] != BAR and PREDICATE.match(parts[3])):
         return None
     if labelled in map(compact, options) and not occurs(own, compact(marked.text)):
         return CONTRADICTION
@@ -182,6 +198,7 @@ def _quoted_options(text: str, options: Sequence[str]) -> frozenset[int]:
         index: _pattern_of(compact(option)) for index, option in enumerate(options) if compact(option)
     }
     longest_first = sorted(patterns, key=lambda index: len(compact(options[index])), reverse=True)
+    text = re.sub(r"[^。!;,\n?]*\?", "", text)  # what is asked is no answer
     rest, clauses = compact(text), [compact(clause) for clause in CLAUSE.split(text)[::2]]
     found = set()
     for index in longest_first:

@@ -39,7 +39,7 @@ class Rule(NamedTuple):
 
 # What may stand between a subject and what is said of it: "应该", "clearly".
 SURELY = (
-    r"(?:应该|应当|应|就|只能|肯定|一定|显然|当然|自然|无疑|必然|也许|可能|大概|或许|明显|确实|的确|其实|便|"
+    r"(?:应该|应当|应|就|只能|肯定|一定|显然|当然|自然|无疑|必然|明显|确实|的确|其实|便|"
     r"我认为|我觉得|最终|仍然?|只有)*"
 )
 ADVERB = (
@@ -48,7 +48,7 @@ ADVERB = (
 )
 IS = (
     r"(?:'s|\s+(?:is|are|was|were|seems|looks|appears|sounds|"
-    r"(?:would|should|must|will|could|might|may|can only|has to|seems to|appears to) be))"
+    r"(?:would|should|must|will|could|might|may|can only|has to|would have to|seems to|appears to) be))"
 )
 OPTION = r"(?:(?:the\s+)?(?:option|choice|letter|answer|number)\s*:?)?"
 NOUN = r"(?:说法|表述|描述|内容|解释|选项|答案|选择)"
@@ -62,13 +62,13 @@ RULES = (
         "不应该选A",
         "",
     ),
-    Rule(DENIED, r"(?:并非|而非|绝非|别选?|勿选|莫选|没有?选|没说是?)@", "并非C正确", ""),
+    Rule(DENIED, r"(?:与其选?|并非|而非|绝非|别选?|勿选|莫选|没有?选|没说是?)@", "并非C正确", ""),
     Rule(DENIED, r"(?:排除|否定|划掉|去掉|剔除|淘汰|放弃|误选|错选)了?(?:选项)?@", "误选A是因为没看清", ""),
     Rule(
         DENIED,
-        rf"(?<!除)(?<!除了)@(?:的?{NOUN})?(?:都|均|皆|也|则|就|显然|明显|完全|肯定|全|是|说得|说|太|有些?|可以?|应该?|被|同样)*"
+        rf"(?<!除)(?<!除了)@[|(]?(?:的?{NOUN})?(?:都|均|皆|也|则|就|显然|明显|完全|肯定|全|是|说得|说|太|有些?|可以?|应该?|被|同样)*"
         r"(?:不对|不正确|不符|不是|不能|不选|不可|不成立|不准确|不恰当|不合|不妥|不属于|不会|不行|不满足|"
-        r"不应|错|有误|排除|无关)",
+        r"不应|错|有误|排除|无关|[×✗✘❌])",
         "答案A是错的",
         "",
     ),
@@ -110,7 +110,12 @@ RULES = (
         "",
     ),
     Rule(ASIDE, r"@也(?:很?有|说得通|行|可以|不错|接近|像|挺|算)", "答案是B，但选A也有道理", "B"),
-    Rule(ASIDE, r"有(?:的|些)?人|(?:很|许)多人|不少人|大家|容易|乍看|看似|迷惑|干扰|一开始", "很多人选A", ""),
+    Rule(
+        ASIDE,
+        r"有(?:的|些)?人|(?:很|许)多人|不少人|大家|容易|乍看|看似|迷惑|干扰|一开始|起初|原[来本]|本来|最初",
+        "很多人选A",
+        "",
+    ),
     Rule(
         ASIDE,
         r"\b(?:tempting|distractors?|plausible|at first|first glance|some|many|most people|others|common|"
@@ -125,7 +130,7 @@ RULES = (
         "",
     ),
     Rule(ASIDE, r"@\s*比\s*@|@.*\bthan\s.*@", "C比B更正确", ""),
-    Rule(ASIDE, r"×就是|要么|之间|\beither\b|\bbetween\b", "不是A就是B", ""),
+    Rule(ASIDE, r"∅就是|要么|之间|\beither\b|\bbetween\b", "不是A就是B", ""),
     Rule(QUESTION, r"\?$", "选A？", ""),
     Rule(QUESTION, r"(?:吗|么|呢)$|是否|是不是|@.*还是.*@|\bwhether\b", "不知道是否选A", ""),
     # Stated, in Chinese.
@@ -143,7 +148,7 @@ RULES = (
         "应选B",
         "B",
     ),
-    Rule(STATED, r"(?:而|就|才|即|应|应该|应当|只能|该|也可能)(?:是|为|填)@", "这一空应填B", "B"),
+    Rule(STATED, r"(?:而|就|才|即|应|应该|应当|只能|该)(?:是|为|填)@|改(?:成|为|选)@", "这一空应填B", "B"),
     Rule(
         STATED,
         r"(?<!不)(?<!不太)(?:正确|对|合适|恰当|准确|合理|符合[^,]{0,6}|最[^,]{1,8}|成立)的"
@@ -162,7 +167,7 @@ RULES = (
     # Stated, in English.
     Rule(
         STATED,
-        r"\b(?:answers?|ans)\b(?:\s+(?:choice|option|letter|key|here))?(?:\s+to\b[^,]*?)?"
+        r"\b(?:answers?|ans)\b(?:\s+(?:choice|option|letter|key|here))?(?:\s+(?:to|among|of|for|in)\b[^,]*?)?"
         rf"(?:{IS}|\s*[:=–-])*\s*{ADVERB}{OPTION}@",
         "The correct answer is option B",
         "B",
@@ -170,13 +175,13 @@ RULES = (
     Rule(
         STATED,
         r"\b(?:choose|chose|choosing|pick(?:ed)?|select(?:ed)?|go(?:ing)? (?:with|for)|vote for|opt for|"
-        rf"settle on|bet on|mark)\s+{ADVERB}{OPTION}@",
+        rf"lean(?:ing)? towards?|settle on|bet on|mark)\s+{ADVERB}{OPTION}@",
         "I'll go with B",
         "B",
     ),
     Rule(
         STATED,
-        r"\b(?:options?|choice|letter|one|selection|guess|pick|solution|response|it|that|this|\w+est)"
+        r"\b(?:options?|choice|letter|one|selection|guess|pick|solution|response|it|that|this|\w+est(?:\s+\w+)?)"
         rf"(?:\s+here)?(?:{IS}|\s*:)\s*{ADVERB}{OPTION}@",
         "The best choice is B",
         "B",
@@ -188,21 +193,22 @@ RULES = (
         "B is my pick",
         "B",
     ),
-    Rule(STATED, r"(?:^|×\s*)(?:but|rather|instead|而是|是)\s*(?:rather\s+)?@", "It is not A but B", "B"),
-    Rule(STATED, r"(?:=>|->|→|⇒)\s*@", "Largest planet → B", "B"),
-    Rule(STATED, r"^(?:那么?就?|就|嗯|好的?|毫无疑问)?@(?:吧|啊|呀|了|哦)?$", "b", "B"),
+    Rule(STATED, r"(?:^|∅\s*)(?:but|rather|instead|而是|是)\s*(?:rather\s+)?@", "It is not A but B", "B"),
+    Rule(STATED, r"^(?:(?!@).)*(?:=>|->|→|⇒)@", "Largest planet → B", "B"),
+    Rule(STATED, r"^(?:or|或者?)\s*(?:maybe |perhaps |possibly |可能)?是?@", "A, or maybe B", "AB"),
+    Rule(STATED, r"^(?:那么?就?|就|嗯|好的?|毫无疑问)?@(?:吧|啊|呀|了|哦)?\s*[(而]?∅?\)?$", "b", "B"),
     # Found right, or said with less weight.
     Rule(
         LIKELY,
-        rf"@(?:的?{NOUN})?(?:是|才|就|为|都|均|皆|全|也|最|完全|显然|肯定|确实|更|应该|全部|同时|基本)*"
-        r"(?:正确|对(?=$|[的了啊吧])|符合|恰当|准确|合适|合理|成立|没错|没有错|没问题|无误|属实)",
+        rf"@[|(]?(?:的?{NOUN})?(?:是|才|就|为|都|均|皆|全|也|最|完全|显然|肯定|确实|更|应该|全部|同时|基本)*"
+        r"(?:正确|对(?=$|[的了啊吧])|符合|恰当|准确|合适|合理|成立|没错|没有错|没问题|无误|属实|[√✓✔✅])",
         "A项错误，B项正确",
         "B",
     ),
     Rule(LIKELY, r"(?:只有|唯有|仅有?|剩下?(?:的)?(?:就是|是)?)@", "只有B满足条件", "B"),
     Rule(
         LIKELY,
-        r"(?:是|认为|觉得|猜|应该|估计|肯定|一定|显然|当然|可能|大概|也许|或许|恐怕|推断|为|所以|因此|故)@"
+        r"(?:是|认为|觉得|猜|应该|估计|肯定|一定|显然|当然|可能|大概|也许|或许|恐怕|推断|为|即|得|倾向于?选?|所以|因此|故)@"
         r"(?:吧|啊|呀|了|哦|的)?$",
         "我猜B吧",
         "B",
@@ -216,9 +222,9 @@ RULES = (
     ),
     Rule(
         LIKELY,
-        r"\b(?:it's|it is|that's|must be|correct|conclusion|choice|result|summary|think|believe|guess|say|"
-        r"definitely|probably|surely|certainly|obviously|clearly|likely|possibly|perhaps|maybe|so|"
-        r"therefore|thus|hence|then|yes|sure|ok|okay|well|leaving|leaves)"
+        r"\b(?:it's|it is|that's|must be|correct|final|selected|conclusion|verdict|choice|result|"
+        r"summary|actually|think|believe|guess|say|definitely|probably|surely|certainly|obviously|clearly|likely|"
+        r"possibly|perhaps|maybe|so|therefore|thus|hence|then|yes|sure|ok|okay|well|leaving|leaves)"
         rf"\s*:?\s*{OPTION}@(?:\s+(?:then|indeed|for sure|(?:because|since|as|is)\b.*))?$",
         "Definitely B",
         "B",
@@ -245,7 +251,7 @@ RULES = (
     ),
     Rule(
         RETRACTED,
-        r"^(?:wait|actually|sorry|correction|scratch that|hmm|no$|oops|my mistake)\b",
+        r"^(?:wait|actually|sorry|correction|scratch that|hmm|no$|no wait|oops|my mistake)\b",
         "The answer is A. Wait, the answer is B.",
         "B",
     ),
