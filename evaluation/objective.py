@@ -13,6 +13,7 @@ letter, and its answer is determined in five ways:
     option                the "A. text" that is likeliest as a whole, which favours short ones
     option per token      the "A. text" whose log-likelihood divided by its number of tokens is highest
 
+Where several options are right, all of them and no others are to be chosen; an answer is only generated then.
 An answer's likelihood is that of all its supervised tokens, as training would have them. For a short-answer
 question, an answer is only generated; it is right if it contains an accepted one. Accuracies are those of the
 options' own order; the other orders show whether a model goes by the letter.
@@ -37,6 +38,7 @@ from evaluation.objective_questions import (
     read_objective_questions,
 )
 from evaluation.objective_scores import LETTER, OPTION, judge, objective_figures, objective_report
+from evaluation.output import check_no_model
 from inference.batch_answers import answer_batch, check_prompt_lengths
 from inference.generation import context_length, generation_config
 from inference.options import load_from_options, model_options
@@ -82,6 +84,7 @@ def main(**options: Any) -> None:
 def measure_accuracy(options: SimpleNamespace) -> None:
     """Write --output. Raises UserError for what is wrong with the questions before the model is loaded."""
     result_file = options.output / "result.json"
+    check_no_model(options.output)
     with refusals(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
     with claim_output(result_file):
@@ -109,6 +112,11 @@ def digest(questions: Sequence[ObjectiveQuestion]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def has_one_right(question: ObjectiveQuestion) -> bool:
+    """Whether likelihoods choose an answer: of a multiple-choice question with one right option."""
+    return bool(question.options) and not question.has_several
+
+
 def answer_tasks(
     tasks: Sequence[tuple[ObjectiveQuestion, int]], journal: Journal, options: SimpleNamespace
 ) -> None:
@@ -128,7 +136,7 @@ def answer_tasks(
     def answer(batch: list[int]) -> list[dict[str, Any]]:
         generated = answer_batch(model, tokenizer, [prompts[row] for row in batch], config)
         entries = [{"row": row} | given._asdict() for row, given in zip(batch, generated, strict=True)]
-        choices = [entry for entry in entries if questions[entry["row"]].options]
+        choices = [entry for entry in entries if has_one_right(questions[entry["row"]])]
         if not choices:
             return entries
         candidates = []

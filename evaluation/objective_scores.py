@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluation.intervals import share_interval
 from evaluation.objective_questions import LETTERS, ObjectiveQuestion
-from evaluation.reading import is_accepted, read_choice
+from evaluation.reading import is_accepted, read_choices
 from evaluation.tables import markdown
 
 GENERATED, GUESSED, LETTER, OPTION, PER_TOKEN = WAYS = (
@@ -33,17 +33,20 @@ def judge(question: ObjectiveQuestion, rotation: int, entry: dict[str, Any]) -> 
     shown = question.rotated(rotation)
     row = {"place": shown.place, "category": shown.category, "question": shown.text, "rotation": rotation}
     if shown.options:
-        row |= {"options": shown.options, "right": LETTERS[shown.right]}
-        likelihoods = {LETTER: entry[LETTER], OPTION: entry[OPTION]}
-        likelihoods[PER_TOKEN] = [
-            total / tokens for total, tokens in zip(entry[OPTION], entry["tokens_of_option"], strict=True)
-        ]
-        row["log_likelihoods"] = likelihoods
-        index = read_choice(entry["answer"], shown.options)
-        choices = {GENERATED: index, GUESSED: guess(shown, rotation) if index is None else index}
-        choices |= {way: values.index(max(values)) for way, values in likelihoods.items()}
-        is_right = {way: index == shown.right for way, index in choices.items()}
-        choices = {way: None if index is None else LETTERS[index] for way, index in choices.items()}
+        row |= {"options": shown.options, "right": letters_of(shown.all_right)}
+        chosen = read_choices(entry["answer"], shown.options)
+        if len(chosen) > 1 and not shown.has_several:
+            chosen = frozenset()
+        sets = {GENERATED: chosen, GUESSED: chosen or guess(shown, rotation)}
+        if not shown.has_several:
+            likelihoods = {LETTER: entry[LETTER], OPTION: entry[OPTION]}
+            likelihoods[PER_TOKEN] = [
+                total / tokens for total, tokens in zip(entry[OPTION], entry["tokens_of_option"], strict=True)
+            ]
+            row["log_likelihoods"] = likelihoods
+            sets |= {way: frozenset({values.index(max(values))}) for way, values in likelihoods.items()}
+        is_right = {way: indices == shown.all_right for way, indices in sets.items()}
+        choices = {way: letters_of(indices) or None for way, indices in sets.items()}
     else:
         row["accepted"] = shown.accepted
         choices = dict.fromkeys((GENERATED, GUESSED), entry["answer"].strip() or None)
@@ -52,21 +55,41 @@ def judge(question: ObjectiveQuestion, rotation: int, entry: dict[str, Any]) -> 
     return row | said | {"chosen": choices, "is_right": is_right}
 
 
-def guess(question: ObjectiveQuestion, rotation: int) -> int:
-    """The index of a random option, which is the same for each call."""
-    return random.Random(f"{question.text} {rotation}").randrange(len(question.options))
+def letters_of(indices: Iterable[int]) -> str:
+    """ "ABD" for the indices 0, 1 and 3."""
+    return "".join(LETTERS[index] for index in sorted(indices))
+
+
+def guess(question: ObjectiveQuestion, rotation: int) -> frozenset[int]:
+    """The index of a random option, or a random set of them, which is the same for each call."""
+    rng = random.Random(f"{question.text} {rotation}")
+    if not question.has_several:
+        return frozenset({rng.randrange(len(question.options))})
+    bits = rng.randrange(1, number_of_choices(len(question.options), has_several=True) + 1)
+    return frozenset(index for index in range(len(question.options)) if bits >> index & 1)
+
+
+def number_of_choices(options: int, has_several: bool) -> int:
+    """How many answers a question has: its options, or all sets of them but the empty one."""
+    return 2**options - 1 if has_several else options
 
 
 def objective_figures(judged: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The accuracy of a guess, the shares of unread and of cut-off answers, and the figures of each way."""
     choices = [row for row in judged if "options" in row]
-    chances = [1 / len(row["options"]) for row in choices if row["rotation"] == 0]
+    chances = [
+        1 / number_of_choices(len(row["options"]), len(row["right"]) > 1)
+        for row in choices
+        if row["rotation"] == 0
+    ]
     return {
         "asked": sum(row["rotation"] == 0 for row in judged),
         "chance": sum(chances) / len(chances) if chances else None,
         "unread": share(row["chosen"][GENERATED] is None for row in judged),
         "cut_off": share(not row["ended"] for row in judged),
-        "ways": {way: way_figures(way, judged) for way in WAYS if choices or way in (GENERATED, GUESSED)},
+        "ways": {
+            way: way_figures(way, judged) for way in WAYS if any(way in row["is_right"] for row in judged)
+        },
     }
 
 
@@ -119,7 +142,7 @@ def letter_shares(way: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     Where all questions have the same number of options, a way that does not go by the letter chooses each
     letter equally often.
     """
-    choices = Counter(row["chosen"][way] for row in rows if row["chosen"].get(way))
+    choices = Counter(letter for row in rows for letter in row["chosen"].get(way) or "")
     names = LETTERS[: max(len(row["options"]) for row in rows)]
     return {name: choices[name] / max(1, choices.total()) for name in names}
 
@@ -127,12 +150,12 @@ def letter_shares(way: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def same_option_in_all(way: str, rows: Sequence[dict[str, Any]]) -> float:
     """The share of questions for which a way chooses the same option in all orders, whatever its letter."""
 
-    def text(row: dict[str, Any]) -> str | None:
-        letter = row["chosen"].get(way)
-        return row["options"][LETTERS.index(letter)] if letter else None
+    def texts(row: dict[str, Any]) -> frozenset[str]:
+        return frozenset(row["options"][LETTERS.index(letter)] for letter in row["chosen"][way] or "")
 
-    choices = [{text(row) for row in several} for several in group_rows("place", rows).values()]
-    return share(len(texts) == 1 and None not in texts for texts in choices)
+    rows = [row for row in rows if way in row["chosen"]]
+    choices = [{texts(row) for row in several} for several in group_rows("place", rows).values()]
+    return share(len(chosen) == 1 and frozenset() not in chosen for chosen in choices)
 
 
 def share(truths: Iterable[bool]) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from evaluation.output import check_no_model
 from evaluation.perplexity_scores import (
     ALL,
     NO_DOMAIN,
@@ -54,6 +55,7 @@ def main(**options: Any) -> None:
 def measure_perplexity(options: SimpleNamespace) -> None:
     """Write --output. Raises UserError for a row that cannot be used."""
     result_file = options.output / "result.json"
+    check_no_model(options.output)
     with refusals(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
     with claim_output(result_file):

@@ -6,6 +6,9 @@
 
 An item is one model's answer to one question. Its number reveals nothing; only key.json says which
 model it was. Each rater gets the questions, and the answers to each, in an order of their own.
+
+A text that a spreadsheet would take for a number, a date or a formula has an apostrophe before it. Where a
+text was changed all the same, its item's number says what it was.
 """
 
 import csv
@@ -13,30 +16,38 @@ import io
 import json
 import random
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from inference.resumable import write_output, write_result
+from training.common.console import say
 from training.common.errors import UserError, first_line
 
 LOWEST, HIGHEST = 1, 5
 
 RATER, ITEM, QUESTION, ANSWER = "评分员", "编号", "问题", "回答"
 SCORE = "评分（1非常差 2较差 3一般 4较好 5非常好）"
+SCORE_OF_WORD = {word: int(score) for score, word in re.findall(r"(\d)(\w+)", SCORE)}
 COLUMNS = (RATER, ITEM, "领域", "类别", QUESTION, ANSWER, SCORE)
 
 # The file that says which item is which; it is not for the raters.
 KEY = "key.json"
 
-# Encodings that spreadsheets write: the one of our sheets, "Unicode text", and "CSV" on a Chinese Windows.
+# Encodings that spreadsheets write: the one of our sheets, "Unicode text", and "CSV" on a Chinese Windows, in
+# which the characters that it lacks are lost.
 ENCODINGS = ("utf-8-sig", "utf-16", "gb18030")
 
 # How many problems of all the sheets together are shown.
 PROBLEMS_SHOWN = 20
 
-# Spreadsheets take a text that begins with one of these for a formula.
+# What spreadsheets take for a formula (by its beginning), for a number, a date or a time, and for a truth.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+NUMBER_OR_DATE = re.compile(
+    rf"(?=.*\d)(?:[\d\s.,:/%()年月日时分秒$¥￥€-]|e[+-]?\d|[ap]m\b|{MONTH})+|true|false|真|假", re.IGNORECASE
+)
 
 
 class Item(NamedTuple):
@@ -81,12 +92,14 @@ def _sheet(rater: int, key: dict[str, Item], rng: random.Random) -> str:
         for number in numbers:
             item = key[number]
             texts = [item.domain, item.category, item.question, item.answer]
-            writer.writerow([rater, number, *map(_escape_formula, texts), ""])
+            writer.writerow([rater, number, *map(_kept_text, texts), ""])
     return lines.getvalue()
 
 
-def _escape_formula(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
+def _kept_text(text: str) -> str:
+    """The text so that a spreadsheet leaves it as it is."""
+    is_changed = text.startswith(FORMULA) or NUMBER_OR_DATE.fullmatch(text.strip())
+    return f"'{text}" if is_changed else text
 
 
 class Ratings(NamedTuple):
@@ -100,14 +113,22 @@ class Ratings(NamedTuple):
 
 
 def read_sheets(directory: Path) -> Ratings:
-    """The scores of all the sheets. Raises a UserError that lists the cells to correct."""
+    """The scores of all the sheets. Texts that were changed are counted on the terminal.
+
+    Raises a UserError that lists the cells to correct.
+    """
     key, raters = _read_key(directory)
     problems: list[str] = []
+    changed: list[str] = []
     scores = []
     for rater in range(1, raters + 1):
         path = directory / sheet_name(rater)
-        found, wrong = _read_sheet(path, rater, key)
+        found, wrong, changed_in = _read_sheet(path, rater, key)
         problems += [f"{path}{problem}" for problem in wrong]
+        if changed_in:
+            changed.append(
+                f"{path}: the texts of {len(changed_in):,} items were changed; their numbers count"
+            )
         scores.append([found.get(number, 0) for number in key])
     known = {directory / sheet_name(rater) for rater in range(1, raters + 1)}
     others = sorted(set(directory.glob("rater-*.csv")) - known)
@@ -119,6 +140,8 @@ def read_sheets(directory: Path) -> Ratings:
             f"{directory}: {len(problems)} things to mend; nothing was counted",
             details=[*problems[:PROBLEMS_SHOWN], *last],
         )
+    for line in changed:
+        say(line, on_stderr=True)
     return Ratings(list(key.values()), scores)
 
 
@@ -133,20 +156,29 @@ def _read_key(directory: Path) -> tuple[dict[str, Item], int]:
         raise UserError(f"{path}: not what `sheets` wrote ({first_line(error)}); put that back") from None
 
 
-def _read_sheet(path: Path, rater: int, key: dict[str, Item]) -> tuple[dict[str, int], list[str]]:
-    """(the scores by the number of their item, the problems); a problem's text continues that of the path."""
+def _read_sheet(path: Path, rater: int, key: dict[str, Item]) -> tuple[dict[str, int], list[str], list[str]]:
+    """(the scores by the number of their item, the problems, the numbers of items whose texts were changed).
+
+    A problem's text continues that of the path.
+    """
     try:
-        lines = _lines(path.read_bytes())
+        header, rows = _table(path.read_bytes())
     except OSError as error:
-        return {}, [f": {error.strerror}"]
-    if lines is None:
-        return {}, [f": no table with the columns {', '.join(COLUMNS)}; save it as CSV with all its columns"]
-    header, *rows = lines
+        return {}, [f": {error.strerror}"], []
+    missing_columns = [name for name in COLUMNS if name not in header]
+    if missing_columns:
+        table = "table" if len(missing_columns) == len(COLUMNS) else "column"
+        names = f"with the columns {', '.join(COLUMNS)}" if table == "table" else ", ".join(missing_columns)
+        return {}, [f": no {table} {names}; save it as CSV with all its columns"], []
     column = {name: header.index(name) for name in COLUMNS}
+    words_of = {
+        QUESTION: {_words(item.question) for item in key.values()} - {""},
+        ANSWER: {_words(item.answer) for item in key.values()} - {""},
+    }
 
     scores: dict[str, int] = {}
     seen: dict[str, int] = {}
-    wrong = []
+    wrong, changed = [], []
     for line, cells in enumerate(rows, start=2):
         if not any(cell.strip() for cell in cells):
             continue
@@ -161,29 +193,35 @@ def _read_sheet(path: Path, rater: int, key: dict[str, Item]) -> tuple[dict[str,
             wrong.append(f"{at[ITEM]}: item {number} is in row {seen[number]} already; each is rated once")
             continue
         seen[number] = line
-        if row[RATER] != str(rater):
+        own = {QUESTION: key[number].question, ANSWER: key[number].answer}
+        changed_columns = [name for name, text in own.items() if _words(row[name]) != _words(text)]
+        mixed_up = next((name for name in changed_columns if _words(row[name]) in words_of[name]), None)
+        if _whole_number(row[RATER]) != rater:
             wrong.append(f"{at[RATER]}: from the sheet of rater {row[RATER] or 'nobody'}, not of {rater}")
-        elif not _same_words(row[QUESTION] + row[ANSWER], key[number].question + key[number].answer):
+        elif mixed_up:
             wrong.append(
-                f"{at[ANSWER]}: not the text of item {number}: rows were mixed up, or the text was changed; "
-                "score a fresh copy of the sheet"
+                f"{at[mixed_up]}: not the text of item {number}: rows were mixed up; score a fresh copy of "
+                "the sheet"
             )
         elif (score := _score(row[SCORE])) is None:
             what = repr(row[SCORE]) if row[SCORE] else "no score"
             wrong.append(f"{at[SCORE]}: {what} for item {number}; a whole number from {LOWEST} to {HIGHEST}")
         else:
             scores[number] = score
+            if changed_columns:
+                changed.append(number)
     missing = [number for number in key if number not in seen]
     if missing:
         wrong.append(f": no row for item {', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}")
-    return scores, wrong
+    return scores, wrong, changed
 
 
-def _lines(data: bytes) -> list[list[str]] | None:
-    """The cells of a table with our header, in any encoding and separator of spreadsheets, or None."""
+def _table(data: bytes) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a table, read so that it has the most of COLUMNS."""
+    best: tuple[list[str], list[list[str]]] = ([], [])
     for encoding in ENCODINGS:
         try:
-            text = data.decode(encoding)
+            text = data.decode(encoding, errors="replace" if encoding == ENCODINGS[-1] else "strict")
         except UnicodeError:
             continue
         for delimiter in (",", ";", "\t"):
@@ -191,30 +229,42 @@ def _lines(data: bytes) -> list[list[str]] | None:
                 lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
             except csv.Error:
                 continue
-            if lines and set(COLUMNS) <= {cell.strip() for cell in lines[0]}:
-                return [[cell.strip() for cell in lines[0]], *lines[1:]]
-    return None
+            header = [cell.strip() for cell in lines[0]] if lines else []
+            if len(set(COLUMNS) & set(header)) > len(set(COLUMNS) & set(best[0])):
+                best = header, lines[1:]
+    return best
 
 
 def _item_number(text: str, key: dict[str, Item]) -> str | None:
     """The number of an item as the key has it; a spreadsheet removes its leading zeros."""
     width = len(next(iter(key)))
-    padded = text.zfill(width)
+    number = _whole_number(text)
+    padded = f"{number:0{width}}" if number is not None else ""
     return padded if padded in key else None
 
 
+def _whole_number(text: str) -> int | None:
+    """The whole number that a cell shows, as 4, ４ or 4.0; None for anything else."""
+    found = re.fullmatch(r"(\d+)(?:\.0*)?", unicodedata.normalize("NFKC", text).strip())
+    return int(found[1]) if found else None
+
+
 def _score(text: str) -> int | None:
-    try:
-        score = float(text)
-    except ValueError:
+    """The score that a cell shows as 4, 4.0, ４, 4分, 较好 or 4 较好; None for anything else."""
+    text = unicodedata.normalize("NFKC", text)
+    parts = re.fullmatch(rf"([\d.]*)\s*分?\s*\(?({'|'.join(SCORE_OF_WORD)})?\)?", text.strip())
+    if not parts:
         return None
-    return int(score) if score in range(LOWEST, HIGHEST + 1) else None
+    scores = {SCORE_OF_WORD[parts[2]]} if parts[2] else set()
+    if parts[1]:
+        scores.add(_whole_number(parts[1]))
+    score = scores.pop() if len(scores) == 1 else None
+    return score if score in range(LOWEST, HIGHEST + 1) else None
 
 
-def _same_words(one: str, other: str) -> bool:
-    """Whether two texts are equal but for what a spreadsheet changes: dates, numbers, quotes, line ends."""
-    one, other = (re.sub(r"[\W\d_]+", "", text) for text in (one, other))
-    return one == other
+def _words(text: str) -> str:
+    """A text without what a spreadsheet changes most: case, digits, quotes, line ends."""
+    return re.sub(r"[\W\d_]+", "", unicodedata.normalize("NFKC", text)).casefold()
 
 
 def _column_name(index: int) -> str:

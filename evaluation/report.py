@@ -1,4 +1,5 @@
-"""Write report.md and report.png of all results in a directory, beside what the original authors published.
+"""Write evaluation.md and evaluation.png of all results in a directory, beside what the original authors
+published.
 
 python -m evaluation.report checkpoints/evaluation
 """
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from evaluation.objective_scores import objective_report, objective_table
+from evaluation.output import check_no_model
 from evaluation.perplexity_scores import perplexity_report
 from evaluation.picture import draw
 from evaluation.published import inconsistencies, read_published
@@ -23,7 +25,8 @@ from training.common.errors import UserError, first_line, run_command
 
 SOURCE, PUBLISHED = "来源", "原作者发布"
 
-RESULT_FILE, REPORT, PICTURE = "result.json", "report.md", "report.png"
+# A run's directory has a report.md of its own, which is not this one.
+RESULT_FILE, REPORT, PICTURE = "result.json", "evaluation.md", "evaluation.png"
 
 # The function that reports each kind of result, and the headline over it.
 KINDS = {
@@ -36,9 +39,10 @@ KINDS = {
 @click.command()
 @click.argument("directory", type=UserPath(path_type=Path))
 def main(directory: Path) -> None:
-    """Write report.md and report.png into DIRECTORY, of every result.json below it."""
+    """Write evaluation.md and evaluation.png into DIRECTORY, of every result.json below it."""
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; give the one that holds the evaluations' --output")
+    check_no_model(directory)
     results = read_results(directory)
     tables = beside_published(results)
     write_output(directory / REPORT, document(results, tables))
@@ -52,7 +56,7 @@ def main(directory: Path) -> None:
 def read_results(directory: Path) -> dict[str, dict[str, Any]]:
     """Each result by the name of its directory, relative to `directory`.
 
-    Raises UserError for a result.json that is none.
+    Raises UserError where there is no result.json, and for one that is none.
     """
     results = {}
     for path in sorted(directory.rglob(RESULT_FILE)):
@@ -65,6 +69,11 @@ def read_results(directory: Path) -> dict[str, dict[str, Any]]:
                 f"{path}: no result of an evaluation ({first_line(error)}); take it away"
             ) from None
         results[str(path.parent.relative_to(directory))] = result
+    if not results:
+        raise UserError(
+            f"{directory}: no {RESULT_FILE} in it or below it; give the directory that holds the "
+            "evaluations' --output"
+        )
     return results
 
 
@@ -95,7 +104,7 @@ def _tables_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def document(results: dict[str, dict[str, Any]], tables: Sequence[dict[str, Any]]) -> str:
-    """The text of report.md."""
+    """The text of evaluation.md."""
     return "\n".join(_sections(results, tables))
 
 

@@ -12,6 +12,7 @@ A question is {"domain": "基础能力-主观题", "category": "翻译题", "que
 categories. A model's mean in a domain is the mean of its categories' means, as in the original's tables.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,8 @@ from typing import Any
 import click
 import numpy as np
 
-from evaluation.endpoint import ask_endpoint
+from evaluation.endpoint import ask_endpoint, check_endpoint
+from evaluation.output import check_no_model
 from evaluation.ranking import agreement, ratings_report, score_tables
 from evaluation.ratings import KEY, read_sheets, write_sheets
 from evaluation.subjective_questions import SubjectiveQuestion, read_answers, read_subjective_questions
@@ -45,7 +47,7 @@ from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode_prompt
 
 # Options that may change before asking is continued.
-FREE_OPTIONS = ("questions", "output", "device", "batch_size")
+FREE_OPTIONS = ("questions", "output", "device", "batch_size", "timeout")
 
 
 @click.group()
@@ -63,6 +65,12 @@ def main() -> None:
     "--output", required=True, type=UserPath(dir_okay=False, path_type=Path), help="JSON Lines to write."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Questions at a time.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    help="Longest wait of --endpoint for the first byte of an answer, between two, and between tries, in s.",
+)
 @sampling_options
 def ask(**options: Any) -> None:
     """Let one model answer --questions. Ctrl-C stops it, and the same command continues."""
@@ -85,6 +93,7 @@ def ask(**options: Any) -> None:
 def sheets(answers: Sequence[str], raters: int, output: Path, seed: int) -> None:
     """Make a blind sheet for each rater, to be opened in a spreadsheet."""
     items = read_answers(answers)
+    check_no_model(output)
     check_empty(output, "move it, or give another --output")
     with refusals(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -113,6 +122,9 @@ def score(sheets: Path) -> None:
 
 def collect(options: SimpleNamespace) -> None:
     """Write --output: each question with the model's name and answer."""
+    if options.endpoint:
+        check_endpoint(options.endpoint)
+    check_no_model(options.output.parent)
     with claim_output(options.output):
         questions = read_subjective_questions(options.questions)
         journal = Journal(
@@ -120,21 +132,47 @@ def collect(options: SimpleNamespace) -> None:
         )
         rest = [row for row in range(len(questions)) if row not in journal.answers]
         if rest and options.endpoint:
-            work_through(
-                rest, journal, len(questions), options.batch_size, endpoint_answerer(questions, options)
+            texts = {row: questions[row].question for row in rest}
+            ask_endpoint(
+                options.endpoint,
+                request_of(options),
+                texts,
+                journal,
+                total=len(questions),
+                at_a_time=options.batch_size,
+                timeout_s=options.timeout,
             )
         elif rest:
             answer = model_answerer(questions, journal, options)
             work_through(rest, journal, len(questions), options.batch_size, answer)
         entries = [journal.answers[row] for row in range(len(questions))]
-        rows = (
-            question._asdict() | {"model": options.model, "answer": entry["answer"], "ended": entry["ended"]}
-            for question, entry in zip(questions, entries, strict=True)
-        )
-        write_rows(options.output, rows)
+        write_rows(options.output, map(answer_row, questions, entries, itertools.repeat(options.model)))
         journal.path.unlink()
-    cut_off = sum(not entry["ended"] for entry in entries)
-    say(f"{options.output}: {len(entries):,} answers, {cut_off:,} of them cut off", on_stderr=True)
+    say(f"{options.output}: {summary(entries)}", on_stderr=True)
+
+
+def answer_row(question: SubjectiveQuestion, entry: dict[str, Any], model: str) -> dict[str, Any]:
+    """A row of --output: the question, the model's name, and what there is of its answer."""
+    kept = {
+        name: entry[name] for name in ("answer", "ended", "refused", "failed", "tool_call") if name in entry
+    }
+    return question._asdict() | {"model": model} | kept
+
+
+def summary(entries: Sequence[dict[str, Any]]) -> str:
+    """How many answers there are, of each kind that needs a look, and how many questions have none."""
+    answers = [entry for entry in entries if not entry.keys() & {"refused", "failed"}]
+    texts = [entry for entry in answers if "tool_call" not in entry]
+    counts = {
+        "empty": sum(not entry["answer"].strip() for entry in texts),
+        "only the call of a tool": len(answers) - len(texts),
+    }
+    line = f"{len(answers):,} answers, {sum(not entry['ended'] for entry in answers):,} of them cut off"
+    line += "".join(f", {count:,} {what}" for what, count in counts.items() if count)
+    for what in ("refused", "failed"):
+        if count := sum(what in entry for entry in entries):
+            line += f"; {count:,} questions {what}"
+    return line
 
 
 Answering = Callable[[list[int]], list[dict[str, Any]]]
@@ -150,25 +188,20 @@ def model_answerer(
     return batch_answerer(model, tokenizer, prompts, journal, options)
 
 
-def endpoint_answerer(questions: Sequence[SubjectiveQuestion], options: SimpleNamespace) -> Answering:
-    """A function from the indices of questions to the answers of a model behind an endpoint.
+def request_of(options: SimpleNamespace) -> dict[str, Any]:
+    """What a request to an endpoint has beside the question.
 
     The repetition penalty does not apply: the protocol has none.
     """
-    sampling = {
+    request = {
+        "model": options.model,
         "temperature": options.temperature,
         "top_p": options.top_p,
         "max_tokens": options.max_new_tokens,
     }
     if options.seed is not None:
-        sampling["seed"] = options.seed
-
-    def answer(rows: list[int]) -> list[dict[str, Any]]:
-        texts = [questions[row].question for row in rows]
-        answers = ask_endpoint(options.endpoint, options.model, texts, sampling)
-        return [{"row": row} | one for row, one in zip(rows, answers, strict=True)]
-
-    return answer
+        request["seed"] = options.seed
+    return request
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 # quick and the slow tests, for example: bash scripts/test.sh tests/text
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/environment.sh requirements.txt requirements-web.txt requirements-serve.txt requirements-test.txt
+source scripts/environment.sh requirements.txt requirements-web.txt requirements-serve.txt requirements-modelscope.txt requirements-test.txt
 
 echo "== ruff"
 ruff check .

@@ -16,6 +16,7 @@ from evaluation.objective_scores import (
     WAYS,
     judge,
     objective_figures,
+    objective_report,
     way_figures,
 )
 from tests.conftest import ROOT, write_rows
@@ -81,7 +82,7 @@ def test_a_model_that_was_taught_the_questions_by_heart_has_them_all_right(
     questions = read_objective_questions(str(SAMPLE))[:40]
     rows = []
     for question in questions:
-        answer = question.lines[question.right] if question.options else question.accepted[0]
+        answer = question.lines[min(question.all_right)] if question.options else question.accepted[0]
         rows.append({"instruction": as_conversation(question).turns[0].human, "output": answer})
     options = (
         f"--data-path {write_rows(tmp_path / 'rows.jsonl', rows)} --input-model {base} "
@@ -256,6 +257,40 @@ def test_figures_are_those_of_the_own_order_and_rotations_show_the_letter() -> N
     assert whole["unread"] == pytest.approx(1 / 6)
     assert whole["cut_off"] == 0
     assert list(whole["ways"]) == list(WAYS)
+
+
+def test_several_right_options_are_scored_as_a_set() -> None:
+    several = ObjectiveQuestion("q:4", "丙", "四？", ("x", "y", "z", "w"), right=(0, 2))
+    said_of = {"AC": True, "A": False, "A、B和C": False, "答案是C、A": True}
+    rows = [judge(several, 0, {"answer": answer, "ended": True}) for answer in said_of]
+    assert [row["is_right"][GENERATED] for row in rows] == list(said_of.values())
+    assert [row["chosen"][GENERATED] for row in rows] == ["AC", "A", "ABC", "AC"]
+    assert rows[0]["right"] == "AC"
+    assert rows[0]["chosen"].keys() == {GENERATED, GUESSED}
+    # In another order, "z" and "x" stand at A and C again.
+    turned = judge(several, 2, {"answer": "AC", "ended": True})
+    assert (turned["right"], turned["is_right"][GENERATED]) == ("AC", True)
+    whole = objective_figures([*JUDGED, rows[0], turned])
+    assert whole["chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 15) / 3)
+    assert whole["ways"][LETTER]["overall"]["asked"] == 2
+    assert whole["ways"][GENERATED]["overall"]["asked"] == 4
+    # A, A, C and A of JUDGED, and AC twice.
+    assert whole["ways"][GENERATED]["letters"] == {"A": 5 / 8, "B": 0, "C": 3 / 8, "D": 0}
+    assert whole["ways"][GENERATED]["same_option_in_all"] == pytest.approx(1 / 3)
+    assert whole["ways"][LETTER]["same_option_in_all"] == 0
+    assert "C is chosen" in objective_report({"model": "m", "questions": "q"} | whole)
+    one = judge(
+        ObjectiveQuestion("q:5", "丁", "？", ("x", "y"), right=0), 0, said("A、B", [-1, -2], [-9, -3])
+    )
+    assert one["chosen"][GENERATED] is None
+
+
+def test_several_right_options_are_asked_without_likelihoods(run, tuned: str, tmp_path: Path) -> None:
+    questions = write_rows(tmp_path / "q.jsonl", [choice(1), choice(2, "ABD")])
+    assert run(tuned, questions, "--max-new-tokens 4")[0] == 0
+    rows = answers_in(tmp_path / "out")
+    assert ["log_likelihoods" in row for row in rows] == [True] * 4 + [False] * 4
+    assert result_in(tmp_path / "out")["ways"][LETTER]["overall"]["asked"] == 1
 
 
 def test_short_answers_alone_have_no_likelihood(run, tuned: str, tmp_path: Path) -> None:

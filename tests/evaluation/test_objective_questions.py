@@ -59,7 +59,7 @@ def test_each_option_stands_once_at_each_letter() -> None:
     question = question_of("here:1", CHOICE)
     orders = [question.rotated(turn) for turn in range(question.rotations)]
     assert [order.options for order in orders] == [("甲", "乙", "丙"), ("乙", "丙", "甲"), ("丙", "甲", "乙")]
-    assert [order.options[order.right] for order in orders] == ["乙"] * 3
+    assert [order.options[min(order.all_right)] for order in orders] == ["乙"] * 3
     assert [order.lines[0] for order in orders] == ["A. 甲", "A. 乙", "A. 丙"]
 
 
@@ -71,11 +71,75 @@ def test_each_option_stands_once_at_each_letter() -> None:
         {"options": ["甲", "乙", "丙"], "answer": "乙"},
         {"A": "甲", "B": "乙", "C": "丙", "answer": "B"},
         {"options": None, "A": "甲", "B": "乙", "C": "丙", "Answer": "B"},
+        {"choices": ["甲", "乙", "丙"], "answer": "（B）"},
+        {"options": {"A": "甲", "B": "乙", "C": "丙"}, "answer": "B."},
+        {"choices": {"a": "甲", "b": "乙", "c": "丙"}, "answer": "Ｂ"},
+        {"a": "甲", "b": "乙", "c": "丙", "d": "", "e": " ", "answer": "选项B"},
+        {"Option A": "甲", "Option B": "乙", "Option C": "丙", "answer": "2"},
+        {"option_a": "甲", "option_b": "乙", "option_c": "丙", "answer": 2},
+        {"optionA": "甲", "optionB": "乙", "optionC": "丙", "answer": "B. 乙"},
+        {"选项A": "甲", "选项B": "乙", "选项C": "丙", "answer": ["B"]},
     ],
 )
 def test_what_files_call_an_option(row: dict) -> None:
     question = question_of("here:1", {"question": "谁？"} | row)
     assert question == ObjectiveQuestion("here:1", "none", "谁？", ("甲", "乙", "丙"), right=1)
+
+
+@pytest.mark.parametrize("answer", ["AC", "A、C", "A,C", "ＡＣ", "(A C)", ["A", "C"], ["甲", "丙"]])
+def test_several_options_are_right_together(answer) -> None:
+    question = question_of("here:1", CHOICE | {"answer": answer})
+    assert question.right == (0, 2)
+    assert as_conversation(question).turns[0].human.endswith("\n请选出所有正确的选项，先写它们的字母。")
+    orders = [question.rotated(turn) for turn in range(question.rotations)]
+    assert [order.right for order in orders] == [(0, 2), (1, 2), (0, 1)]
+    assert all({order.options[at] for at in order.all_right} == {"甲", "丙"} for order in orders)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "right"),
+    [
+        (["A", "B", "AB", "O"], "AB", 2),
+        (["O", "A", "B", "AB"], "B. A", 1),
+        (["12", "15", "2"], 2, 2),
+        (["12", "15", "3"], "2", 1),
+    ],
+)
+def test_the_text_of_an_option_is_no_letter_and_no_number(options: list, answer, right: int) -> None:
+    assert question_of("here:1", CHOICE | {"options": options, "answer": answer}).right == right
+
+
+@pytest.mark.parametrize(("answers", "rights"), [((1, 2, 3), [0, 1, 2]), ((0, 2, 1), [0, 2, 1])])
+def test_the_numbers_of_a_file_begin_at_1_unless_one_is_0(
+    tmp_path: Path, answers: tuple, rights: list, capsys
+) -> None:
+    path = write_rows(tmp_path / "q.jsonl", [CHOICE | {"answer": answer} for answer in answers])
+    assert [question.right for question in read_objective_questions(path)] == rights
+    assert f'{path}: numbers in "answer" (3): {min(answers)} is the first option' in capsys.readouterr().err
+
+
+def test_a_table_with_an_empty_column(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("question,A,B,C,D,E,answer\n谁？,甲,乙,丙,丁,,D\n谁呢？,甲,乙,丙,丁,戊,ADE\n", "utf-8")
+    found = read_objective_questions(str(path))
+    assert [(question.options, question.right) for question in found] == [
+        (("甲", "乙", "丙", "丁"), 3),
+        (("甲", "乙", "丙", "丁", "戊"), (0, 3, 4)),
+    ]
+
+
+@pytest.mark.parametrize("answer", ["B", "b", "(B)", "Ｂ.", "ABD", ["B"]])
+@pytest.mark.parametrize("key", ["opts", "options", "选择"])
+def test_options_under_an_unknown_name_make_no_short_answer_question(key: str, answer) -> None:
+    row = {"question": "谁？", key: None if key == "options" else ["甲", "乙"], "answer": answer}
+    with pytest.raises(ValueError, match=f'a letter, and there are no options.* take "{key}" out'):
+        question_of("here:1", row)
+
+
+def test_a_short_answer_of_one_letter_is_one_where_nothing_else_stands_there() -> None:
+    row = {"id": 3, "question": "哪种血型？", "answer": "O", "explanation": ""}
+    assert question_of("here:1", row).accepted == ("O",)
+    assert question_of("here:1", {"question": "？", "answer": "DNA", "source": "x"}).accepted == ("DNA",)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +153,17 @@ def test_what_files_call_an_option(row: dict) -> None:
         ({"options": ["甲", "", "丙"]}, '"options" has one that is empty'),
         ({"options": ["甲", "甲", "丙"]}, '"options" has the same one twice'),
         ({"answer": "D"}, "'D': neither one of A, B, C nor one of the options"),
-        ({"answer": 1}, "1: neither one of A, B, C"),
+        ({"answer": 4}, "4: neither one of A, B, C"),
+        ({"answer": True}, "True: neither one of A, B, C"),
+        ({"answer": "AA"}, "'AA': neither one of A, B, C"),
+        ({"answer": "AD"}, "'AD': neither one of A, B, C"),
+        ({"answer": "B. 丙"}, "'B. 丙': neither one of A, B, C"),
+        ({"options": ["O", "A", "B"], "answer": "A"}, "write it as 'A. O' or 'B. A'"),
+        ({"choices": ["甲", "乙"]}, 'options stand in "options", "choices"; leave one of them'),
+        ({"options": {"A": "甲", "C": "丙"}}, 'there is an option "C", and "B" is missing or empty'),
+        ({"options": None, "A": "甲", "B": "", "C": "丙"}, 'there is an option "C", and "B" is missing'),
+        ({"options": None, "A": "甲", "a": "乙"}, '"a" stands there twice, in another spelling'),
+        ({"options": None, "wahl": ["甲", "乙"], "answer": "甲"}, '"wahl" has the answer in it'),
         ({"answer": None}, "None: neither one of A, B, C"),
         ({"options": None, "answer": []}, '"answer" is neither text nor a list of accepted texts'),
         ({"options": None, "answer": ["a", ""]}, '"answer" is neither text nor a list of accepted texts'),
@@ -177,6 +251,6 @@ def test_the_sample_questions_are_of_the_original_s_categories() -> None:
     choices = [question for question in found if question.options]
     rights = [question.right for question in choices]
     assert all(rights.count(letter) >= len(rights) // 5 for letter in range(4))
-    longest = sum(max(one.options, key=len) == one.options[one.right] for one in choices)
+    longest = sum(max(one.options, key=len) == one.options[min(one.all_right)] for one in choices)
     assert longest <= len(choices) / 3
     assert len({as_conversation(question) for question in found}) == len(found) >= 40

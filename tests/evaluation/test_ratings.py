@@ -90,13 +90,79 @@ def test_sheets_are_blind_and_shuffled(sheets: Path) -> None:
     assert {key[row[1]]["model"] for _, *rows in tables for row in rows[::3]} == set(MODELS)
 
 
-def test_a_text_that_a_spreadsheet_takes_for_a_formula(tmp_path: Path) -> None:
-    items = [Item("域", "", "=1+1是几？", "m", answer) for answer in ("=cmd|'x'!A1",)]
+CHANGED_BY_SPREADSHEETS = {
+    "=1+1": "2",
+    "=cmd|'x'!A1": "#NAME?",
+    "-3": "-3",
+    "1/2": "1月2日",
+    "3-4": "4-Mar",
+    "true": "TRUE",
+    "False": "FALSE",
+    "0012": "12",
+    "12345678901234567890": "1.23457E+19",
+    "1e5": "1.00E+05",
+    "2024-01-02": "2024/1/2",
+    "2024年1月2日": "2024/1/2",
+    "8:05 pm": "20:05",
+    "Mar 5": "5-Mar",
+    "50%": "0.5",
+    "1,000": "1000",
+    "$3.50": "3.5",
+}
+
+
+@pytest.mark.parametrize("text", CHANGED_BY_SPREADSHEETS)
+def test_a_text_that_a_spreadsheet_would_change_has_an_apostrophe_and_its_changed_form_counts(
+    tmp_path: Path, capsys, text: str
+) -> None:
+    items = [Item("域", "", f"{text}？", "m", text), Item("域", "", f"{text}？", "n", "一个回答")]
     write_sheets(items, 1, 0, tmp_path)
-    (_, row) = read(tmp_path / "rater-1.csv")
-    assert row[4:6] == ["'=1+1是几？", "'=cmd|'x'!A1"]
-    row[-1] = "4"
-    write(tmp_path / "rater-1.csv", [list(COLUMNS), row])
+    _, *rows = read(tmp_path / "rater-1.csv")
+    key = json.loads((tmp_path / "key.json").read_text("utf-8"))["items"]
+    assert {row[5] for row in rows} == {f"'{text}", "一个回答"}
+    for row in rows:
+        row[-1] = "4" if key[row[1]]["model"] == "m" else "2"
+    write(tmp_path / "rater-1.csv", [list(COLUMNS), *rows])
+    expected = read_sheets(tmp_path)
+    assert sorted(zip([item.model for item in expected.items], *expected.scores, strict=True)) == [
+        ("m", 4),
+        ("n", 2),
+    ]
+    assert capsys.readouterr().err == ""
+    for row in rows:
+        row[5] = row[5].replace(f"'{text}", CHANGED_BY_SPREADSHEETS[text])
+    write(tmp_path / "rater-1.csv", [list(COLUMNS), *rows])
+    assert read_sheets(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["一个回答", "2 apples", "I may", "March", "真的吗", "3个苹果", "x=1", "truth"]
+)
+def test_any_other_text_stays_as_it_is(tmp_path: Path, text: str) -> None:
+    write_sheets([Item("域", "", "问？", "m", text)], 1, 0, tmp_path)
+    assert read(tmp_path / "rater-1.csv")[1][5] == text
+
+
+def test_characters_that_gbk_lacks_are_lost_and_counted(tmp_path: Path, capsys) -> None:
+    answers = ["😀 好𠮷", "Grüße, ß", "只有汉字"]
+    write_sheets([Item("域", "", f"{n}？", "m", text) for n, text in enumerate(answers)], 1, 0, tmp_path)
+    header, *rows = read(tmp_path / "rater-1.csv")
+    for row in rows:
+        row[-1] = "3"
+    text = "".join(",".join(f'"{cell}"' for cell in row) + "\r\n" for row in [header, *rows])
+    (tmp_path / "rater-1.csv").write_bytes(text.encode("gbk", errors="replace"))
+    assert read_sheets(tmp_path).scores == [[3, 3, 3]]
+    line = "rater-1.csv: the texts of 2 items were changed; their numbers count\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
+@pytest.mark.parametrize(
+    "cell", ["4", "4.0", "4.", "４", "4分", "４ 分", "较好", "4较好", "4 较好", "4（较好）", " 4 "]
+)
+def test_how_raters_write_a_score(tmp_path: Path, cell: str) -> None:
+    write_sheets([Item("域", "", "问？", "m", "答")], 1, 0, tmp_path)
+    header, row = read(tmp_path / "rater-1.csv")
+    write(tmp_path / "rater-1.csv", [header, ["１.0", "1.0", *row[2:6], cell]])
     assert read_sheets(tmp_path).scores == [[4]]
 
 
@@ -204,6 +270,11 @@ def answers_upside_down(lines: list[list[str]]) -> list[list[str]]:
     return [header, *([*row[:5], other[5], row[6]] for row, other in zip(rows, rows[::-1], strict=True))]
 
 
+def questions_upside_down(lines: list[list[str]]) -> list[list[str]]:
+    header, *rows = lines
+    return [header, *([*row[:4], other[4], *row[5:]] for row, other in zip(rows, rows[::-1], strict=True))]
+
+
 SPOILT: dict[str, tuple[Spoil, str]] = {
     "no score": (change(3, 6, " "), r":G4: no score for item \d\d; a whole number from 1 to 5"),
     "too high": (change(3, 6, "6"), r":G4: '6' for item \d\d; a whole number from 1 to 5"),
@@ -216,7 +287,10 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "unknown item": (change(2, 1, "99"), r":B3: no item '99' was given out"),
     "no number": (change(2, 1, ""), r":B3: no item '' was given out"),
     "another rater's": (change(2, 0, "2"), r":A3: from the sheet of rater 2, not of 1"),
-    "a column less": (lambda lines: [line[:6] for line in lines], r": no table with the columns 评分员"),
+    "a word and another number": (change(1, 6, "4较差"), r":G2: '4较差' for item \d\d; a whole number"),
+    "a column less": (lambda lines: [line[:6] for line in lines], r": no column 评分（1非常差 .*; save it"),
+    "two columns less": (lambda lines: [line[2:] for line in lines], r": no column 评分员, 编号; save it"),
+    "questions sorted apart": (questions_upside_down, r":E\d+: not the text of item \d\d: rows were"),
     "texts sorted apart": (answers_upside_down, r":F2: not the text of item \d\d: rows were mixed up"),
 }  # fmt: skip
 

@@ -10,12 +10,13 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from evaluation import picture, report
+from evaluation import objective, perplexity, picture, report, subjective
 from evaluation.objective_scores import GENERATED, GUESSED, objective_figures
+from evaluation.output import check_no_model
 from evaluation.published import inconsistencies, read_published, sizes_of
 from evaluation.ranking import score_tables
 from evaluation.ratings import Item, Ratings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_rows
 from training.common.errors import UserError
 
 
@@ -27,7 +28,7 @@ def printed() -> dict[str, list[list[str]]]:
 
 
 def tables_in(document: str) -> dict[str, list[list[str]]]:
-    """The cells of the tables of report.md, by the heading above them."""
+    """The cells of the tables of evaluation.md, by the heading above them."""
     tables: dict[str, list[list[str]]] = {}
     heading = ""
     for line in document.splitlines():
@@ -60,10 +61,12 @@ def quick_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_published_tables_come_out_as_they_were_printed(
     outcome, tmp_path: Path, has_chinese_font
 ) -> None:
+    write_result(tmp_path / "loss", PERPLEXITY)
     status, _, err = outcome(report.main, str(tmp_path))
     assert status == 0
-    assert "0 results beside the published ones" in err
-    tables = tables_in((tmp_path / "report.md").read_text("utf-8"))
+    assert "1 results beside the published ones" in err
+    document = (tmp_path / "evaluation.md").read_text("utf-8")
+    tables = tables_in(document[document.index("## Beside the published results") :])
     assert {title: without_source(table) for title, table in tables.items()} == printed()
     assert list(tables) == list(printed())
 
@@ -83,8 +86,9 @@ def test_where_the_published_tables_disagree_with_themselves(
     found = {table["title"]: list(inconsistencies(table)) for table in read_published()}
     what = "YaYi-7B has the mean 3.48; the plain mean of its categories, as printed, is 3.4853"
     assert {title: several for title, several in found.items() if several} == {"基础能力-主观题": [what]}
+    write_result(tmp_path / "loss", PERPLEXITY)
     outcome(report.main, str(tmp_path))
-    assert f"- 基础能力-主观题: {what}\n" in (tmp_path / "report.md").read_text("utf-8")
+    assert f"- 基础能力-主观题: {what}\n" in (tmp_path / "evaluation.md").read_text("utf-8")
 
 
 def test_the_objective_means_are_those_of_101_questions() -> None:
@@ -109,6 +113,22 @@ def test_what_a_disagreement_would_look_like(title: str, change: dict, message: 
     (row,) = (row for row in table["rows"] if row["model"] == "YaYi-7B")
     row |= change
     assert any(what.startswith(message) for what in inconsistencies(table))
+
+
+LOSS = {
+    "rows": 2,
+    "tokens": 1234,
+    "characters": 3,
+    "loss": 1.5,
+    "perplexity": 4.4817,
+    "loss_per_character": 1,
+}
+PERPLEXITY = {
+    "kind": "perplexity",
+    "model": "甲",
+    "data": "d.jsonl",
+    "domains": {"all": LOSS, "金融风控领域任务": LOSS},
+}
 
 
 def write_result(directory: Path, result: dict) -> None:
@@ -147,22 +167,11 @@ def test_new_scores_stand_beside_the_published_ones(outcome, tmp_path: Path) -> 
     )
     write_result(tmp_path / "other", objective_result("乙", ["历史", "语文"]))
     write_result(tmp_path / "sheets", ratings_result())
-    figures = {
-        "rows": 2,
-        "tokens": 1234,
-        "characters": 3,
-        "loss": 1.5,
-        "perplexity": 4.4817,
-        "loss_per_character": 1,
-    }
-    domains = {"all": figures, "金融风控领域任务": figures}
-    write_result(
-        tmp_path / "loss", {"kind": "perplexity", "model": "甲", "data": "d.jsonl", "domains": domains}
-    )
+    write_result(tmp_path / "loss", PERPLEXITY)
     status, _, err = outcome(report.main, str(tmp_path))
     assert status == 0
     assert "4 results beside the published ones" in err
-    document = (tmp_path / "report.md").read_text("utf-8")
+    document = (tmp_path / "evaluation.md").read_text("utf-8")
     beside = tables_in(document[document.index("## Beside the published results") :])
     # Two of two and none of one; the interval is Wilson's of 2 of 3.
     assert beside["基础能力-客观题"][-1] == [
@@ -196,7 +205,7 @@ def test_the_picture_has_a_panel_for_each_table_and_a_radar_for_categories(
     )
     results = {"here": objective_result("ChatGPT", ["知识题", "文学题"]), "sheets": ratings_result()}
     tables = report.beside_published(results)
-    picture.draw(tables, tmp_path / "report.png")
+    picture.draw(tables, tmp_path / "evaluation.png")
     (figure,) = drawn
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
     assert list(panels) == [*printed(), "新领域"]
@@ -206,7 +215,7 @@ def test_the_picture_has_a_panel_for_each_table_and_a_radar_for_categories(
     assert [label.get_text() for label in bars.get_yticklabels()].count("ChatGPT") == 2
     figure.canvas.draw()
     assert not [warning for warning in recwarn if "missing from font" in str(warning.message)]
-    assert (tmp_path / "report.png").exists()
+    assert (tmp_path / "evaluation.png").exists()
 
 
 def test_without_a_font_the_report_is_written_and_a_line_says_why_there_is_no_picture(
@@ -215,11 +224,12 @@ def test_without_a_font_the_report_is_written_and_a_line_says_why_there_is_no_pi
     own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    write_result(tmp_path / "loss", PERPLEXITY)
     status, _, err = outcome(report.main, str(tmp_path))
     assert status == 2
     assert err.startswith("error: no font on this machine has ")
     assert "for the picture; install one (Debian: apt-get install fonts-noto-cjk)" in err
-    assert {path.name for path in tmp_path.iterdir()} == {"report.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.md", "loss"}
     assert picture.chinese_fonts(["Latin only"]) == []
 
 
@@ -229,6 +239,50 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path, content: str) -> None
     (tmp_path / "a" / "result.json").write_text(content)
     with pytest.raises(UserError, match=r"a/result\.json: no result of an evaluation \(.*\); take it away"):
         report.read_results(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.json"])
+@pytest.mark.parametrize("below", ["", "own"])
+def test_no_command_writes_into_the_directory_of_a_model_or_a_run(
+    outcome, tmp_path: Path, name: str, below: str
+) -> None:
+    """`evaluation.report checkpoints/demo` wrote over the report.md of the run."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).write_text('{"model_type": "bloom"}')
+    (run / "report.md").write_text("the run's own")
+    (run / "result.json").write_text(json.dumps(PERPLEXITY))
+    answers = {"domain": "域", "question": "？", "model": "m", "answer": ""}
+    rows = write_rows(tmp_path / "answers.jsonl", [answers])
+    before = {path: path.read_text() for path in run.iterdir()}
+    output = run / below
+    commands = [
+        (objective.main, f"--model m --questions {rows} --output {output}"),
+        (perplexity.main, f"--model m --data-path {rows} --output {output}"),
+        (subjective.main, f"ask --model m --questions {rows} --output {output / 'a.jsonl'}"),
+        (subjective.main, f"sheets --answers {rows} --output {output}"),
+    ]
+    if not below:
+        commands.append((report.main, str(output)))
+    for command, arguments in commands:
+        status, _, err = outcome(command, arguments)
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"{run} is the directory of a model or a run ({name} is in it)" in err
+        assert {path: path.read_text() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", ['{"name": "x"}', "[]", "{", "3"])
+def test_beside_another_programs_config_an_evaluation_may_write(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    check_no_model(tmp_path / "evaluation")
+
+
+def test_a_directory_without_results_is_an_error(outcome, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    status, _, err = outcome(report.main, str(tmp_path))
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"error: {tmp_path}: no result.json in it or below it; give the directory that holds" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
 
 
 def test_a_directory_that_is_not_there(outcome, tmp_path: Path) -> None:

@@ -1,14 +1,11 @@
-"""Answers collected from a model that is loaded here, and from one behind an endpoint."""
+"""Questions, and the answers to them of a model that is loaded here."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from evaluation import endpoint, subjective
+from evaluation import subjective
 from evaluation.subjective_questions import read_answers, read_subjective_questions
 from inference.generation import load, reply
 from tests.conftest import ROOT, write_rows
@@ -51,122 +48,6 @@ def test_a_model_that_is_loaded_here(outcome, tuned: str, questions: str, tmp_pa
     cut_off = sum(not row["ended"] for row in rows)
     assert err.endswith(f"{output}: 3 answers, {cut_off} of them cut off\n")
     assert [item.answer for item in read_answers([str(output)])] == expected
-
-
-class Server(ThreadingHTTPServer):
-    """Answers chat completions with the question backwards, or refuses them with `status`."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.requests: list[dict] = []
-        self.keys: list[str] = []
-        self.status = 200
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append(request)
-        self.server.keys.append(self.headers["Authorization"])
-        text = request["messages"][0]["content"][::-1]
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        if text.startswith("个"):
-            choice["finish_reason"] = "length"
-        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        self.send_response(self.server.status)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        refusal = {"error": {"message": "no such model"}}
-        self.wfile.write(json.dumps(answer if self.server.status == 200 else refusal).encode())
-
-    def log_message(self, *arguments) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def ask(outcome, server: Server, questions: str, tmp_path: Path) -> Callable[[str], tuple[int, str, str]]:
-    def ask(more: str = "") -> tuple[int, str, str]:
-        files = f"--questions {questions} --output {tmp_path / 'answers.jsonl'} --batch-size 2"
-        return outcome(subjective.main, f"ask --endpoint {server.url} --model org/other {files} {more}")
-
-    return ask
-
-
-def test_a_model_behind_an_endpoint(ask, server: Server, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
-    assert ask("--temperature 0.5 --top-p 0.9 --max-new-tokens 7 --seed 3")[0] == 0
-    rows = rows_of(tmp_path / "answers.jsonl")
-    assert [row["answer"] for row in rows] == [row["question"][::-1] for row in QUESTIONS]
-    assert [row["ended"] for row in rows] == [True, True, False]
-    assert {row["model"] for row in rows} == {"org/other"}
-    assert set(server.keys) == {"Bearer sesame"}
-    for request in server.requests:
-        assert len(request.pop("messages")) == 1
-        sampling = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "seed": 3}
-        assert request == {"model": "org/other"} | sampling
-
-
-def test_without_a_key_or_a_seed_none_is_sent(ask, server: Server, monkeypatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert ask()[0] == 0
-    assert set(server.keys) == {"Bearer none"}
-    assert not any("seed" in request for request in server.requests)
-
-
-def test_an_endpoint_that_refuses_is_one_line_and_the_same_command_goes_on(
-    ask, server: Server, tmp_path: Path, monkeypatch
-) -> None:
-    ask_endpoint = subjective.ask_endpoint
-
-    def first_batch_only(*arguments):
-        server.status = 404 if server.requests else 200
-        return ask_endpoint(*arguments)
-
-    monkeypatch.setattr(subjective, "ask_endpoint", first_batch_only)
-    status, _, err = ask()
-    assert status == 2
-    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
-    assert line.startswith(f"error: {server.url}: org/other does not answer (")
-    assert "no such model" in line
-    assert line.endswith("what it has answered is kept, and the same command goes on from there")
-
-    monkeypatch.undo()
-    server.status = 200
-    server.requests.clear()
-    assert ask()[0] == 0
-    assert len(server.requests) == 1
-    assert [row["answer"] for row in rows_of(tmp_path / "answers.jsonl")] == [
-        row["question"][::-1] for row in QUESTIONS
-    ]
-    assert ask()[0] == 2
-
-
-def test_an_endpoint_that_nobody_serves_is_one_line(
-    outcome, questions: str, tmp_path: Path, monkeypatch
-) -> None:
-    monkeypatch.setattr(endpoint, "RETRIES", 0)
-    arguments = (
-        f"--endpoint http://127.0.0.1:9/v1 --model m --questions {questions} --output {tmp_path / 'a'}"
-    )
-    status, _, err = outcome(subjective.main, f"ask {arguments}")
-    assert status == 2
-    assert "error: http://127.0.0.1:9/v1: m does not answer (Connection error.)" in err
 
 
 @pytest.mark.parametrize(
