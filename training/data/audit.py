@@ -49,7 +49,8 @@ def refusal(paths: Sequence[str], summaries: Sequence[dict[str, Any]], on_bad_ro
         return UserError(f"{path}:{line}: {problem}, so that nobody knows what would be dropped")
     if not any(summary["kept"]["rows"] for summary in summaries):
         too_long = f"every row is longer than --max-length {summaries[0]['max_length']}"
-        problem = too_long if rows > count else "none of the rows can be used" if rows else "no rows"
+        none_usable = "none of the rows can be used" if rows else "no rows"
+        problem = too_long if any(map(usable_count, summaries)) else none_usable
         return UserError(f"{', '.join(paths)}: {problem}")
     return None
 
@@ -87,6 +88,12 @@ def unusable_count(summary: dict[str, Any]) -> int:
     return sum(noted["count"] for noted in summary["unusable"].values())
 
 
+def usable_count(summary: dict[str, Any]) -> int:
+    """How many rows of a file can be used: the others are mistakes, or left out as feedback."""
+    left_out = summary["notes"].get("left_out", {"count": 0})["count"]
+    return summary["rows"] - unusable_count(summary) - left_out
+
+
 def short_form(path: str, summary: dict[str, Any]) -> list[str]:
     """A line on what training sees of a file, and a line for each kind of finding about its rows."""
     kept = summary["kept"]
@@ -104,8 +111,7 @@ def full_form(path: str, summary: dict[str, Any], *, all_lines: bool = False) ->
 
     all_lines: whether each row that was kept of a finding has a line of its own.
     """
-    rows, unusable = summary["rows"], unusable_count(summary)
-    usable = rows - unusable
+    rows, unusable, usable = summary["rows"], unusable_count(summary), usable_count(summary)
     lines = [
         f"{path}: {rows:,} rows, {usable:,} of them can be used",
         *(f"{path}: {remark}" for remark in summary["remarks"]),

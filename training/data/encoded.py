@@ -26,7 +26,7 @@ from training.data.duplicates import RowHashes, row_hashes
 from training.data.findings import LINES_KEPT, Findings
 from training.data.groups import Prompts
 from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
-from training.text.conversation import Conversation, ReadRow, from_row, read_row
+from training.text.conversation import Conversation, LeftOut, ReadRow, from_row, read_row
 from training.text.encoding import encode_turns, mask_labels, supervised_mask
 from training.text.saved_template import default_system
 from training.text.tokenizer import special_tokens, tokenizer_fingerprint
@@ -296,6 +296,8 @@ def _encode_chunk(
         try:
             read = read_row(parse(raw), row_options.columns)
             usable.append((raw.number, read, read.to_learn(row_options.learn)))
+        except LeftOut:
+            findings.add_left_out(raw.number)
         except ValueError as error:
             findings.add_unusable(raw.number, str(error), ends_file=isinstance(raw.content, NotRead))
 
@@ -331,9 +333,14 @@ def _encode_chunk(
 
 
 def read_conversations(data_path: str) -> Iterator[tuple[str, Conversation]]:
-    """(place, conversation) of every row. Raises UserError, with place and field, at the first bad one."""
+    """(place, conversation) of every row that training does not leave out.
+
+    Raises UserError, with place and field, at the first bad one.
+    """
     for place, row in read_rows(data_path):
         try:
             yield place, from_row(row, answered=True)
+        except LeftOut:
+            continue
         except ValueError as error:
             raise UserError(f"{place}: {error}") from None

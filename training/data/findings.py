@@ -36,8 +36,9 @@ DETAILS = re.compile(r" \((?:[^()]|\([^()]*\))*\)(?=;|$)")
 # What differs from row to row in problems of one kind: indices, and values of the row.
 VALUES = re.compile(r"(?<=\[)\d+(?=\])|'[^']*'|(?<= is )(?:\"[^\"]*\"|-?\d[^; ]*)")
 
-# What may be wrong with a row that can be used.
+# What may be wrong with a row that can be used, and why rows that are no mistake are left out.
 NOTES = {
+    "left_out": "LEFT OUT, feedback that calls the answer a bad one",
     "dropped": "DROPPED, no answer to learn within --max-length",
     "cut": "cut after the last turn within --max-length",
     "open": "ends with the human, whose last message is left off",
@@ -151,6 +152,11 @@ class Findings:
         if len(self._errors) < self._most_errors:
             self._errors.append((line, problem))
         _note(self._unusable, reason_of(problem), 1, [[line]], self._most_lines, MORE_REASONS)
+
+    def add_left_out(self, line: int) -> None:
+        """Note a row that training leaves out, though nothing is wrong with it."""
+        self._rows += 1
+        _note(self._notes, "left_out", 1, [[line]], self._most_lines)
 
     def add_usable(
         self,

@@ -12,7 +12,7 @@ from training.data.audit import (
     place_text,
     quantile_name,
     rows_text,
-    unusable_count,
+    usable_count,
 )
 
 # The policy forbids scripts and whatever would be fetched, should any text ever get past `escape`.
@@ -105,7 +105,7 @@ def check_page(files: Sequence[CheckedFile], verdict: Iterable[str], *, is_usabl
 
 def _section(file: CheckedFile) -> str:
     summary, kept = file.summary, file.summary["kept"]
-    usable = summary["rows"] - unusable_count(summary)
+    usable = usable_count(summary)
     facts = {
         "rows": f"{summary['rows']:,}, of which {usable:,} can be used",
         "in training": f"{kept['rows']:,} rows of {kept['tokens']:,} tokens, {kept['learnt']:,} of them "

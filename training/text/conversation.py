@@ -7,13 +7,17 @@ from typing import Any, NamedTuple
 
 from training.common.options import Learn
 from training.text.formats import read_columns, recognise
-from training.text.keys import Keys, kind_of
+from training.text.keys import FEEDBACK, Keys, kind_of
 from training.text.turns import Conversation, Turn
 
-__all__ = ["Conversation", "ReadRow", "Turn", "domain_of", "from_row", "read_row"]
+__all__ = ["Conversation", "LeftOut", "ReadRow", "Turn", "domain_of", "from_row", "read_row"]
 
 # The prefix by which the original's data name the domain of an instruction.
 DOMAIN_PREFIX = re.compile(r"\s*【([^【】\n]{1,30})】")
+
+
+class LeftOut(ValueError):
+    """Why training leaves out a row that is no mistake: feedback that calls its answer a bad one."""
 
 
 class ReadRow(NamedTuple):
@@ -23,7 +27,8 @@ class ReadRow(NamedTuple):
     is_dialogue: whether the row is a list of messages. not_learnt, harmless: the names of keys that have
     content and are not read. refusal: why the answer must not be learnt, or "". other_system: whether the row
     has a second system text, which a system message has replaced. broken_end, broken_answer: what is wrong
-    after the last answer, and with it, or "".
+    after the last answer, and with it, or "". is_bad_feedback: whether a person who talked to
+    the model called its answer a bad one.
     """
 
     conversation: Conversation
@@ -36,6 +41,7 @@ class ReadRow(NamedTuple):
     other_system: bool = False
     broken_end: str = ""
     broken_answer: str = ""
+    is_bad_feedback: bool = False
 
     @property
     def ends_with_human(self) -> bool:
@@ -63,8 +69,11 @@ class ReadRow(NamedTuple):
     def to_learn(self, learn: Learn = "all") -> Conversation:
         """What training sees of the row, each turn with its answer: the human's last messages are left off.
 
-        learn: "last" makes context of the earlier answers. Raises ValueError where no answer is to be learnt.
+        learn: "last" makes context of the earlier answers. Raises ValueError where no answer is to be learnt;
+        it is LeftOut where that is no mistake.
         """
+        if self.is_bad_feedback:
+            raise LeftOut(self.refusal)
         if self.refusal or self.broken_answer:
             raise ValueError(self.refusal or self.broken_answer)
         conversation = self.conversation
@@ -129,6 +138,7 @@ def _read_keys(keys: Keys, columns: Mapping[str, str] | None) -> ReadRow:
         reading.other_system,
         reading.broken_end,
         reading.broken_answer,
+        keys.peek("source") == FEEDBACK and keys.peek("label") is False,
     )
 
 

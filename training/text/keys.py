@@ -14,6 +14,7 @@ HARMLESS = frozenset(
     (
         *("id", "idx", "index", "uuid", "source", "dataset", "category", "domain", "topic", "task"),
         *("type", "lang", "language", "split", "url", "license", "author", "timestamp", "version", "name"),
+        *("model", "time"),
     )
 )
 
@@ -38,8 +39,11 @@ REFUSED = {
     "input_ids": "a row of token ids; the recipe wants its text",
 }
 
-# Keys by which a row says that its answer is a bad one.
+# Keys by which a row says whether its answer is a good one, true, or a bad one, false.
 VERDICTS = ("kto_tag", "label")
+
+# The `source` of rows that people wrote while they talked to a model: the answers that they rated or mended.
+FEEDBACK = "feedback"
 
 # Keys by which a message, or a row, says whether its answer is learnt.
 LEARN = ("weight", "loss", "train")
@@ -61,7 +65,9 @@ def is_absent(value: Any) -> bool:
 
 
 def is_bookkeeping(name: str, value: Any) -> bool:
-    """Whether a key with this value is harmless: one of HARMLESS, with a short text or number."""
+    """Whether a key with this value is harmless: one of HARMLESS, with a short text or number, or praise."""
+    if name in VERDICTS and value is True:
+        return True
     return name in HARMLESS and not isinstance(value, list | dict) and len(str(value)) <= LONGEST_HARMLESS
 
 

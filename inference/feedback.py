@@ -1,0 +1,106 @@
+"""What people say about answers, as rows that training reads: a rated or corrected answer is a line.
+
+A thumb up, a thumb down, and a correction, with --feedback said.jsonl:
+
+    {"messages": [..., {"role": "assistant", "content": "..."}], "label": true, "model": ..., "time": ...,
+     "source": "feedback"}
+    {"messages": [..., {"role": "assistant", "content": "..."}], "label": false, ...}
+    {"messages": [..., {"role": "assistant", "content": "the corrected answer"}], ...}
+
+The earlier answers have "weight": 0, so that only the last is learnt. Training leaves out the rows whose
+label is false, and counts them.
+"""
+
+import fcntl
+import json
+import os
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from training.common.errors import UserError
+from training.common.files import try_write
+from training.data.file_kinds import named_file
+from training.text.conversation import Conversation
+from training.text.formats import written_formats
+from training.text.keys import FEEDBACK
+
+
+class FeedbackFile:
+    """The JSON Lines file of --feedback, to which any number of threads and processes may append."""
+
+    def __init__(self, path: Path, model: str) -> None:
+        """model: the name of the model whose answers are rated.
+
+        Nothing is written yet. Raises UserError where no row can be appended, or where the file holds
+        something else than JSON Lines.
+        """
+        self.path, self._model = path.expanduser(), model
+        named = named_file(str(self.path))
+        if named.kind != "json" or named.is_compressed:
+            raise UserError(f"--feedback {path}: its name is of another kind of file; call it NAME.jsonl")
+        try:
+            if not self.path.exists():
+                try_write(self.path.parent)
+            elif not self.path.is_file():
+                raise UserError(f"--feedback {path}: not a file; name one, such as feedback.jsonl")
+            elif not _is_json_lines(self.path):
+                raise UserError(
+                    f"--feedback {path}: its last line is no JSON object, so no row can follow; name another"
+                )
+        except OSError as error:
+            raise UserError(f"--feedback {path}: {error.strerror}") from None
+
+    def add(self, conversation: Conversation, *, label: bool | None = None) -> None:
+        """Append a row: whole and fsynced when this returns, and otherwise nothing of it.
+
+        conversation: what the model read, and the answer in the last turn: the model's own, or the corrected
+        one. label: whether a person called the model's answer a good one; None for a corrected answer.
+        Raises UserError where the answer is blank, or the file cannot be written.
+        """
+        line = json.dumps(feedback_row(conversation, self._model, label), ensure_ascii=False) + "\n"
+        try:
+            self._append(line.encode())
+        except UnicodeEncodeError:
+            raise UserError("half of a surrogate pair, which is no character") from None
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}") from None
+
+    def _append(self, line: bytes) -> None:
+        with open(self.path, "a+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            # An editor may have left the last line without its newline, and so may a power cut.
+            file.seek(max(size - 1, 0))
+            line = line if file.read(1) in (b"", b"\n") else b"\n" + line
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+
+
+def feedback_row(conversation: Conversation, model: str, label: bool | None) -> dict[str, object]:
+    """The row of a conversation whose last answer was rated or corrected; the parts are those of `add`."""
+    *earlier, last = conversation.turns
+    if not (last.yayi or "").strip():
+        raise UserError("the answer is empty")
+    turns = (*(replace(turn, is_context=True) for turn in earlier), replace(last, is_context=False))
+    row = written_formats()["messages"](replace(conversation, turns=turns))
+    if label is not None:
+        row["label"] = label
+    time = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {**row, "model": model, "time": time, "source": FEEDBACK}
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Whether a file is empty, or its last line, which a newline need not end, is a JSON object."""
+    with open(path, "r+b") as file:  # which fails where the file may not be written
+        fcntl.flock(file, fcntl.LOCK_SH)  # another process may be at the middle of a line
+        content = file.read().strip()
+    try:
+        return not content or isinstance(json.loads(content.splitlines()[-1]), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,113 @@
+"""What the model does for the web page: it answers, and what a person says of an answer is written down."""
+
+import math
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+import gradio as gr
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from inference.dialogue import Dialogue
+from inference.feedback import FeedbackFile
+from inference.generation import room_for_prompt, stream
+from inference.kv_cache import KVCache
+from inference.web_messages import Messages, ends_in_question, follow, text_of, with_answer
+from inference.web_texts import text_for
+from training.common.errors import UserError, first_line
+from training.text.conversation import Conversation, Turn
+
+# The sampling options that people set on the page, and what `stream` takes each as: a browser sends 2.0 as 2.
+NUMBERS: dict[str, Callable[[float], float]] = {
+    "max_new_tokens": int,
+    "temperature": float,
+    "top_p": float,
+    "repetition_penalty": float,
+}
+
+# A browser that has to show every token has no time left for its buttons.
+REFRESH_S = 0.1
+
+# answer(request, messages, dialogue, system, *values of NUMBERS)
+Answerer = Callable[..., Iterator[Messages]]
+# heard(messages up to the answer, system, max_new_tokens, label)
+Heard = Callable[[Messages, str, int, bool | None], None]
+
+
+def page_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Answerer:
+    """A function that yields a dialogue's messages with the answer, again and again as it grows."""
+    kv_cache = KVCache()
+    # An answer that was stopped may still be at its last token when gradio asks for the next.
+    turn = threading.Lock()
+
+    def answer(
+        request: gr.Request, messages: Messages, dialogue: Dialogue, system: str, *sampling: float | None
+    ) -> Iterator[Messages]:
+        """Yield the messages, with as much of the answer to the last as there is.
+
+        dialogue: the one of this browser session, which is updated from `messages`. sampling: the values of
+        NUMBERS. Closing the iterator stops the model.
+        """
+        yield messages
+        if not ends_in_question(messages):
+            return
+        language = language_of(request)
+        try:
+            settings = numbers(sampling, language)
+            human = follow(dialogue, messages, system)
+            before = dialogue.left_out
+            prompt = dialogue.prompt(human, tokenizer, room_for_prompt(model, settings["max_new_tokens"]))
+            if (count := dialogue.left_out) > before:
+                gr.Info(text_for(language, "yayi_left_out", count=count))
+            encoded = {"input_ids": prompt.input_ids, "kv_cache": kv_cache}
+            with turn, stream(model, tokenizer, prompt.conversation, **encoded, **settings) as pieces:
+                shown_at = 0.0
+                for _ in pieces:
+                    if time.monotonic() - shown_at > REFRESH_S:
+                        shown_at = time.monotonic()
+                        yield with_answer(messages, pieces.text)
+                yield with_answer(messages, pieces.text)
+            if not pieces.text.strip():
+                gr.Warning(text_for(language, "yayi_empty"))
+            if not pieces.ended:
+                gr.Info(text_for(language, "yayi_cut_off", tokens=pieces.tokens))
+        except UserError as error:
+            gr.Warning(text_for(language, "yayi_failed", error=error))
+        except Exception as error:  # the page stays usable
+            traceback.print_exc()
+            gr.Warning(text_for(language, "yayi_failed", error=first_line(error)))
+
+    return answer
+
+
+def page_feedback(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file: FeedbackFile) -> Heard:
+    """A function that appends to `file` what a person says about an answer."""
+
+    def heard(messages: Messages, system: str, max_new_tokens: int, label: bool | None) -> None:
+        """Append the dialogue up to its last message, the answer, as far as the model reads it.
+
+        label: whether it is a good one; None where the person has corrected it.
+        """
+        dialogue = Dialogue()
+        human = follow(dialogue, messages[:-1], system)
+        read = dialogue.prompt(human, tokenizer, room_for_prompt(model, int(max_new_tokens))).conversation
+        turns = (*read.turns[:-1], Turn(human, text_of(messages[-1])))
+        file.add(Conversation(turns, read.system), label=label)
+
+    return heard
+
+
+def numbers(sampling: tuple[float | None, ...], language: str) -> dict[str, float]:
+    """The values of NUMBERS by name. Raises UserError, in the language, where a field was left empty."""
+    settings = {}
+    for (name, kind), value in zip(NUMBERS.items(), sampling, strict=True):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(text_for(language, "yayi_no_number", name=text_for(language, f"yayi_{name}")))
+        settings[name] = kind(value)
+    return settings
+
+
+def language_of(request: gr.Request) -> str:
+    """The languages that the browser asks for, as `text_for` takes them."""
+    return request.headers.get("accept-language", "")

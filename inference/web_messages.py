@@ -1,0 +1,90 @@
+"""The messages of the web page: gradio's, which hold what is shown, and hidden in it the text that was said.
+
+{"role": "assistant", "content": [{"type": "text", "text":
+    '<div class="said good"><pre>\n**Yes**</pre><p><strong>Yes</strong></p>\n</div>'}]}
+
+The text is what the model reads, what is copied, corrected and kept.
+"""
+
+import html
+import re
+from typing import Any
+
+from inference.answer_html import answer_html
+from inference.dialogue import Dialogue
+from training.text.conversation import from_row
+
+Messages = list[dict[str, Any]]
+
+SAID = re.compile(r'<div class="said ?(|good|bad)"><pre>\n([^<]*)</pre>')
+RATINGS = {"good": "Like", "bad": "Dislike"}  # gradio's names of the thumbs
+
+
+def message(role: str, text: str, rating: str = "") -> dict[str, Any]:
+    """A message that shows a user's text as it is, and an assistant's as Markdown.
+
+    rating: "good" or "bad" where a person called an answer that.
+    """
+    shown = answer_html(text) if role == "assistant" else ""
+    # A browser leaves out the newline after <pre>, and KaTeX finds no formula in there.
+    said = f"<pre>\n{html.escape(text, quote=False)}</pre>"
+    content = f'<div class="{f"said {rating}".strip()}">{said}{shown}</div>'
+    return {"role": role, "content": [{"type": "text", "text": content}]}
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """The text that was said. What a person has just edited is nothing but the text."""
+    content = _content(message)
+    said = SAID.match(content)
+    return html.unescape(said[2]) if said else content
+
+
+def rating_of(message: dict[str, Any]) -> str:
+    said = SAID.match(_content(message))
+    return said[1] if said else ""
+
+
+def thumbs(messages: Messages) -> list[str | None]:
+    """The thumb of each answer, in gradio's words."""
+    return [RATINGS.get(rating_of(message)) for message in messages if message["role"] == "assistant"]
+
+
+def _content(message: dict[str, Any]) -> str:
+    return "".join(part["text"] for part in message["content"])
+
+
+def ends_in_question(messages: Messages) -> bool:
+    """Whether the last message is the human's, and waits for an answer."""
+    return bool(messages) and messages[-1]["role"] == "user"
+
+
+def with_question(messages: Messages, text: str) -> Messages:
+    """Add a question, in place of one without an answer; without a text, that one is asked again."""
+    if not text.strip():
+        return messages
+    return [*(messages[:-1] if ends_in_question(messages) else messages), message("user", text)]
+
+
+def with_answer(messages: Messages, text: str) -> Messages:
+    """The messages and an answer to the last of them; white space alone is no answer."""
+    return [*messages, message("assistant", text)] if text.strip() else messages
+
+
+def follow(dialogue: Dialogue, messages: Messages, system: str) -> str:
+    """Update `dialogue` to the messages before the last, which is a question. Returns the question's text."""
+    texts = [{"role": message["role"], "content": text_of(message)} for message in messages]
+    *turns, last = from_row({"system": system, "messages": texts}).turns
+    dialogue.system = system
+    dialogue.go_on_from(tuple(turns))
+    return last.human
+
+
+def kept(messages: Messages, identity: str, system: str) -> dict[str, Any]:
+    """A conversation as the browser keeps it; `shown` is the inverse."""
+    said = [{"role": m["role"], "text": text_of(m), "rating": rating_of(m)} for m in messages]
+    title = " ".join(said[0]["text"].split())[:40] if said else ""
+    return {"id": identity, "title": title, "system": system, "messages": said}
+
+
+def shown(conversation: dict[str, Any]) -> Messages:
+    return [message(said["role"], said["text"], said["rating"]) for said in conversation["messages"]]

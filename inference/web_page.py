@@ -1,0 +1,285 @@
+"""The web page: what stands on it, and what happens when it is used.
+
+The browser has the messages, and sends all of them with each question; the server keeps for each browser
+session what the model reads of them, as a Dialogue. The conversations are kept in the browser alone, by
+web_page.js: each is written when a question was asked, and when its answer has ended.
+"""
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import gradio as gr
+from gradio.events import Dependency
+
+from inference.answer_html import KATEX_DELIMITERS
+from inference.dialogue import Dialogue
+from inference.options import sampling_of
+from inference.web_answers import Answerer, Heard, language_of
+from inference.web_messages import Messages, kept, message, shown, text_of, thumbs, with_question
+from inference.web_texts import TITLE, text_for
+from training.common.errors import UserError
+
+SCRIPT = Path(__file__).with_suffix(".js")
+STYLE = Path(__file__).with_suffix(".css")
+
+# For each sampling option the range and the step of its slider.
+SLIDERS = {
+    "max_new_tokens": (1, 4096, 1),
+    "temperature": (0, 2, 0.05),
+    "top_p": (0.01, 1, 0.01),
+    "repetition_penalty": (1, 2, 0.01),
+}
+
+# The text box while an answer comes, and afterwards.
+BUSY = {"interactive": False, "submit_btn": False, "stop_btn": True}
+READY = {"interactive": True, "submit_btn": True, "stop_btn": False}
+FOCUS = "() => document.querySelector('#typed textarea').focus()"
+
+
+class Presets(NamedTuple):
+    """Example questions, and system texts by the name that the page shows."""
+
+    questions: list[str]
+    systems: dict[str, str]
+
+
+def page(answer: Answerer, heard: Heard | None, options: SimpleNamespace, presets: Presets) -> gr.Blocks:
+    """The web page. heard: what thumbs and corrections are told to, if they are asked for at all."""
+    text = gr.I18n()
+    start = sampling_of(options)
+    with gr.Blocks(title=TITLE, fill_height=True, analytics_enabled=False) as blocks:
+        with gr.Sidebar(open=False, width=280) as sidebar:
+            new = gr.Button(text("yayi_new"), size="md", variant="primary", elem_id="new")
+            listing = gr.Radio([], label=text("yayi_conversations"), elem_id="conversations")
+            delete = gr.Button(text("yayi_delete"), size="sm", elem_id="delete")
+        gr.HTML(f"<h1>{TITLE}</h1>", elem_id="title")
+        chatbot = gr.Chatbot(
+            show_label=False,
+            scale=1,
+            editable="all",
+            buttons=["copy"],
+            render_markdown=False,  # web_messages does
+            allow_tags=False,
+            latex_delimiters=KATEX_DELIMITERS,
+            examples=[{"text": question} for question in presets.questions] or None,
+            placeholder=text("yayi_hello"),
+            elem_id="chat",
+        )
+        box = gr.Textbox(
+            show_label=False,
+            placeholder=text("yayi_say"),
+            max_lines=10,
+            autofocus=True,
+            elem_id="typed",
+            **READY,
+        )
+        with gr.Accordion(text("yayi_settings"), open=False, elem_id="settings"):
+            if presets.systems:
+                preset = gr.Dropdown([*presets.systems], value=None, label=text("yayi_preset"))
+            system = gr.Textbox(
+                options.system, label=text("yayi_system"), placeholder=text("yayi_system_empty"), lines=2
+            )
+            with gr.Row():
+                sliders = [
+                    gr.Slider(
+                        min(low, start[name]),
+                        max(high, start[name]),
+                        start[name],
+                        step=step,
+                        label=text(f"yayi_{name}"),
+                        min_width=300,
+                    )
+                    for name, (low, high, step) in SLIDERS.items()
+                ]
+        dialogue = gr.State(Dialogue)  # called for each session
+        # What passes between the server and web_page.js: a conversation, its identity, and the titles of all.
+        conversation, titles = gr.JSON(visible=False), gr.JSON(visible=False)
+        identity = gr.Textbox(visible=False)
+
+        # Private, because gradio describes the others to everyone: the system text too, without a password.
+        at_once = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+        one_by_one = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
+        controls = [box, listing, new, delete]
+
+        def keep(event: Dependency) -> None:
+            """Once the event has set `conversation`, the browser keeps it, and the list shows it."""
+            event.then(
+                list_titles,
+                [conversation, identity],
+                listing,
+                js="(conversation, identity) => [yayi.keep(conversation), identity]",
+                **at_once,
+            )
+
+        def open_when(event: Dependency) -> Dependency:
+            """Once the event has set `conversation`, the page shows it."""
+            outputs = [chatbot, system, identity, listing, dialogue]
+            return event.then(opener(options.system), conversation, outputs, **at_once)
+
+        now = [chatbot, identity, system]
+        asking = [chatbot, identity, conversation, *controls]
+        answers = []
+        for question in (
+            box.submit(add_question, [*now, box], asking, **at_once),
+            chatbot.example_select(ask_example, now, asking, **at_once),
+            chatbot.retry(ask_again, now, asking, **at_once),
+            chatbot.edit(changer(heard), [*now, sliders[0]], asking, **at_once),
+        ):
+            keep(question)
+            answering = question.success(answer, [chatbot, dialogue, system, *sliders], chatbot, **one_by_one)
+            ended = answering.then(end, now, [conversation, *controls], **at_once)
+            ended.then(None, js=FOCUS)
+            keep(ended)
+            answers.append(answering)
+        box.stop(None, cancels=answers)
+        keep(chatbot.undo(take_back, now, [chatbot, conversation, box], **at_once))
+        if heard:
+            keep(chatbot.like(rater(heard), [*now, sliders[0]], [chatbot, conversation], **at_once))
+        if presets.systems:
+            preset.input(lambda name: presets.systems.get(name, ""), preset, system, **at_once)
+
+        open_when(new.click(None, None, conversation, js="() => yayi.read('')")).then(None, js=FOCUS)
+        open_when(listing.input(None, listing, conversation, js="(id) => yayi.read(id)"))
+        forgotten = delete.click(None, identity, [conversation, titles], js="(id) => yayi.forget(id)")
+        loaded = blocks.load(None, None, [conversation, titles], js="() => [yayi.last(), yayi.list()]")
+        for event in (forgotten, loaded):
+            open_when(event).then(list_titles, [titles, identity], listing, **at_once)
+        loaded.then(lambda titles: gr.Sidebar(open=titles["wide"]), titles, sidebar, **at_once)
+    return blocks
+
+
+def asked(messages: Messages, identity: str, system: str, **box: Any) -> list[Any]:
+    """The updates with which a question goes to the model. identity: empty in a new conversation."""
+    identity, off = identity or secrets.token_hex(8), {"interactive": False}
+    return [
+        with_thumbs(messages),
+        identity,
+        kept(messages, identity, system),
+        gr.Textbox(**box, **BUSY),
+        gr.Radio(**off),
+        gr.Button(**off),
+        gr.Button(**off),
+    ]
+
+
+def end(messages: Messages, identity: str, system: str) -> list[Any]:
+    """The updates once the answer has ended: the conversation as it is to be kept, and the controls."""
+    on = {"interactive": True}
+    return [
+        kept(messages, identity, system),
+        gr.Textbox(**READY),
+        gr.Radio(**on),
+        gr.Button(**on),
+        gr.Button(**on),
+    ]
+
+
+def with_thumbs(messages: Messages) -> gr.Chatbot:
+    return gr.Chatbot(messages, feedback_value=thumbs(messages))
+
+
+def add_question(messages: Messages, identity: str, system: str, text: str) -> list[Any]:
+    return asked(with_question(messages, text), identity, system, value="")
+
+
+def ask_example(messages: Messages, identity: str, system: str, example: gr.SelectData) -> list[Any]:
+    return asked(with_question(messages, example.value["text"]), identity, system)
+
+
+def ask_again(messages: Messages, identity: str, system: str, retry: gr.RetryData) -> list[Any]:
+    return asked(messages[: retry.index + 1], identity, system)
+
+
+def take_back(messages: Messages, identity: str, system: str, undo: gr.UndoData) -> list[Any]:
+    """The updates without the last turn, whose question is to be typed anew."""
+    before = messages[: undo.index]
+    return [with_thumbs(before), kept(before, identity, system), text_of(messages[undo.index])]
+
+
+def changer(heard: Heard | None) -> Callable[..., list[Any]]:
+    """What happens when a message was edited: a question is asked anew, an answer is corrected."""
+
+    def change(
+        request: gr.Request,
+        messages: Messages,
+        identity: str,
+        system: str,
+        max_new_tokens: float,
+        edit: gr.EditData,
+    ) -> list[Any]:
+        before, after, text = messages[: edit.index], messages[edit.index + 1 :], edit.value
+        if messages[edit.index]["role"] == "user":
+            return asked(with_question(before, text), identity, system)
+        as_it_was = {"role": "assistant", "content": [{"type": "text", "text": edit.previous_value}]}
+        if not text.strip():
+            gr.Warning(text_for(language_of(request), "yayi_blank"))
+        if not text.strip() or text == text_of(as_it_was):
+            return asked([*before, as_it_was, *after], identity, system)
+        corrected = [*before, message("assistant", text)]
+        if heard:
+            tell(heard, language_of(request), corrected, system, max_new_tokens, None)
+        return asked([*corrected, *after], identity, system)
+
+    return change
+
+
+def rater(heard: Heard) -> Callable[..., list[Any]]:
+    """What happens when a thumb was pressed. Pressed a second time it is taken off, which is not written."""
+
+    def rate(
+        request: gr.Request,
+        messages: Messages,
+        identity: str,
+        system: str,
+        max_new_tokens: float,
+        like: gr.LikeData,
+    ) -> list[Any]:
+        rating = {True: "good", False: "bad"}.get(like.liked, "")
+        rated = message("assistant", text_of(messages[like.index]), rating)
+        answered, after = [*messages[: like.index], rated], messages[like.index + 1 :]
+        if rating:
+            tell(heard, language_of(request), answered, system, max_new_tokens, rating == "good")
+        return [with_thumbs([*answered, *after]), kept([*answered, *after], identity, system)]
+
+    return rate
+
+
+def tell(
+    heard: Heard, language: str, messages: Messages, system: str, max_new_tokens: float, label: bool | None
+) -> None:
+    """Have feedback written, and say whether it was."""
+    try:
+        heard(messages, system, max_new_tokens, label)
+    except UserError as error:
+        gr.Warning(text_for(language, "yayi_not_written", error=error))
+    else:
+        gr.Info(text_for(language, "yayi_written"))
+
+
+def opener(start_system: str) -> Callable[[dict[str, Any]], list[Any]]:
+    """What shows a conversation that the browser has kept; a new one begins with `start_system`."""
+
+    def opened(conversation: dict[str, Any]) -> list[Any]:
+        identity, system = conversation["id"], conversation["system"]
+        return [
+            with_thumbs(shown(conversation)),
+            start_system if system is None else system,
+            identity,
+            gr.Radio(value=identity or None),
+            Dialogue(),
+        ]
+
+    return opened
+
+
+def list_titles(request: gr.Request, titles: dict[str, Any], identity: str) -> gr.Radio:
+    """The list of the conversations, and a note where the browser could not keep them all."""
+    if titles["forgotten"]:
+        gr.Warning(text_for(language_of(request), "yayi_forgotten", count=titles["forgotten"]))
+    if not titles["kept"]:
+        gr.Warning(text_for(language_of(request), "yayi_not_kept"))
+    choices = [(title, each) for title, each in titles["titles"]]
+    return gr.Radio(choices, value=identity if identity in dict(titles["titles"]).values() else None)
