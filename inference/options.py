@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from inference.generation import load
-from training.common.command_line import PathOrName
+from training.common.command_line import FiniteRange, PathOrName
 from training.common.errors import UserError
 from training.consts import MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
 
@@ -46,19 +46,19 @@ SAMPLING_OPTIONS = (
     ),
     click.option(
         "--temperature",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(min=0),
         default=TEMPERATURE,
         help="0 always takes the likeliest token; higher values vary more.",
     ),
     click.option(
         "--top-p",
-        type=click.FloatRange(min=0, max=1, min_open=True),
+        type=FiniteRange(min=0, max=1, min_open=True),
         default=TOP_P,
         help="Sample among the likeliest tokens that together have this probability.",
     ),
     click.option(
         "--repetition-penalty",
-        type=click.FloatRange(min=0, min_open=True),
+        type=FiniteRange(min=0, min_open=True),
         default=REPETITION_PENALTY,
         help="Values above 1 make tokens that occur already less likely.",
     ),
@@ -78,6 +78,24 @@ def _with(options: tuple[Callable, ...], command: Callable) -> Callable:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+# The options that say how an answer is sampled, by name.
+SAMPLING = {
+    option.name: option
+    for option in reversed(sampling_options(click.Command("sampling")).params)
+    if option.name and option.name != "seed"
+}
+
+
+def parse_sampling(name: str, text: str) -> Any:
+    """The value of a sampling option from its text. Raises UserError for a wrong name or value."""
+    if name not in SAMPLING:
+        raise UserError(f"there is no setting {name}; there are {', '.join(SAMPLING)}")
+    try:
+        return SAMPLING[name].type.convert(text, None, None)
+    except click.BadParameter as error:
+        raise UserError(f"{name}: {error.message}") from None
 
 
 def load_from_options(
@@ -105,5 +123,4 @@ def load_from_options(
 
 def sampling_of(options: SimpleNamespace) -> dict[str, Any]:
     """The sampling options, as `stream` and `generation_config` take them."""
-    names = ("max_new_tokens", "temperature", "top_p", "repetition_penalty")
-    return {name: getattr(options, name) for name in names}
+    return {name: getattr(options, name) for name in SAMPLING}

@@ -7,7 +7,7 @@ python -m training.extend_vocabulary --input-model checkpoints/bloomz-7b1-mt --c
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from training.common.hub import check_base_model
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
 from training.data.sources import expand_path
+from training.data.text_lines import read_lines
 from training.model.load import fit_vocabulary, load_base_model, read_config
 from training.model.model_card import taught_before, write_model_card
 from training.model.save import save_model
@@ -146,7 +147,7 @@ def read_corpus(data_paths: Sequence[str]) -> Corpus:
     paths = [path for data_path in data_paths for path in expand_path(data_path)]
     for path in paths:
         if path.endswith(".txt"):
-            corpus.documents += ((line,) for line in read_lines(path))
+            corpus.documents += ((line,) for _, line in read_lines(path))
             continue
         raw_rows = read_raw_rows(path)
         for raw in raw_rows:
@@ -162,21 +163,6 @@ def read_corpus(data_paths: Sequence[str]) -> Corpus:
             corpus.documents.append(tuple(said))
         raw_rows.say_remarks()
     return corpus
-
-
-def read_lines(path: str) -> Iterator[str]:
-    """Lines of a text file that are not blank. Raises UserError for a file that is missing or not UTF-8."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = line.decode("utf-8-sig").rstrip("\r\n")
-                except UnicodeDecodeError:
-                    raise UserError(f"{path}:{number}: not UTF-8; save the file as UTF-8") from None
-                if text.strip():
-                    yield text
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def copy_for_text(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from training.common.command_line import OptionsCommand, options_of
+from training.common.command_line import FiniteRange, OptionsCommand, options_of
 from training.common.console import quiet_libraries
 from training.common.errors import run_command
 from training.common.hub import check_base_model
@@ -25,19 +25,19 @@ from training.text.tokenizer import load_tokenizer_and_new_tokens
 @click.option("--num-gpus", type=click.IntRange(min=1), required=True, help="Number of cards in the machine.")
 @click.option(
     "--gpu-memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     required=True,
     help="Memory of each card, in GB.",
 )
 @click.option(
     "--gpu-tflops",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=TFLOPS,
     help="Peak TFLOP/s of a card in bf16, which the time is computed from; the default is an A100's.",
 )
 @click.option(
     "--utilization",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=UTILIZATION,
     help="Share of that peak that the run is assumed to reach.",
 )

@@ -316,7 +316,7 @@ def test_mistakes_are_one_line(base: str, corpus: str, after, tmp_path: Path, ou
     for arguments, problem in (
         (options(base, f"{tmp_path}/nope.txt", new), "nope.txt: No such file"),
         (options(base, f"{tmp_path}/nope.jsonl", new), "nope.jsonl: no such file"),
-        (options(base, f"{tmp_path}/gbk.txt", new), "gbk.txt:2: not UTF-8"),
+        (options(base, f"{tmp_path}/gbk.txt", new), "gbk.txt: neither UTF-8 (line 2)"),
         (options(base, write_text(tmp_path / "empty.txt", []), new), "0 different documents"),
         (options(base, write_text(tmp_path / "few.txt", SENTENCES[:9]), new), "9 different documents"),
         (options(base, english, new), "nothing to learn"),

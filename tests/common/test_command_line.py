@@ -132,6 +132,7 @@ def test_a_file_gives_what_the_command_line_does_not(outcome, tmp_path: Path) ->
         ("names: [[a]]", "names: ['a'] is not NAME"),
         ("rate: 1\ncount: 2\nrate: 1", '"rate" stands there twice'),
         ("rate: 2", "rate: 2.0 is not in the range 0<x<2."),
+        ("rate: .nan", "rate: nan is not a finite number."),
         ("kind: [a]", "kind: "),
         ("- rate", "not a mapping of option names to values"),
         ("rate: [", "cannot be read as YAML"),

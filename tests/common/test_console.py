@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from training.common.console import say
+from training.common.console import say, visible
 from training.common.errors import UserError, run_command
 
 
@@ -47,6 +47,15 @@ def test_what_the_encoding_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatc
     assert status_of(monkeypatch, "--fails") == 2
     assert out.getvalue() == rb"\u4f60\u597d" + b"\n" + rb"\u518d\u89c1" + b"\n"
     assert err.getvalue() == rb"\u5b8c\u6210" + b"\n" + rb"error: \u574f" + b"\n"
+
+
+def test_what_would_steer_a_terminal_is_shown(capsys: pytest.CaptureFixture) -> None:
+    steering = "\x1b]0;title\x07 \x9b2J\r\x7f\u202e"
+    shown = r"\x1b]0;title\x07 \x9b2J\r\x7f\u202e"
+    assert visible(steering) == shown
+    assert visible("两行\n\ttab é 👩\u200d👧") == "两行\n\ttab é 👩\u200d👧"
+    say(steering)
+    assert capsys.readouterr().out == shown + "\n"
 
 
 @pytest.mark.usefixtures("nobody_reads")

@@ -27,6 +27,7 @@ def command(number: int, raises: str | None) -> None:
         ("", "error: Missing option '--number'."),
         ("--number 1 --nope", "error: No such option '--nope'"),
         ("--number 1 --raises user", "error: a.jsonl:3: bad row"),
+        ("--number 1 --\x1b[2J", r"error: No such option '--\x1b[2J'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(outcome, arguments: str, line: str) -> None:

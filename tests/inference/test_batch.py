@@ -20,6 +20,7 @@ from inference import batch, resumable
 from inference.generation import Answer, load, stream
 from tests.conftest import LEARNT, write_rows
 from tests.launching import Running, kill
+from training.data import pipes
 from training.model.save import save_model
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode_prompt
@@ -276,13 +277,99 @@ def test_answers_to_something_else_are_not_continued(
     interrupt(1, KeyboardInterrupt())
     outcome(batch.main, files.arguments(babbling, SAMPLED))
     there = files.partial.read_bytes()
-    names = {"model": babbling, "other": tuned, "other_rows": write_rows(files.directory / "2", ROWS[1:])}
+    names = {
+        "model": babbling,
+        "other": tuned,
+        "other_rows": write_rows(files.directory / "2", [{"prompt": "b"}]),
+    }
     change, then, now = (text.format(**names) for text in (change, then, now))
     status, _, err = outcome(batch.main, files.arguments(babbling, f"{SAMPLED} {change}"))
     assert status == 2
     assert re.search(f"partial: begun with {then}.*, not {now}.*; go on with what it was begun with, or", err)
     assert err.count("\n") == 1
     assert files.partial.read_bytes() == there
+
+
+def test_answers_to_rows_that_are_as_they_were_are_kept(outcome, babbling, files, interrupt) -> None:
+    before = interrupt(1, KeyboardInterrupt())
+    outcome(batch.main, files.arguments(babbling))
+    one, two, three = before[0]
+    # One row goes, others change their places, one of them also what no model reads, and there are new ones.
+    left = [row for number, row in enumerate(ROWS) if number not in (one, two)]
+    edited = [{"prompt": "新的一行"}, *left, {**ROWS[two], "note": "not read"}, ROWS[three]]
+    write_rows(Path(files.input), edited)
+    rest = interrupt(0, None)
+    status, _, err = outcome(batch.main, files.arguments(babbling))
+    assert status == 0
+    kept = "2 answers are kept, of rows that are as they were; 1 others are dropped"
+    assert f"the input has changed: {kept}" in err
+    assert sum(map(len, rest)) == len(edited) - 2
+    answers = files.answers()
+    files.output.unlink()
+    assert outcome(batch.main, files.arguments(babbling))[0] == 0
+    assert files.answers() == answers
+
+
+def test_an_unfinished_run_of_an_earlier_version_goes_on(outcome, tuned, files: Files, interrupt) -> None:
+    """Its answers have no digest of their prompt."""
+    expected = undisturbed(outcome, tuned, files, GREEDY)
+    interrupt(1, KeyboardInterrupt())
+    outcome(batch.main, files.arguments(tuned))
+    first, *lines = map(json.loads, files.partial.read_text("utf-8").splitlines())
+    for line in lines:
+        for answer in line["answers"]:
+            del answer["prompt"]
+    files.partial.write_text("".join(json.dumps(line) + "\n" for line in [first, *lines]))
+    rest = interrupt(0, None)
+    assert outcome(batch.main, files.arguments(tuned))[0] == 0
+    assert (sum(map(len, rest)), files.output.read_bytes()) == (5, expected)
+
+
+def test_rows_from_stdin_are_answered_on_stdout(outcome, tuned, files, interrupt, monkeypatch) -> None:
+    expected = undisturbed(outcome, tuned, files, GREEDY)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files.directory / "cache"))
+    arguments = files.arguments(tuned).replace(str(files.input), "-").replace(str(files.output), "-")
+    content = Path(files.input).read_bytes()
+
+    def run() -> tuple[int, str, str]:
+        monkeypatch.setattr(pipes, "_copies", {})  # as in another process
+        reader, writer = os.pipe()
+        os.write(writer, content)
+        os.close(writer)
+        before = os.dup(0)
+        os.dup2(reader, 0)
+        try:
+            return outcome(batch.main, arguments)
+        finally:
+            os.dup2(before, 0)
+            for descriptor in (reader, before):
+                os.close(descriptor)
+
+    interrupt(1, KeyboardInterrupt())
+    assert run()[:2] == (130, "")
+    interrupt(0, None)
+    status, out, err = run()
+    assert (status, out.encode()) == (0, expected)
+    assert "going on with 3 of 8 rows answered" in err
+    assert not list((files.directory / "cache" / "yayi" / "batch").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("in.txt", "你是谁\n\n标题？\r\n".encode()),
+        ("in.txt", "你是谁\n标题？".encode("gb18030")),
+        ("in.csv", "question,answer\n你是谁,\n标题？,\n".encode()),
+        (
+            "in.jsonl",
+            '{"instruction": "你是谁", "output": ""}\n{"question": "标题？", "answer": ""}'.encode(),
+        ),
+    ],
+)
+def test_what_is_asked_may_stand_in_files_of_other_kinds(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    prompts = batch.read_prompts(str(tmp_path / name))
+    assert [prompt.conversation.turns for prompt in prompts] == [(Turn("你是谁"),), (Turn("标题？"),)]
 
 
 def test_where_and_how_fast_may_change_and_the_order_of_the_options(

@@ -2,15 +2,18 @@ import builtins
 import itertools
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from prompt_toolkit.input import PipeInput
 
-from inference import chat, generation
+from inference import chat, generation, talk
 from tests.conftest import write_rows
+from tests.inference.test_terminal import CTRL_D, ENTER
 from training.consts import INTRO
 from training.data.reader import read_rows
 from training.text.conversation import Conversation, from_row
@@ -38,14 +41,14 @@ def type_lines(monkeypatch: pytest.MonkeyPatch, lines: Iterable[str | type[BaseE
 def asked(monkeypatch: pytest.MonkeyPatch) -> list:
     """The conversations that the model was asked to continue."""
     conversations = []
-    stream = chat.stream
+    stream = talk.stream
 
     def recording(model, tokenizer, conversation, **how):
         conversations.append(conversation)
         assert how["input_ids"] == encode_prompt(conversation, tokenizer)
         return stream(model, tokenizer, conversation, **how)
 
-    monkeypatch.setattr(chat, "stream", recording)
+    monkeypatch.setattr(talk, "stream", recording)
     return conversations
 
 
@@ -226,7 +229,7 @@ def test_stats_and_help_and_exit(outcome, tuned: str, monkeypatch) -> None:
     assert status == 0
     assert "1 turn(s), 0 left out" in out
     assert re.search(r"latest answer: \d+ tokens, the first after \d+\.\d\d s", out)
-    for command in (*chat.COMMANDS.keys() - {"help"}, "exit"):
+    for command in (*talk.COMMANDS.keys() - {"help"}, "exit"):
         assert f"\n/{command} " in out
     assert "我是雅意" not in out
 
@@ -247,7 +250,7 @@ def test_what_begins_with_a_slash_is_a_command_only_where_it_looks_like_one(
 def test_oldest_turns_leave_a_dialogue_that_outgrows_the_context(
     outcome, tuned: str, monkeypatch, asked: list
 ) -> None:
-    for module in (chat, generation):
+    for module in (talk, generation):
         monkeypatch.setattr(module, "context_length", lambda model: 130)
     type_lines(monkeypatch, [*["你是谁"] * 8, "very long " * 100, "你是谁"])
     _, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} --max-new-tokens 20 --system 短")
@@ -282,6 +285,10 @@ def test_a_typed_control_token_stays_text(outcome, tuned: str, monkeypatch) -> N
         ("--model ./nope", "./nope: no such model directory"),
         ("--model {base}", "fine-tune it first"),
         ("--model {tuned} --temperature -1", "'--temperature'"),
+        ("--model {tuned} --temperature nan", "'--temperature': nan is not a finite number"),
+        ("--model {tuned} --repetition-penalty inf", "'--repetition-penalty': inf is not a finite number"),
+        ("--model ./no\x1b]0;title\x07", "no\\x1b]0;title\\x07: no such model directory"),
+        ("--model {tuned} --feedback {tuned}", "not a file"),
         ("--model {tuned} --prompt=", "--prompt: empty"),
         ("--model {tuned} --load-in-8bit --load-in-4bit", "contradict each other"),
         ("--model {tuned} --prompt \udcff", "--prompt: not UTF-8"),
@@ -292,6 +299,95 @@ def test_a_mistake_is_one_line(outcome, base: str, tuned: str, arguments: str, m
     assert (status, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_settings_change_for_the_answers_to_come(outcome, tuned: str, monkeypatch) -> None:
+    wrong = ["/set temperature nan", "/set colour 1", "/set top_p 2", "/set max_new_tokens"]
+    type_lines(monkeypatch, [*wrong, "/set --max-new-tokens 3", "/set temperature=0.5", "/set", "你是谁"])
+    _, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} --verbose")
+    now = "max_new_tokens 3\ntemperature 0.{}\ntop_p 1.0\nrepetition_penalty 1.0\n"
+    assert out.startswith(now.format(0) + now.format(5) * 2 + "YaYi: ")
+    assert "[temperature: nan is not a finite number.]" in err
+    assert "[there is no setting colour; there are max_new_tokens, temperature, top_p, rep" in err
+    assert "[top_p: 2.0 is not in the range 0<x<=1.]" in err
+    assert "[max_new_tokens: '' is not a valid integer range.]" in err
+    assert re.search(r"\[3 tokens, the first after \d.\d\d s, [\d.]+ tokens/s after that\]", err)
+
+
+def test_feedback_becomes_rows_to_train_on(outcome, tuned: str, monkeypatch, tmp_path, asked: list) -> None:
+    file = tmp_path / "said.jsonl"
+    lines = ["/good", "标题？", "/good", "/bad", "/fix", "/fix 大桥通车", "/fix 桥通了", "再短一点。", "/bad"]
+    type_lines(monkeypatch, lines)
+    _, _, err = outcome(chat.main, f"--model {tuned} {GREEDY} {SYSTEM} --feedback {file}")
+    assert err.splitlines() == [
+        "[nothing was said yet]",
+        f"[written to {file}]",
+        f"[that was said already; take its line out of {file} to say something else]",
+        "[give the corrected answer: /fix TEXT]",
+        "[the answer is as it was; /good calls it a good one]",
+        f"[written to {file}]",
+        f"[written to {file}]",
+    ]
+    rows = [row for _, row in read_rows(str(file))]
+    assert [row.get("label") for row in rows] == [True, None, False]
+    assert [said(from_row(row)) for row in rows[:2]] == [[("标题？", "大桥通车")], [("标题？", "桥通了")]]
+    assert said(asked[1])[0] == ("标题？", "桥通了")
+    assert said(from_row(rows[2]))[0] == ("标题？", "桥通了")
+    assert rows[2]["messages"][2] == {"role": "assistant", "content": "桥通了", "weight": 0}
+
+
+def test_feedback_without_a_file_says_how_to_give_one(outcome, tuned: str, monkeypatch) -> None:
+    type_lines(monkeypatch, ["你是谁", "/good"])
+    assert "start the chat with --feedback FILE" in outcome(chat.main, f"--model {tuned} {GREEDY}")[2]
+
+
+def test_a_row_of_feedback_is_what_the_model_read(outcome, tuned, monkeypatch, tmp_path, asked: list) -> None:
+    """Turns that have left the context are not in it: training would cut the answer off their end."""
+    for module in (talk, generation):
+        monkeypatch.setattr(module, "context_length", lambda model: 130)
+    type_lines(monkeypatch, [*["你是谁"] * 8, "/good"])
+    file = tmp_path / "said.jsonl"
+    outcome(chat.main, f"--model {tuned} {GREEDY} --max-new-tokens 20 --feedback {file}")
+    [(_, row)] = read_rows(str(file))
+    assert len(from_row(row).turns) == len(asked[-1].turns) < 8
+
+
+def test_a_terminal_gets_colours_and_words_for_programs_are_not_sent(
+    outcome,
+    tuned: str,
+    monkeypatch,
+    asked: list,
+    keyboard: PipeInput,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    file = tmp_path / "said.jsonl"
+    keyboard.send_text("".join(text + ENTER for text in ("exit", " Help ", '"""', "exit", '"""', "你是谁")))
+    keyboard.send_text(f"/fix{ENTER}！{ENTER}{CTRL_D}")
+    status, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} --max-new-tokens 9 --feedback {file}")
+    assert status == 0
+    assert [conversation.turns[-1].human for conversation in asked] == ["exit", "你是谁"]
+    assert "\x1b[1;36mYaYi:\x1b[0m\n" in out
+    assert re.search(r"run: [\d,]+ weights in \w+ on cpu, a context of 2,048 tokens\n", err)
+    assert 'not sent: /exit leaves, /help shows the commands, """Help""" sends it' in err
+    [(_, row)] = read_rows(str(file))
+    assert row["messages"][-1]["content"].endswith("！")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_no_text_steers_the_terminal(outcome, tuned, monkeypatch, tmp_path, is_terminal: bool) -> None:
+    """What is no terminal, such as a file, gets the text as it is."""
+    steering = "a\x1b]0;title\x07\x9b2J\u202e"
+    row = {"instruction": steering, "output": f"{steering}\tb\n"}
+    file = write_rows(tmp_path / "no\x1b]0;.jsonl", [row])
+    type_lines(monkeypatch, [f"/load {file}", "/undo", f"/load {file}x"])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    _, out, err = outcome(chat.main, f"--model {tuned} {GREEDY}")
+    assert ("\x1b" in out) == (not is_terminal)
+    assert ("a\\x1b]0;title\\x07\\x9b2J\\u202e\tb\n" in out) == is_terminal
+    assert "[taken back: a\\x1b]0;title\\x07\\x9b2J\\u202e]" in err
+    assert "no\\x1b]0;.jsonlx: no such file" in err
 
 
 def test_defaults_are_the_originals() -> None:

@@ -1,46 +1,61 @@
 import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent, PathCompleter, WordCompleter
+from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
-from prompt_toolkit.input import PipeInput, create_pipe_input
-from prompt_toolkit.output import DummyOutput
+from prompt_toolkit.input import PipeInput
 
-from inference.terminal import on_ctrl_c, read_inputs
+from inference.terminal import CommandCompleter, Inputs, on_ctrl_c
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
 
 
-@pytest.fixture
-def keyboard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[PipeInput]:
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
-        yield keys
-
-
 def test_enter_sends_and_alt_enter_starts_a_line(keyboard: PipeInput) -> None:
     keyboard.send_text(f"一{ALT_ENTER}二 😀{ENTER}three{ENTER}{CTRL_D}")
-    assert list(read_inputs("Human: ")) == ["一\n二 😀", "three"]
+    assert list(Inputs("Human: ")) == ["一\n二 😀", "three"]
+
+
+def test_between_quotes_enter_starts_a_line(keyboard: PipeInput) -> None:
+    keyboard.send_text(f'"""{ENTER}一{ENTER}{ENTER}/undo{ENTER}"""{ENTER}a """ b{ENTER}{CTRL_D}')
+    assert list(Inputs("Human: ")) == ['"""\n一\n\n/undo\n"""', 'a """ b']
+
+
+def test_a_command_is_completed_and_what_follows_it(tmp_path: Path) -> None:
+    (tmp_path / "dialogue.jsonl").touch()
+    arguments = {"set": WordCompleter(["temperature", "top_p"]), "load": PathCompleter()}
+    completer = CommandCompleter(["save", "set", "load"], arguments)
+
+    def completed(text: str) -> list[str]:
+        found = completer.get_completions(Document(text), CompleteEvent())
+        return [text[: len(text) + each.start_position] + each.text for each in found]
+
+    assert completed("/s") == ["/save", "/set"]
+    assert completed("/set t") == ["/set temperature", "/set top_p"]
+    assert completed(f"/load {tmp_path}/dia") == [f"/load {tmp_path}/dialogue.jsonl"]
+    assert completed("/x") == completed("a /s") == completed("/save t") == completed("") == []
+
+
+def test_a_text_is_there_to_be_changed(keyboard: PipeInput) -> None:
+    keyboard.send_text(f"\x7f您{ENTER}")
+    assert Inputs("Human: ").edit("YaYi: ", "你好你") == "你好您"
 
 
 def test_what_is_pasted_is_one_text(keyboard: PipeInput) -> None:
     lines = "\n".join(f"第 {number} 行" for number in range(200))
     keyboard.send_text(f"\x1b[200~{lines}\x1b[201~{ENTER}{CTRL_D}")
-    assert list(read_inputs("Human: ")) == [lines]
+    assert list(Inputs("Human: ")) == [lines]
 
 
 def test_ctrl_c_discards_what_was_typed(keyboard: PipeInput) -> None:
     keyboard.send_text(f"discarded{CTRL_C}kept{ENTER}{CTRL_D}")
-    assert list(read_inputs("Human: ")) == ["kept"]
+    assert list(Inputs("Human: ")) == ["kept"]
 
 
 def test_the_history_outlives_the_chat_and_is_the_users_own(keyboard: PipeInput, tmp_path: Path) -> None:
     keyboard.send_text(f"first{ENTER}{CTRL_D}")
-    assert list(read_inputs("Human: ")) == ["first"]
+    assert list(Inputs("Human: ")) == ["first"]
     file = tmp_path / "yayi" / "chat_history"
     assert list(FileHistory(file).load_history_strings()) == ["first"]
     assert file.stat().st_mode & 0o777 == 0o600
@@ -49,7 +64,7 @@ def test_the_history_outlives_the_chat_and_is_the_users_own(keyboard: PipeInput,
 def test_where_no_history_can_be_kept_one_can_still_talk(keyboard: PipeInput, tmp_path: Path) -> None:
     (tmp_path / "yayi").write_text("a file")
     keyboard.send_text(f"first{ENTER}{CTRL_D}")
-    assert list(read_inputs("Human: ")) == ["first"]
+    assert list(Inputs("Human: ")) == ["first"]
 
 
 def test_ctrl_c_is_only_told_and_interrupts_again_afterwards() -> None:

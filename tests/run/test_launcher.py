@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.utils import cpp_extension
 from transformers import AutoConfig, AutoModelForCausalLM, BloomForCausalLM
 
+from inference.feedback import FeedbackFile
 from inference.generation import load, reply
 from tests.conftest import LEARNT, ROOT, SINGLE_TURN, write_rows
 from tests.launching import ZERO2, ZERO3, history, launch, run, values
@@ -79,15 +80,23 @@ def killed_build() -> Iterator[None]:
 def test_the_launcher_trains_and_saves_and_chat_answers(
     base: str, tmp_path: Path, killed_build: None
 ) -> None:
+    """It learns what people said of answers as well: a corrected one, and none that they called bad."""
     rows = write_rows(tmp_path / "learnt.jsonl", LEARNT)
+    feedback_file = str(tmp_path / "feedback.jsonl")
+    feedback = FeedbackFile(Path(feedback_file), "a model before")
+    feedback.add(Conversation((Turn("几点？", "不知道。"),)), label=False)
+    feedback.add(Conversation((Turn("几点？", "三点。"),)))
     trained = launch(
-        2, "--deepspeed", ZERO2, "--data-path", rows, "--input-model", base,
+        2, "--deepspeed", ZERO2, "--input-model", base, "--data-path", rows, "--data-path", feedback_file,
         "--local-output-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache"), "--run-name", "run",
         "--test-size", "0", "--max-steps", "120", "--lr", "1e-2", "--lr-scheduler", "linear",
         "--warmup-steps", "5", "--per-device-train-batch-size", "2", "--logging-steps", "40",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.count("saved ") == 1
+    assert "LEFT OUT, feedback that calls the answer a bad one: 1 row " in trained.stdout
+    asked = Conversation((Turn("几点？"),))
+    assert reply(*load(str(tmp_path / "run")), asked, temperature=0, repetition_penalty=1) == "三点。"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert model.dtype == torch.bfloat16
     answered = run(

@@ -18,6 +18,7 @@ import csv
 import dataclasses
 import difflib
 import io
+import math
 import os
 import types
 import typing
@@ -115,6 +116,16 @@ class OptionsCommand(click.Command):
                 arg = name if is_on else switches[name].secondary_opts[0]
             spelt.append(arg)
         return super().parse_args(ctx, spelt)
+
+
+class FiniteRange(click.FloatRange):
+    """The type of an option that is a number within bounds; NaN, which no bound keeps out, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        number = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, context)
+        return number
 
 
 class UserPath(click.Path):
@@ -245,7 +256,7 @@ def _settings(field: dataclasses.Field, kind: Any, required: bool) -> dict[str, 
         has_bounds = bounds["min"] is not None or bounds["max"] is not None
         settings["type"] = click.IntRange(**bounds) if has_bounds else click.INT
     elif kind is float:
-        settings["type"] = click.FloatRange(**field.metadata["bounds"])
+        settings["type"] = FiniteRange(**field.metadata["bounds"])
     elif kind is Path:
         settings["type"] = UserPath(path_type=Path)
     elif field.metadata["is_model"]:

@@ -19,6 +19,10 @@ from tqdm import tqdm
 PROGRESS_EVERY_S = 10
 
 
+# Characters by which a text could steer a terminal: all control characters but the tab and the newline, and
+# those that change the direction of what follows.
+STEERING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
 # The progress bar at the foot of a terminal, while one is shown.
 _bar: tqdm | None = None
 
@@ -28,6 +32,7 @@ def say(line: str, *, on_stderr: bool = False) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     stream = sys.stderr if on_stderr else sys.stdout
+    line = visible(line)
     with unless_unread(stream):
         if _bar is not None:
             _bar.write(line)
@@ -49,6 +54,11 @@ def unless_unread(stream: TextIO) -> Iterator[None]:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+
+
+def visible(text: str) -> str:
+    """The text with an escape, such as \\x1b, for each character that would steer a terminal."""
+    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def show_any_text() -> None:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from training.common.console import show_any_text, unless_unread
+from training.common.console import show_any_text, unless_unread, visible
 
 # Seconds that a rank other than 0 waits for the launcher to end it before it prints its own error.
 OTHER_RANK_PATIENCE_S = 20
@@ -60,7 +60,7 @@ def end_with(*messages: str) -> NoReturn:
     who = f"rank {rank}: " if rank else ""
     if rank:
         time.sleep(OTHER_RANK_PATIENCE_S)
-    lines = [f"error: {who}{' '.join(message.split())}\n" for message in messages]
+    lines = [f"error: {who}{visible(' '.join(message.split()))}\n" for message in messages]
     for stream, text in ((sys.stdout, ""), (sys.stderr, "".join(lines))):
         with unless_unread(stream):
             print(text, end="", file=stream, flush=True)
