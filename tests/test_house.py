@@ -19,12 +19,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
 def pins() -> list[Requirement]:
-    """The packages that the requirement files name, each with its exact version."""
-    lines = [
-        line
-        for path in sorted(ROOT.glob("requirements*.txt"))
-        for line in path.read_text("utf-8").splitlines()
-    ]
+    """The packages that the tests install, by the requirement files in their script, with exact versions."""
+    script = (ROOT / "scripts" / "test.sh").read_text("utf-8")
+    files = re.findall(r"\brequirements[\w-]*\.txt", script)
+    lines = [line for file in files for line in (ROOT / file).read_text("utf-8").splitlines()]
     return [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
 
 

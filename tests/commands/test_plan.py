@@ -120,6 +120,7 @@ def test_a_configuration_without_a_bloom_is_planned_by_padded_batches(outcome, t
 CHANGES = {
     "data_path": ("", "--data-path {rows}"),
     "max_length": ("--data-path {rows}", "--max-length 900"),
+    "system": ("--data-path {rows}", f"--system {'字' * 99}"),
     "test_size": ("--data-path {rows}", "--test-size 60"),
     "eval_data_path": ("--data-path {rows}", "--eval-data-path {rows}"),
     "lora_rank": ("--lora-rank 8", "--lora-rank 256"),
