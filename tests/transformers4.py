@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 NEW_TOKENS = 12
 
@@ -51,7 +52,7 @@ def write(directory: Path) -> None:
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64, "rope_theta": 500000.0,
     }  # fmt: skip
-    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "original_max_position_embeddings": 64}
+    yarn = {"rope_type": "yarn", "factor": 32.0, "rope_theta": 1e6, "original_max_position_embeddings": 64}
     kinds = {
         "bloom": bloom,
         "llama": lambda: llama("llama", rope_type="default", rope_theta=20000.0),
@@ -135,4 +136,5 @@ def read(directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    disable_progress_bar()
     {"write": write, "read": read}[sys.argv[1]](Path(sys.argv[2]))
