@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from inference import chat, generation, web
-from inference.chat import Talk
+from inference import generation, web
+from inference import talk as terminal_talk
 from inference.dialogue import Dialogue
 from inference.generation import load
+from inference.screen import Screen
 from tests.conftest import LEARNT, ROOT
 from tests.launching import Running, free_port, kill
 from training.text.conversation import from_row
@@ -184,10 +185,10 @@ def test_turns_leave_a_long_dialogue_as_they_do_in_the_terminal(tuned, notes, mo
 
         monkeypatch.setattr(module, "stream", stream)
 
-    recorded(chat)
+    recorded(terminal_talk)
     limit, temperature, top_p, penalty = 20, *BY_HEART[1:]
     sampling = dict(zip(web.SLIDERS, (limit, temperature, top_p, penalty), strict=True))
-    talk, terminal = Talk(model, tokenizer, "短", sampling), []
+    talk, terminal = terminal_talk.Talk(model, tokenizer, "短", sampling, screen=Screen()), []
     for human in questions:
         talk.say(human)
         terminal.append((talk.dialogue.left_out, answers[-1].recalled_tokens, answers[-1].prompt_tokens))
