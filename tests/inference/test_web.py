@@ -14,10 +14,11 @@ import gradio as gr
 import httpx
 import pytest
 
-from inference import chat, generation, web, web_answers
-from inference.chat import Talk
+from inference import generation, web, web_answers
+from inference import talk as terminal_talk
 from inference.dialogue import Dialogue
 from inference.generation import load
+from inference.screen import Screen
 from inference.web_answers import NUMBERS, page_answerer
 from inference.web_messages import Messages, message, with_question
 from inference.web_page import Presets
@@ -119,10 +120,10 @@ def test_turns_leave_a_long_dialogue_as_they_do_in_the_terminal(tuned, notes, mo
 
         monkeypatch.setattr(module, "stream", stream)
 
-    recorded(chat)
+    recorded(terminal_talk)
     limit, temperature, top_p, penalty = 20, *BY_HEART[1:]
     sampling = dict(zip(NUMBERS, (limit, temperature, top_p, penalty), strict=True))
-    talk, terminal = Talk(model, tokenizer, "短", sampling), []
+    talk, terminal = terminal_talk.Talk(model, tokenizer, "短", sampling, screen=Screen()), []
     for human in questions:
         talk.say(human)
         terminal.append((talk.dialogue.left_out, answers[-1].recalled_tokens, answers[-1].prompt_tokens))
