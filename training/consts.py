@@ -8,6 +8,9 @@ END = "<|End|>"
 # Those that a tokenizer lacks get their ids in this order.
 CONTROL_TOKENS = (SYSTEM, HUMAN, YAYI, END)
 
+# The fifth, before what a tool returned. Only models that were taught tools have it.
+TOOL = "<|Tool|>"
+
 INTRO = (
     "A chat between a human and an AI assistant named YaYi.\n"
     "YaYi is a helpful and harmless language model developed by Beijing Wenge Technology Co.,Ltd."

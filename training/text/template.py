@@ -10,7 +10,8 @@ import string
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from training.consts import BREAKER, END, HUMAN, INTRO, SYSTEM, YAYI
+from training.consts import BREAKER, END, HUMAN, INTRO, SYSTEM, TOOL, YAYI
+from training.text.calls import answer_with_calls, declarations_text
 from training.text.turns import Conversation
 
 # A speaker's control token, COLON, OPENING, the text, CLOSING.
@@ -25,9 +26,10 @@ class Piece(NamedTuple):
     text: str
     is_control: bool = False
     is_supervised: bool = False
+    ends_turn: bool = False
 
 
-_SYSTEM, _HUMAN, _YAYI = (Piece(token, is_control=True) for token in (SYSTEM, HUMAN, YAYI))
+_SYSTEM, _HUMAN, _YAYI, _TOOL = (Piece(token, is_control=True) for token in (SYSTEM, HUMAN, YAYI, TOOL))
 
 
 def pieces(conversation: Conversation, header: str = COLON, default_system: str = INTRO) -> Iterator[Piece]:
@@ -38,19 +40,32 @@ def pieces(conversation: Conversation, header: str = COLON, default_system: str 
     conversation that has none, as `saved_template.default_system` reads it.
     """
     yield _SYSTEM
-    yield Piece(f"{COLON}{OPENING}{conversation.system or default_system}{CLOSING}")
+    system = conversation.system or default_system
+    if conversation.tools:
+        system += CLOSING + declarations_text(conversation.tools)
+    yield Piece(f"{COLON}{OPENING}{system}{CLOSING}")
     for turn in conversation.turns:
         yield _HUMAN
         yield Piece(f"{COLON}{OPENING}{turn.human}{CLOSING}")
-        yield _YAYI
-        if turn.yayi is None:
+        for use in turn.tool_uses:
+            answer = answer_with_calls(use.text, use.calls)
+            yield from _answer_pieces(answer, header, not use.is_context, ends_turn=not use.results)
+            for result in use.results:
+                yield _TOOL
+                yield Piece(f"{COLON}{OPENING}{result}{CLOSING}")
+        if turn.yayi is not None:
+            yield from _answer_pieces(turn.yayi, header, not turn.is_context, ends_turn=True)
+        elif not turn.ends_with_calls:
+            yield _YAYI
             yield Piece(header)
-        else:
-            is_supervised = not turn.is_context
-            yield Piece(header, is_supervised=is_supervised)
-            answer = f"{COLON}{OPENING}{turn.yayi}{CLOSING}"
-            yield Piece(answer.removeprefix(header), is_supervised=is_supervised)
-            yield Piece(END, is_control=True, is_supervised=is_supervised)
+
+
+def _answer_pieces(answer: str, header: str, is_supervised: bool, ends_turn: bool) -> Iterator[Piece]:
+    yield _YAYI
+    yield Piece(header, is_supervised=is_supervised)
+    text = f"{COLON}{OPENING}{answer}{CLOSING}"
+    yield Piece(text.removeprefix(header), is_supervised=is_supervised)
+    yield Piece(END, is_control=True, is_supervised=is_supervised, ends_turn=ends_turn)
 
 
 def render(conversation: Conversation, default_system: str = INTRO) -> str:

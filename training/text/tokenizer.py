@@ -13,8 +13,8 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
-from training.consts import BREAKER, CONTROL_TOKENS, END
-from training.text.encoding import answer_header
+from training.consts import BREAKER, CONTROL_TOKENS, END, TOOL
+from training.text.encoding import answer_header, knows_tools
 from training.text.saved_template import default_system
 from training.text.template import chat_template
 
@@ -25,40 +25,44 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 NewTokens = dict[int, list[int]]
 
 
-def load_tokenizer(path: str, system: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str, system: str | None = None, *, tools: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer of a model directory or hub name, with the four control tokens, each one id.
 
     system: what its conversations without a system text get; where None, what they got before, or the intro.
-    Raises UserError where there is no usable tokenizer.
+    tools: whether it gets the control token of tools, too; one that has it keeps it. Raises UserError where
+    there is no usable tokenizer.
     """
-    return load_tokenizer_and_new_tokens(path, system)[0]
+    return load_tokenizer_and_new_tokens(path, system, tools=tools)[0]
 
 
 def load_tokenizer_and_new_tokens(
-    path: str, system: str | None = None
+    path: str, system: str | None = None, *, tools: bool = False
 ) -> tuple[PreTrainedTokenizerFast, NewTokens]:
     """The tokenizer of `load_tokenizer`, and the control tokens that the one at `path` lacks.
 
     `load_model` and `add_adapter` take those as `new_tokens`, so that the tokenizer is read once.
     """
     tokenizer = load_base_tokenizer(path)
-    return tokenizer, teach_to_chat(tokenizer, system)
+    return tokenizer, teach_to_chat(tokenizer, system, tools=tools)
 
 
-def teach_to_chat(tokenizer: PreTrainedTokenizerFast, system: str | None = None) -> NewTokens:
+def teach_to_chat(
+    tokenizer: PreTrainedTokenizerFast, system: str | None = None, *, tools: bool = False
+) -> NewTokens:
     """Give a tokenizer the control tokens and the chat template; return the tokens that it lacked.
 
-    Tokens that are there keep their ids; missing control tokens get the next free ones. system: as for
-    `load_tokenizer`. Once saved, the tokenizer renders and tokenizes chats as training does, without our
+    Tokens that are there keep their ids; missing control tokens get the next free ones. system, tools: as
+    for `load_tokenizer`. Once saved, the tokenizer renders and tokenizes chats as training does, without our
     code.
     """
     backend = tokenizer.backend_tokenizer
-    missing = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is None]
+    control_tokens = (*CONTROL_TOKENS, TOOL) if tools or knows_tools(tokenizer) else CONTROL_TOKENS
+    missing = [token for token in control_tokens if backend.token_to_id(token) is None]
     eos = _eos_of(tokenizer)
     # The special tokens that were there must be matched, too, before the normalizer removes the breakers.
     found = tokenizer.added_tokens_decoder.values()
     late_tokens = [str(token) for token in found if token.special and token.normalized]
-    special = [AddedToken(token, special=True, normalized=False) for token in (*late_tokens, *CONTROL_TOKENS)]
+    special = [AddedToken(token, special=True, normalized=False) for token in (*late_tokens, *control_tokens)]
     tokenizer.add_tokens(special, special_tokens=True)
     tokenizer.eos_token = END
     tokenizer.clean_up_tokenization_spaces = False
