@@ -25,6 +25,7 @@ from training.cost.ways import plan, this_machine
 from training.data.collate import collator
 from training.data.evaluation_files import leakage_lines, load_evaluation_files
 from training.data.examples import Examples, build_datasets
+from training.data.tool_rows import data_has_tools
 from training.model.bloom import is_bloom
 from training.model.context import longest_row
 from training.model.load import load_model, read_config, takes_packed_batches
@@ -117,7 +118,9 @@ def prepare_data(run: Run) -> Data:
     options.max_length = longest_row(
         options.input_model, options.max_length, is_given="max_length" not in options.default_names
     )
-    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model)
+    # A run keeps what it began with; those of earlier versions knew no tools.
+    tools = run.record.get("tools", False) if run.record else data_has_tools(options)
+    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model, tools=tools)
     together = rows_together(run.record)
     files = load_evaluation_files(options, tokenizer)
     training, held_out = build_datasets(options, tokenizer, together)
@@ -130,7 +133,7 @@ def prepare_data(run: Run) -> Data:
     for line in leakage_lines(files, training):
         say(line)
     run.description = describe(
-        options, run.deepspeed_config, training, held_out, world_size(), together, files
+        options, run.deepspeed_config, training, held_out, world_size(), together, files, tools
     )
     if run.record:
         check_same_run(run.directory, run.description, run.record, options.resume_anyway)

@@ -31,11 +31,13 @@ def describe(
     world_size: int,
     together: Together = "whole prompts",
     evaluation_files: Mapping[str, Examples] | None = None,
+    tools: bool = False,
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options" every option as text, from which a later start takes those that are not given.
 
-    evaluation_files: the examples of --eval-data-path, by name.
+    evaluation_files: the examples of --eval-data-path, by name. tools: whether the run's tokenizer has the
+    control token of tools.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)
@@ -61,6 +63,7 @@ def describe(
         or ("bf16" if deepspeed_config and options.bf16 else "fp32"),
         "ranks": world_size,
         "together": together,
+        "tools": tools,
         "options": {name: text_of_value(getattr(options, name)) for name in OPTION_NAMES},
     }
 

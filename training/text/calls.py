@@ -23,18 +23,6 @@ BETWEEN_CALLS = "\n"
 # A call in what a model says. The last may lack its end, where the answer was cut off.
 SAID_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
-# What `transformers serve` needs to find the calls in an answer; it is saved with the tokenizer.
-RESPONSE_FIELDS = {
-    "tool_calls": {
-        "open_pattern": r"\s*<tool_call>",
-        "close": "</tool_call>",
-        "repeats": True,
-        "content": "json",
-        "transform": {"type": "function", "function": "{content}"},
-    },
-    "content": {"content": "text"},
-}
-
 
 class Call(NamedTuple):
     """A tool that is called, and the arguments of the call, by name."""
@@ -65,12 +53,12 @@ def declaration(tool: Mapping[str, Any]) -> str:
     kind = tool.get("type", "function")
     function = tool.get("function", tool)
     if kind != "function" and function is not tool:
-        raise ValueError(f"is of type {kind!r}, not function")
+        raise ValueError(f"of type {kind!r}, not function")
     if not isinstance(function, Mapping):
         raise ValueError('"function" is not an object')
     name = function.get("name")
     if not isinstance(name, str) or not name.strip():
-        raise ValueError("has no name")
+        raise ValueError("a tool without a name")
     return json_text({key: value for key, value in function.items() if key != "return"})
 
 
@@ -124,3 +112,16 @@ def split_answer(answer: str) -> tuple[str, tuple[str, ...]]:
 def declarations_text(tools: Sequence[str]) -> str:
     """The block of all declarations, one a line."""
     return DECLARATIONS_OPENING + "\n".join(tools) + DECLARATIONS_CLOSING
+
+
+def result_text(value: Any) -> str:
+    """What a tool returned, as the model reads it: a text as it is, and anything else as JSON.
+
+    Raises ValueError or TypeError for a value that JSON does not have.
+    """
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def error_text(problem: str) -> str:
+    """What the model reads instead of a result where a call went wrong."""
+    return json.dumps({"error": problem}, ensure_ascii=False)

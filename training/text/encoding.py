@@ -15,7 +15,7 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from training.consts import CONTROL_TOKENS, END, NOT_SUPERVISED, TOOL
-from training.text.saved_template import default_system
+from training.text.saved_template import default_system, knows_tools
 from training.text.template import COLON, OPENING, pieces
 from training.text.turns import Conversation
 
@@ -200,11 +200,6 @@ def answer_header(tokenizer: PreTrainedTokenizerFast) -> str:
     return COLON if joined == [colon + rest for rest in rests] else COLON + OPENING
 
 
-def knows_tools(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the model of this tokenizer was taught tools, or is about to be: it has their control token."""
-    return tokenizer.backend_tokenizer.token_to_id(TOOL) is not None
-
-
 def check_tools(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> None:
     """Raise ValueError for a conversation with tools where the model of this tokenizer knows none."""
     if conversation.has_tools and not knows_tools(tokenizer):
@@ -220,15 +215,13 @@ class _Layout(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _layout(tokenizer: PreTrainedTokenizerFast) -> _Layout:
-    found = {token: tokenizer.backend_tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
+    found = {token: tokenizer.backend_tokenizer.token_to_id(token) for token in (*CONTROL_TOKENS, TOOL)}
     control_ids = {token: token_id for token, token_id in found.items() if token_id is not None}
     missing = [token for token in CONTROL_TOKENS if token not in control_ids]
     if missing:
         raise ValueError(
             f"the tokenizer has no {', '.join(missing)}; training.text.tokenizer.load_tokenizer adds them"
         )
-    if knows_tools(tokenizer):
-        control_ids[TOOL] = tokenizer.backend_tokenizer.token_to_id(TOOL)
     return _Layout(control_ids, answer_header(tokenizer))
 
 

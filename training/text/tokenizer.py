@@ -14,9 +14,9 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
 from training.consts import BREAKER, CONTROL_TOKENS, END, TOOL
-from training.text.encoding import answer_header, knows_tools
-from training.text.saved_template import default_system
-from training.text.template import chat_template
+from training.text.encoding import answer_header
+from training.text.saved_template import default_system, knows_tools
+from training.text.template import RESPONSE_TEMPLATE, chat_template
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -70,9 +70,13 @@ def teach_to_chat(
         tokenizer.add_bos_token = tokenizer.add_eos_token = False
     _leave_spaces(tokenizer)
     _remove_breakers(tokenizer)
+    system = system or default_system(tokenizer)
+    has_tools = knows_tools(tokenizer)
     tokenizer.chat_template = chat_template(
-        special_tokens(tokenizer), answer_header(tokenizer), system or default_system(tokenizer)
+        special_tokens(tokenizer), answer_header(tokenizer), system, tools=has_tools
     )
+    if has_tools:
+        tokenizer.response_template = RESPONSE_TEMPLATE
     ids = tokenizer.get_added_vocab()
     return _new_tokens(ids, missing, eos)
 

@@ -1,7 +1,9 @@
 """Conversation and Turn: every row becomes one, and the code after the reader knows no other form."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from training.text.calls import answer_with_calls
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,23 @@ class Turn:
         """Whether the last thing said is a call, whose result is not there."""
         return self.yayi is None and bool(self.tool_uses) and not self.tool_uses[-1].results
 
-    @property
-    def are_context(self) -> tuple[bool, ...]:
-        """For each answer of YaYi, those that call tools included, whether it is only read."""
-        last = () if self.yayi is None else (self.is_context,)
-        return (*(use.is_context for use in self.tool_uses), *last)
+    def answers(self) -> Iterator[tuple[str, bool]]:
+        """The text of each answer of YaYi, those that call tools included, and whether it is only read."""
+        for use in self.tool_uses:
+            yield answer_with_calls(use.text, use.calls), use.is_context
+        if self.yayi is not None:
+            yield self.yayi, self.is_context
+
+    def as_context(self) -> "Turn":
+        """The turn with none of its answers supervised."""
+        uses = tuple(replace(use, is_context=True) for use in self.tool_uses)
+        return replace(self, is_context=self.yayi is not None, tool_uses=uses)
+
+    def with_earlier_as_context(self) -> "Turn":
+        """The turn with no answer supervised but the last, which may be one that calls tools."""
+        if self.ends_with_calls:
+            return replace(self, tool_uses=(*self.as_context().tool_uses[:-1], self.tool_uses[-1]))
+        return replace(self, tool_uses=self.as_context().tool_uses)
 
     def texts(self) -> Iterator[str]:
         """Every text of the turn, in order."""
