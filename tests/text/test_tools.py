@@ -227,9 +227,17 @@ def test_a_dialogue_is_cut_only_after_an_answer_without_calls(taught: PreTrained
 
 
 # Texts that try to end a call, to forge a speaker or a result, or to confuse JSON.
-PIECES = f"""{" ".join(CONTROL_TOKENS)} {TOOL} </s> <tool_call> </tool_call> </ <\\/ <tools> \\ " ' : 你好 😀 é {{ }}
-\\n \\u4e00 < / a""".split()
-TEXTS = st.lists(st.sampled_from([*PIECES, " ", "\n", "\n\n", "\t", "\u2028"]), max_size=6).map("".join)
+SPECIAL = [*CONTROL_TOKENS, TOOL, "</s>", "<tool_call>", "</tool_call>", "<tools>"]
+PIECES = [
+    *SPECIAL,
+    *["</", "<\\/", "\\", '"', "'", ":", "你好", "😀", "é", "{", "}", "\\n", "\\u4e00", "<", "/", "a"],
+    " ",
+    "\n",
+    "\n\n",
+    "\t",
+    "\u2028",
+]
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
 PLAIN_TEXTS = TEXTS.filter(lambda text: "<tool_call>" not in text and not text.startswith("\n"))
 ANSWERS = TEXTS.filter(lambda text: text.strip() and not text.startswith("\n") and not text.endswith("\n\n"))
 VALUES = st.recursive(
