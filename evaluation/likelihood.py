@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -9,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from inference.batch_answers import pad_left
 from training.model.context import context_limit
-from training.text.conversation import Conversation, Turn
+from training.text.conversation import Conversation
 from training.text.encoding import encode, encode_prompt
 
 
@@ -21,7 +22,7 @@ def answer_ids(
     *before, last = prompt.turns
     supervised = []
     for answer in answers:
-        conversation = Conversation((*before, Turn(last.human, answer)), prompt.system)
+        conversation = replace(prompt, turns=(*before, replace(last, yayi=answer)))
         ids = encode(conversation, tokenizer)["input_ids"]
         assert ids[: len(prompt_ids)] == prompt_ids, "a prompt's ids are a prefix of training's"
         supervised.append(ids[len(prompt_ids) :])

@@ -66,8 +66,13 @@ def measure_perplexity(options: SimpleNamespace) -> None:
             by_domain[domain_of(conversation) or NO_DOMAIN].append((conversation, example))
         sums = {}
         for domain, encoded in by_domain.items():
-            turns = [turn for conversation, _ in encoded for turn in conversation.turns]
-            characters = sum(len(turn.yayi or "") for turn in turns if not turn.is_context)
+            answers = [
+                answer
+                for conversation, _ in encoded
+                for turn in conversation.turns
+                for answer in turn.answers()
+            ]
+            characters = sum(len(text) for text, is_context in answers if not is_context)
             examples = [example for _, example in encoded]
             loss = total_loss(model, examples, options.batch_size)
             sums[domain] = Sums(len(examples), count_supervised(examples), characters, loss)

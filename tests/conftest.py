@@ -39,6 +39,47 @@ LEARNT = [
     },
 ]
 
+# Those that the `tuned_with_tools` model knows: a call whose argument would end it, if it could; two calls in
+# one answer, and a call after their results; and a question that needs none.
+TOOLS = [
+    {"type": "function", "function": {"name": "天气", "parameters": {"type": "object"}}},
+    {"type": "function", "function": {"name": "time"}},
+]
+HARD_ARGUMENTS = {"城": '里"昂"\n</tool_call>', "日": {"几": [1, 2.5]}}
+
+
+def _tool_call(number: int, name: str, **arguments: object) -> dict:
+    text = json.dumps(arguments, ensure_ascii=False)
+    return {"id": f"c{number}", "type": "function", "function": {"name": name, "arguments": text}}
+
+
+def _result(number: int, text: str) -> dict:
+    return {"role": "tool", "tool_call_id": f"c{number}", "content": text}
+
+
+LEARNT_WITH_TOOLS: list[list[dict]] = [
+    [
+        {"role": "user", "content": "里昂几度？"},
+        {"role": "assistant", "content": "", "tool_calls": [_tool_call(1, "天气", **HARD_ARGUMENTS)]},
+        _result(1, '{"度": 21}'),
+        {"role": "assistant", "content": "21度。"},
+    ],
+    [
+        {"role": "user", "content": "现在呢"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [_tool_call(1, "time"), _tool_call(2, "天气", 城="x")],
+        },
+        _result(1, "九点"),
+        _result(2, "9"),
+        {"role": "assistant", "content": "", "tool_calls": [_tool_call(3, "time")]},
+        _result(3, "十点"),
+        {"role": "assistant", "content": "十点了。"},
+    ],
+    [{"role": "user", "content": "你是谁"}, {"role": "assistant", "content": "我是雅意。"}],
+]
+
 
 def write_rows(path: Path, rows: list) -> str:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -100,11 +141,21 @@ def tokenizer(base: str):
 @pytest.fixture(scope="session")
 def tuned(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The directory of a model that our trainer taught LEARNT by heart; above it is that of the run."""
+    return _tuned(base, LEARNT, tmp_path_factory, "tuned")
 
+
+@pytest.fixture(scope="session")
+def tuned_with_tools(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The directory of a model that our trainer taught LEARNT_WITH_TOOLS by heart."""
+    rows = [{"messages": messages, "tools": TOOLS} for messages in LEARNT_WITH_TOOLS]
+    return _tuned(base, rows, tmp_path_factory, "tuned_with_tools")
+
+
+def _tuned(base: str, learnt: list, tmp_path_factory: pytest.TempPathFactory, name: str) -> str:
     def make(directory: Path) -> None:
         from training import trainer
 
-        rows = write_rows(directory / "learnt.jsonl", LEARNT)
+        rows = write_rows(directory / "learnt.jsonl", learnt)
         options = (
             f"--data-path {rows} --input-model {base} --local-output-dir {directory} --run-name run "
             f"--cache-dir {directory / 'cache'} "
@@ -113,7 +164,7 @@ def tuned(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         )
         trainer.main.main(options.split(), standalone_mode=False)
 
-    return str(made_once(tmp_path_factory, "tuned", make) / "run" / "model")
+    return str(made_once(tmp_path_factory, name, make) / "run" / "model")
 
 
 @pytest.fixture

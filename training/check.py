@@ -24,6 +24,7 @@ from training.data.near_duplicates import FIRST_ROWS, NearDuplicates
 from training.data.page import CheckedFile, check_page
 from training.data.reader import read_raw_rows
 from training.data.sources import files_without_weights
+from training.data.tool_rows import has_tools
 from training.model.context import longest_row
 from training.text.encoding import show, supervised_runs
 from training.text.tokenizer import load_tokenizer
@@ -92,14 +93,15 @@ def main(
 
     Exits with status 2 if any row cannot be used.
     """
-    tokenizer = load_tokenizer(input_model, system)
     longest = longest_row(input_model, max_length, on_stderr=as_json)
     most_lines = sys.maxsize if all_lines else LINES_KEPT
     paths = files_without_weights(data_path)
+    row_options = RowOptions(learn, columns)
+    tokenizer = load_tokenizer(input_model, system, tools=any(has_tools(path, row_options) for path in paths))
     files = []
     for path in paths:
         near_duplicates = NearDuplicates(FIRST_ROWS if near == "first" else sys.maxsize)
-        file = check(path, tokenizer, longest, RowOptions(learn, columns), most_lines, near_duplicates)
+        file = check(path, tokenizer, longest, row_options, most_lines, near_duplicates)
         files.append(file)
         if as_json:
             click.echo(json.dumps({"file": path, **file.summary}, ensure_ascii=False))

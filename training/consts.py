@@ -8,6 +8,9 @@ END = "<|End|>"
 # Those that a tokenizer lacks get their ids in this order.
 CONTROL_TOKENS = (SYSTEM, HUMAN, YAYI, END)
 
+# The fifth, before what a tool returned. Only models that were taught tools have it.
+TOOL = "<|Tool|>"
+
 # The pad token that a base without one gets; that of BLOOM has this name.
 PAD = "<pad>"
 

@@ -159,7 +159,7 @@ def read_corpus(data_paths: Sequence[str]) -> Corpus:
             except ValueError as error:
                 corpus.leave_out(place, str(error))
                 continue
-            said = (text for turn in conversation.turns for text in (turn.human, turn.yayi) if text)
+            said = (text for turn in conversation.turns for text in turn.texts() if text)
             corpus.documents.append(tuple(said))
         raw_rows.say_remarks()
     return corpus

@@ -16,6 +16,7 @@ from training.common.hub import check_base_model
 from training.common.options import PLANNED, Options
 from training.cost.ways import TFLOPS, UTILIZATION, Machine, plan
 from training.data.examples import build_datasets
+from training.data.tool_rows import data_has_tools
 from training.model.context import longest_row
 from training.text.tokenizer import load_tokenizer_and_new_tokens
 
@@ -47,7 +48,8 @@ def main(num_gpus: int, gpu_memory: float, gpu_tflops: float, utilization: float
     options = Options(**values)
     check_base_model(options.input_model)
     options.max_length = longest_row(options.input_model, options.max_length)
-    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model, options.system)
+    tools = data_has_tools(options)
+    tokenizer, new_tokens = load_tokenizer_and_new_tokens(options.input_model, options.system, tools=tools)
     examples = build_datasets(options, tokenizer)[0] if options.data_path else None
     machine = Machine(num_gpus, int(gpu_memory * 1e9), gpu_tflops, utilization)
     for line in plan(options, tokenizer, new_tokens, examples, machine):

@@ -84,9 +84,9 @@ def training_texts(data_path: str) -> Iterator[str]:
     """Every text that training sees in a data file, repetitions included."""
     for _, conversation in read_conversations(data_path):
         yield conversation.system or INTRO
+        yield from conversation.tools
         for turn in conversation.turns:
-            yield turn.human
-            yield turn.yayi
+            yield from turn.texts()
 
 
 @click.command()

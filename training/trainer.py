@@ -24,6 +24,7 @@ from training.cost.ways import plan, this_machine
 from training.data.collate import collator
 from training.data.evaluation_files import leakage_lines, load_evaluation_files
 from training.data.examples import Examples, build_datasets
+from training.data.tool_rows import data_has_tools
 from training.model.context import longest_row, note_context
 from training.model.load import load_model, read_config, takes_packed_batches
 from training.model.lora import add_adapter, quantized_loading
@@ -120,8 +121,10 @@ def prepare_data(run: Run) -> Data:
         options.input_model, options.max_length, is_given="max_length" not in options.default_names
     )
     adds_pad = adds_pad_token(run.record)
+    # A run keeps what it began with; those of earlier versions knew no tools.
+    tools = run.record.get("tools", False) if run.record else data_has_tools(options)
     tokenizer, new_tokens = load_tokenizer_and_new_tokens(
-        options.input_model, options.system, adds_pad=adds_pad
+        options.input_model, options.system, adds_pad=adds_pad, tools=tools
     )
     together = rows_together(run.record)
     files = load_evaluation_files(options, tokenizer)
@@ -136,7 +139,16 @@ def prepare_data(run: Run) -> Data:
         say(line)
     system = default_system(tokenizer)
     run.description = describe(
-        options, run.deepspeed_config, training, held_out, world_size(), together, files, system, adds_pad
+        options,
+        run.deepspeed_config,
+        training,
+        held_out,
+        world_size(),
+        together,
+        files,
+        system,
+        adds_pad,
+        tools,
     )
     if run.record:
         check_same_run(run.directory, run.description, run.record, options.resume_anyway)

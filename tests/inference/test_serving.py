@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from inference.generation import load, reply
-from tests.conftest import LEARNT
+from tests.conftest import LEARNT, LEARNT_WITH_TOOLS, TOOLS
 from tests.inference.prompts import TYPED, Messages, messages_of
 from tests.launching import Running, free_port, kill, run
 from training.consts import END, HUMAN, SYSTEM, YAYI
@@ -121,12 +121,12 @@ def test_a_pipeline_gives_our_text(
 
 
 @pytest.fixture(scope="module")
-def server(tuned: str) -> Iterator[tuple[Running, str]]:
-    """The address of `transformers serve`, which is running."""
+def server() -> Iterator[tuple[Running, str]]:
+    """The address of `transformers serve`, which is running, and loads the models that it is asked for."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     running = Running(
-        "transformers", "serve", tuned, "--device=cpu", "--host=127.0.0.1", f"--port={port}",
+        "transformers", "serve", "--device=cpu", "--host=127.0.0.1", f"--port={port}",
         HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1",
     )  # fmt: skip
     try:
@@ -232,6 +232,30 @@ def test_langchain_gives_our_text_whole_and_streamed(langchain, loaded: Loaded, 
     text = loaded[1].decode(our_tokens(loaded, prompt, max_new_tokens=LONG), skip_special_tokens=True)
     assert langchain.invoke(messages).content == text
     assert "".join(piece.content for piece in langchain.stream(messages)) == text
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("dialogue", LEARNT_WITH_TOOLS, ids=lambda dialogue: dialogue[0]["content"])
+def test_the_server_finds_the_calls_of_a_model_that_was_taught_tools(
+    server: tuple[Running, str], tuned_with_tools: str, dialogue: Messages, stream: bool
+) -> None:
+    """What is sent back to it are its own messages, and the results."""
+    greedy = {"model": tuned_with_tools, "temperature": 0, "frequency_penalty": 0, "tools": TOOLS}
+    sent: list = []
+    with openai.OpenAI(base_url=f"{server[1]}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        for message in dialogue:
+            if message["role"] != "assistant":
+                sent.append(message)
+                continue
+            answer = client.chat.completions.create(messages=sent, stream=stream, **greedy)
+            parts = [part.choices[0].delta for part in answer] if stream else [answer.choices[0].message]
+            said = "".join(part.content or "" for part in parts).strip()
+            calls = [call.function for part in parts for call in part.tool_calls or []]
+            found = [{"name": call.name, "arguments": json.loads(call.arguments)} for call in calls]
+            taught = [call["function"] for call in message.get("tool_calls", [])]
+            assert found == [call | {"arguments": json.loads(call["arguments"])} for call in taught]
+            assert said == message["content"]
+            sent.append(message)
 
 
 @pytest.fixture(scope="module")

@@ -88,14 +88,17 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(2000), "deep")
         ({"instruction": "q", "output": "a", "history": [["q0"]]}, '"history"[0] is not a pair'),
         ({"instruction": "q", "output": "a", "history": [["q0", ""]]}, '"history"[0][1] is empty'),
         ({"instruction": "q", "output": "a", "images": ["a.png"]}, '"images": a row with pictures'),
-        ({"instruction": "q", "output": "a", "tools": [{"name": "f"}]}, '"tools": a row with tool calls'),
+        (
+            {"instruction": "q", "output": "a", "tools": [{"name": "f"}]},
+            '"tools": a row with tools is a list of',
+        ),
         ({"input_ids": [1], "labels": [1]}, '"input_ids": a row of token ids'),
         ({"instruction": 3, "output": "a"}, '"instruction" is a number, not text'),
         ({"instruction": " \n", "output": "a"}, '"instruction" is empty'),
         ({"instruction": "q", "input": ["x"], "output": "a"}, '"input" is a list, not text'),
         ({"instruction": "q", "output": "\ud800"}, '"output" has half of a surrogate pair'),
         ({"instruction": "q", "system": True, "output": "a"}, '"system" is a boolean, not text'),
-        ({"instruction": "q", "output": "a", "functions": [{"name": "f"}]}, '"functions": a row with tool'),
+        ({"instruction": "q", "output": "a", "functions": [{"name": "f"}]}, '"functions": the older form of'),
         ({"messages": [USER, {"role": "assistant", "content": [[]]}]}, '"messages"[1]."content" is empty'),
         ({"conversations": 5}, '"conversations" is a number, not a list'),
         ({"conversations": []}, '"conversations" is empty'),
@@ -113,14 +116,6 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(2000), "deep")
         (
             {"conversations": [{"from": "system", "value": "t"}, {"from": "system", "value": "u"}, HUMAN]},
             '"conversations"[1]."value": a second system text',
-        ),
-        (
-            {"conversations": [HUMAN, {"from": "function_call", "value": "{}"}]},
-            '"conversations"[1] is from "function_call": a row with tool calls',
-        ),
-        (
-            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [1]}]},
-            '"messages"[1]: a row with tool calls',
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},

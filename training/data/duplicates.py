@@ -10,15 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from training.consts import INTRO
+from training.consts import INTRO, TOOL
+from training.text.calls import answer_with_calls, declarations_text
 from training.text.conversation import Conversation
 
 
 class RowHashes(NamedTuple):
     """Hashes of a conversation and of its parts.
 
-    row: of the whole. prompts: of all text before each answer. answers: of each answer alone. beginnings: of
-    all text up to each answer but the last, that answer included; it is the `row` of a row that ends there.
+    row: of the whole. prompts: of all text before the first answer of each turn. answers: of this answer
+    alone; it may be one that calls tools. beginnings: of all text up to the end of each turn but the last; it
+    is the `row` of a row that ends there.
     """
 
     row: int
@@ -34,14 +36,21 @@ def row_hashes(conversation: Conversation, default_system: str = INTRO) -> RowHa
     conversation that has none.
     """
     so_far = xxh3_64_intdigest((conversation.system or default_system).encode())
+    if conversation.tools:
+        so_far = xxh3_64_intdigest(declarations_text(conversation.tools).encode(), so_far)
     prompts, answers, ends = [], [], []
     for turn in conversation.turns:
-        assert turn.yayi is not None
-        answer = turn.yayi.encode()
-        prompt = xxh3_64_intdigest(turn.human.encode(), so_far)
-        so_far = xxh3_64_intdigest(answer, prompt)
-        prompts.append(prompt)
-        answers.append(xxh3_64_intdigest(answer))
+        assert turn.yayi is not None or turn.ends_with_calls
+        so_far = xxh3_64_intdigest(turn.human.encode(), so_far)
+        prompts.append(so_far)
+        said = []
+        for use in turn.tool_uses:
+            said += [answer_with_calls(use.text, use.calls), *(TOOL + result for result in use.results)]
+        if turn.yayi is not None:
+            said.append(turn.yayi)
+        answers.append(xxh3_64_intdigest(said[0].encode()))
+        for text in said:
+            so_far = xxh3_64_intdigest(text.encode(), so_far)
         ends.append(so_far)
     return RowHashes(so_far, prompts, answers, ends[:-1])
 

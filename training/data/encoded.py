@@ -27,7 +27,7 @@ from training.data.findings import LINES_KEPT, Findings
 from training.data.groups import Prompts
 from training.data.reader import NotRead, RawRow, RawRows, fingerprint, parse, read_raw_rows, read_rows
 from training.text.conversation import Conversation, LeftOut, ReadRow, from_row, read_row
-from training.text.encoding import encode_turns, mask_labels, supervised_mask
+from training.text.encoding import check_tools, encode_turns, mask_labels, supervised_mask
 from training.text.saved_template import default_system
 from training.text.tokenizer import special_tokens, tokenizer_fingerprint
 
@@ -295,7 +295,9 @@ def _encode_chunk(
     for raw in raw_rows:
         try:
             read = read_row(parse(raw), row_options.columns)
-            usable.append((raw.number, read, read.to_learn(row_options.learn)))
+            conversation = read.to_learn(row_options.learn)
+            check_tools(conversation, tokenizer)
+            usable.append((raw.number, read, conversation))
         except LeftOut:
             findings.add_left_out(raw.number)
         except ValueError as error:

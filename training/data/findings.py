@@ -42,6 +42,7 @@ NOTES = {
     "dropped": "DROPPED, no answer to learn within --max-length",
     "cut": "cut after the last turn within --max-length",
     "open": "ends with the human, whose last message is left off",
+    "results": "ends with what a tool returned; the turn, which has no answer, is left off",
     "context": "with answers that are read and not learnt",
     "system": "with a second system text, which is not used",
     "prefix": "the beginning of another row, so that these turns are there twice",
@@ -87,7 +88,11 @@ class Unread:
 
     def add(self, line: int, read: ReadRow) -> None:
         """Note what was not read of the row on a line."""
-        for kind, found in (("open", read.ends_with_human), ("system", read.other_system)):
+        for kind, found in (
+            ("open", read.ends_with_human),
+            ("results", read.ends_with_results),
+            ("system", read.other_system),
+        ):
             if found:
                 _note(self._notes, kind, 1, [[line]], self._most_lines)
         for key in read.not_learnt:
@@ -192,9 +197,9 @@ class Findings:
 
         if kept_length < length:
             _note(self._notes, "cut" if kept_length else "dropped", 1, [[line]], self._most_lines)
-        texts = "\n".join(_texts(conversation))
+        texts = "\n".join(conversation.texts())
         for kind, found in (
-            ("context", len(answers) < len(conversation.turns)),
+            ("context", any(is_context for turn in conversation.turns for _, is_context in turn.answers())),
             ("lookalike", self._lookalike.search(texts)),
             ("breaker", BREAKER in texts),
             ("nul", "\0" in texts),
@@ -295,15 +300,6 @@ class Findings:
     def _noted(self, groups: list[list[int]], count: int) -> NotedRows:
         most = self._most_lines
         return NotedRows(count, [group[:most] for group in sorted(groups)[:most]])
-
-
-def _texts(conversation: Conversation) -> Iterable[str]:
-    """Every text of a conversation whose turns all have their answer."""
-    yield conversation.system
-    for turn in conversation.turns:
-        assert turn.yayi is not None
-        yield turn.human
-        yield turn.yayi
 
 
 def _note(

@@ -6,7 +6,8 @@
     退货 -> 可以                      the beginning of the next alone: on one side with it
     退货 -> 可以 -> 几天 -> 七天
 
-Rows with the same whole prompt, which is all that stands before their last answer, are on one side, too. By
+Rows with the same whole prompt, which is all that stands before their last answer, are on one side, too.
+Where tools are called for that answer, the calls and their results are no part of the prompt. By
 this rule, all dialogues that open with one greeting would be on one side in a set that has a row for each
 answer of a dialogue. Therefore a beginning is always trained on, and is bound to no dialogue, where its whole
 prompt is also that of a row of another dialogue:

@@ -64,7 +64,7 @@ class NearDuplicates:
             self.left_out += 1
             return
         self._hashes.add(row_hash)
-        text = "\n".join(part for turn in conversation.turns for part in (turn.human, turn.yayi or ""))
+        text = "\n".join(part for turn in conversation.turns for part in turn.texts())
         signature = self._empty.copy()
         signature.update_batch(_shingle_hashes(text).tolist())
         self._lines.append(line)

@@ -32,12 +32,13 @@ def describe(
     evaluation_files: Mapping[str, Examples] | None = None,
     system: str = INTRO,
     adds_pad: bool = True,
+    tools: bool = False,
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options" every option as text, from which a later start takes those that are not given.
 
     evaluation_files: the examples of --eval-data-path, by name. system: the system text of rows without one.
-    adds_pad: `adds_pad_token`.
+    adds_pad: `adds_pad_token`. tools: whether the run's tokenizer has the control token of tools.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)
@@ -65,6 +66,7 @@ def describe(
         "ranks": world_size,
         "together": together,
         "adds pad token": adds_pad,
+        "tools": tools,
         "options": {name: text_of_value(getattr(options, name)) for name in OPTION_NAMES},
     }
 

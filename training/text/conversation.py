@@ -46,6 +46,15 @@ class ReadRow(NamedTuple):
     @property
     def ends_with_human(self) -> bool:
         """Whether a dialogue has answers, and the human has the last word."""
+        return self._lacks_last_answer and not self.conversation.turns[-1].tool_uses
+
+    @property
+    def ends_with_results(self) -> bool:
+        """Whether a dialogue has answers, and the last word is what a tool returned."""
+        return self._lacks_last_answer and bool(self.conversation.turns[-1].tool_uses)
+
+    @property
+    def _lacks_last_answer(self) -> bool:
         return self.is_dialogue and self.conversation.is_prompt and len(self.conversation.turns) > 1
 
     def as_it_stands(self) -> Conversation:
@@ -64,10 +73,11 @@ class ReadRow(NamedTuple):
         if self.broken_end:
             raise ValueError(self.broken_end)
         *earlier, last = self.conversation.turns
-        return replace(self.conversation, turns=(*earlier, Turn(last.human)))
+        uses = last.tool_uses[:-1] if last.ends_with_calls else last.tool_uses
+        return replace(self.conversation, turns=(*earlier, Turn(last.human, tool_uses=uses)))
 
     def to_learn(self, learn: Learn = "all") -> Conversation:
-        """What training sees of the row, each turn with its answer: the human's last messages are left off.
+        """What training sees of the row, each turn with its answer: a last turn without one is left off.
 
         learn: "last" makes context of the earlier answers. Raises ValueError where no answer is to be learnt;
         it is LeftOut where that is no mistake.
@@ -77,15 +87,15 @@ class ReadRow(NamedTuple):
         if self.refusal or self.broken_answer:
             raise ValueError(self.refusal or self.broken_answer)
         conversation = self.conversation
-        if self.ends_with_human:
+        if self._lacks_last_answer:
             conversation = replace(conversation, turns=conversation.turns[:-1])
         if conversation.is_prompt:
             raise ValueError(self.no_answer)
         if learn == "last":
             *earlier, last = conversation.turns
-            earlier = [replace(turn, is_context=True) for turn in earlier]
-            conversation = replace(conversation, turns=(*earlier, last))
-        if all(turn.is_context for turn in conversation.turns):
+            turns = (*(turn.as_context() for turn in earlier), last.with_earlier_as_context())
+            conversation = replace(conversation, turns=turns)
+        if all(is_context for turn in conversation.turns for _, is_context in turn.answers()):
             raise ValueError("no answer of the row is to be learnt")
         return conversation
 

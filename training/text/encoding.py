@@ -14,8 +14,8 @@ import numpy as np
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
-from training.consts import CONTROL_TOKENS, END, NOT_SUPERVISED
-from training.text.saved_template import default_system
+from training.consts import CONTROL_TOKENS, END, NOT_SUPERVISED, TOOL
+from training.text.saved_template import default_system, knows_tools
 from training.text.template import COLON, OPENING, pieces
 from training.text.turns import Conversation
 
@@ -34,7 +34,8 @@ class Encoded(NamedTuple):
     """The input_ids of a conversation, where each of its turns ends, and which tokens are supervised.
 
     input_ids: all, or as far as `encode_turns` was told to give them.
-    turn_ends: how many tokens stand before the end of each turn that has its answer, that answer included.
+    turn_ends: how many tokens stand before the end of each turn that has its answer, that answer included. A
+    turn does not end with calls whose results follow.
     answers: where the supervised tokens of each answer start and end; an answer that is context has none.
     """
 
@@ -47,10 +48,10 @@ class Encoded(NamedTuple):
 
         Nothing is left where no supervised answer does.
         """
-        answers = [(start, end) for start, end in self.answers if end <= max_length]
+        turn_ends = [end for end in self.turn_ends if end <= max_length]
+        answers = [(start, end) for start, end in self.answers if turn_ends and end <= turn_ends[-1]]
         if not answers:
             return Encoded([], [], [])
-        turn_ends = [end for end in self.turn_ends if end <= max_length]
         return Encoded(self.input_ids[: turn_ends[-1]], turn_ends, answers)
 
     def with_labels(self) -> dict[str, list[int]]:
@@ -67,6 +68,12 @@ def supervised_mask(length: int, answers: Iterable[tuple[int, int]]) -> np.ndarr
     input_ids         h     1   2    3     y     1   4    3     e       answers  (5, 9)
     mask              .     .   .    .     .     x   x    x     x
     labels            .     .   .    .     .     1   4    3     e       . = -100
+
+    Calls of tools are learnt as answers are; declarations and results are not:
+
+    text          <|Human|> :\n 几点 \n\n <|YaYi|> :\n 调用 \n\n <|End|> <|Tool|> :\n 九点 \n\n <|YaYi|> : ...
+    input_ids         h     1   5    3     y     1   6    3     e       t     1   7    3     y     1
+    labels            .     .   .    .     .     1   6    3     e       .     .   .    .     .     1
 
     Training and `encode` both make their labels from this mask, by `mask_labels`. Returns (length,) booleans.
     """
@@ -106,12 +113,14 @@ def encode_turns(
 ) -> list[Encoded]:
     """The ids of many conversations in few calls of the tokenizer, which spreads them over the cores.
 
-    A text that occurs again, such as the intro, is tokenized once.
+    A text that occurs again, such as the intro, is tokenized once. Raises ValueError as `check_tools` does.
     max_length: how many ids the caller can use of each conversation. Those of a turn that ends later may be
     missing, and after a text that has more than twice as many tokens, its length is right to within a few
     tokens in ten thousand: the text is counted in parts, so that it takes little memory however long it is.
     """
     layout, system = _layout(tokenizer), default_system(tokenizer)
+    for conversation in conversations:
+        check_tools(conversation, tokenizer)
     all_pieces = [list(pieces(conversation, layout.header, system)) for conversation in conversations]
     texts = list({piece.text: None for of_one in all_pieces for piece in of_one if not piece.is_control})
     ids_of = _ids_of_texts(tokenizer, texts, max_length)
@@ -133,10 +142,10 @@ def encode_turns(
             end += len(ids)
             if end <= max_length:
                 input_ids += ids
-            if piece.is_control and piece.text == END:
+            if piece.is_control and piece.text == END and is_supervised:
+                answers.append((start, end))
+            if piece.ends_turn:
                 turn_ends.append(end)
-                if is_supervised:
-                    answers.append((start, end))
         encoded.append(Encoded(input_ids, turn_ends, answers))
     return encoded
 
@@ -191,6 +200,12 @@ def answer_header(tokenizer: PreTrainedTokenizerFast) -> str:
     return COLON if joined == [colon + rest for rest in rests] else COLON + OPENING
 
 
+def check_tools(conversation: Conversation, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ValueError for a conversation with tools where the model of this tokenizer knows none."""
+    if conversation.has_tools and not knows_tools(tokenizer):
+        raise ValueError(f"a row with tools, and the model was taught none: its tokenizer has no {TOOL}")
+
+
 class _Layout(NamedTuple):
     """What encoding needs to know of a tokenizer."""
 
@@ -200,7 +215,7 @@ class _Layout(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _layout(tokenizer: PreTrainedTokenizerFast) -> _Layout:
-    found = {token: tokenizer.backend_tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
+    found = {token: tokenizer.backend_tokenizer.token_to_id(token) for token in (*CONTROL_TOKENS, TOOL)}
     control_ids = {token: token_id for token, token_id in found.items() if token_id is not None}
     missing = [token for token in CONTROL_TOKENS if token not in control_ids]
     if missing:

@@ -9,6 +9,8 @@
                                                                     what is in it is learnt
 {"messages": [the last is the human's], "output": "..."}            the last answer in a column of its own
 
+Beside a list of messages, "tools" declares tools, which messages call, as `tool_messages.py` reads them.
+
 A new format is a function that reads a row of it, one that writes it if `training.convert` is to have it in
 `--to`, and one entry in FORMATS.
 """
@@ -17,12 +19,14 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from training.common.columns import ASKED
 from training.text.keys import NO_ANSWER, Keys, Row, as_text, is_absent, kind_of, nonblank_text
 from training.text.messages import Messages
+from training.text.tool_messages import read_tools
 from training.text.turns import Conversation, Turn
+from training.text.written import write_chat_messages, write_conversations, write_instruction
 
 # The columns that hold an answer, and those that hold what a question is about.
 ANSWERS = ("output", "response", "completion", "answer", "target")
@@ -200,23 +204,17 @@ def read_columns(keys: Keys, columns: Mapping[str, str]) -> Reading:
     return Reading(conversation, answer.missing, broken_answer=answer.broken)
 
 
-def _write_instruction(conversation: Conversation) -> Row:
-    *earlier, turn = conversation.turns
-    if earlier:
-        raise ValueError("a dialogue of several turns has no instruction row")
-    if turn.is_context:
-        raise ValueError("an answer that is not learnt has no instruction row")
-    row = {"instruction": turn.human, "input": ""}
-    if turn.yayi is not None:
-        row["output"] = turn.yayi
-    return {**row, "system": conversation.system} if conversation.system else row
+def _tools(keys: Keys) -> tuple[str, ...]:
+    """The declarations of the tools that a dialogue's row has."""
+    return read_tools(keys.take("tools"), '"tools"')
 
 
 def _dialogue(key: str, who: str, what: str) -> Callable[[Keys], Reading]:
     """The function that reads a row whose messages are the list in the column `key`."""
 
     def read(keys: Keys) -> Reading:
-        return _read_dialogue(keys, Messages(keys.take(key), f'"{key}"', who, what), key)
+        messages = Messages(keys.take(key), f'"{key}"', who, what, tools=_tools(keys))
+        return _read_dialogue(keys, messages, key)
 
     return read
 
@@ -230,14 +228,15 @@ def _read_dialogue(keys: Keys, messages: Messages, key: str) -> Reading:
         answer = _read_answer(keys, ANSWERS)
         broken_answer = answer.broken
         *earlier, last = conversation.turns
-        conversation = replace(conversation, turns=(*earlier, Turn(last.human, answer.text)))
+        conversation = replace(conversation, turns=(*earlier, replace(last, yayi=answer.text)))
     has_column = "system" in keys
     system = as_text(keys.take("system"), '"system"')
     if not messages.has_system:
         conversation = replace(conversation, system=system or conversation.system)
+    end = "a result" if conversation.turns[-1].tool_uses else "the human"
     return Reading(
         conversation,
-        f'"{key}" ends with the human: the last answer is missing',
+        f'"{key}" ends with {end}: the last answer is missing',
         is_dialogue=True,
         messages=tuple(messages.keys),
         other_system=has_column and messages.has_system,
@@ -252,27 +251,9 @@ def _read_prompt_and_completion(keys: Keys) -> Reading:
         messages = [*prompt, *keys.take("completion")]
     else:  # the answer is a text, or there is none
         messages = prompt
-    read = Messages(messages, '"prompt"', "role", "content", context_count=len(prompt))
+    count = len(prompt)
+    read = Messages(messages, '"prompt"', "role", "content", context_count=count, tools=_tools(keys))
     return _read_dialogue(keys, read, "prompt")
-
-
-def _write_conversations(conversation: Conversation) -> Row:
-    messages = _messages(conversation, "from", "human", "yayi", "value")
-    return {"system": conversation.system, "conversations": messages}
-
-
-def _write_chat_messages(conversation: Conversation) -> Row:
-    system = [{"role": "system", "content": conversation.system}] if conversation.system else []
-    return {"messages": system + _messages(conversation, "role", "user", "assistant", "content")}
-
-
-def _messages(conversation: Conversation, who: str, human: str, yayi: str, what: str) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
-    for turn in conversation.turns:
-        messages.append({who: human, what: turn.human})
-        if turn.yayi is not None:
-            messages.append({who: yayi, what: turn.yayi} | ({"weight": 0} if turn.is_context else {}))
-    return messages
 
 
 def _speaks_yayi(keys: Keys) -> bool:
@@ -287,20 +268,18 @@ DIALOGUES = ("messages", "conversations")
 
 # Where several formats have the same key, a row is of the first one that fits.
 FORMATS = [
-    RowFormat(
-        "instruction", "instruction", _pair("instruction", *ANSWERS), _write_instruction, "instruction"
-    ),
+    RowFormat("instruction", "instruction", _pair("instruction", *ANSWERS), write_instruction, "instruction"),
     RowFormat(
         "YaYi multi-round",
         "conversations",
         _dialogue("conversations", "from", "value"),
-        _write_conversations,
+        write_conversations,
         "multi-round",
         is_for=_speaks_yayi,
     ),
     RowFormat("ShareGPT", "conversations", _dialogue("conversations", "from", "value")),
     RowFormat(
-        "messages", "messages", _dialogue("messages", "role", "content"), _write_chat_messages, "messages"
+        "messages", "messages", _dialogue("messages", "role", "content"), write_chat_messages, "messages"
     ),
     RowFormat(
         "prompt and completion messages",

@@ -32,9 +32,10 @@ REFUSED = {
     **dict.fromkeys(("image", "images", "pixel_values"), "a row with pictures, which the model cannot see"),
     **dict.fromkeys(("video", "videos"), "a row with videos, which the model cannot see"),
     **dict.fromkeys(("audio", "audios"), "a row with sound, which the model cannot hear"),
+    "tools": "a row with tools is a list of messages",
+    "tool_calls": "tools are called by messages from the assistant",
     **dict.fromkeys(
-        ("tools", "tool_calls", "functions", "function_call"),
-        "a row with tool calls, which the recipe does not know",
+        ("functions", "function_call"), "the older form of tool calls; write `tools` and `tool_calls`"
     ),
     "input_ids": "a row of token ids; the recipe wants its text",
 }

@@ -14,10 +14,10 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 from training.common.errors import UserError, first_line
 from training.common.hub import check_model_path
 from training.common.modelscope import local_path
-from training.consts import BREAKER, CONTROL_TOKENS, END, PAD
+from training.consts import BREAKER, CONTROL_TOKENS, END, PAD, TOOL
 from training.text.encoding import answer_header
-from training.text.saved_template import default_system
-from training.text.template import chat_template
+from training.text.saved_template import default_system, knows_tools
+from training.text.template import RESPONSE_TEMPLATE, chat_template
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
@@ -27,17 +27,18 @@ TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json"
 NewTokens = dict[int, list[int]]
 
 
-def load_tokenizer(path: str, system: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str, system: str | None = None, *, tools: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer of a model directory or hub name, with the four control tokens, each one id.
 
     system: what its conversations without a system text get; where None, what they got before, or the intro.
-    Raises UserError where there is no usable tokenizer.
+    tools: whether it gets the control token of tools, too; one that has it keeps it. Raises UserError where
+    there is no usable tokenizer.
     """
-    return load_tokenizer_and_new_tokens(path, system)[0]
+    return load_tokenizer_and_new_tokens(path, system, tools=tools)[0]
 
 
 def load_tokenizer_and_new_tokens(
-    path: str, system: str | None = None, *, adds_pad: bool = True
+    path: str, system: str | None = None, *, adds_pad: bool = True, tools: bool = False
 ) -> tuple[PreTrainedTokenizerFast, NewTokens]:
     """The tokenizer of `load_tokenizer`, and the tokens of it that the one at `path` lacks.
 
@@ -45,28 +46,34 @@ def load_tokenizer_and_new_tokens(
     as for `teach_to_chat`.
     """
     tokenizer = load_base_tokenizer(path)
-    return tokenizer, teach_to_chat(tokenizer, system, adds_pad=adds_pad)
+    return tokenizer, teach_to_chat(tokenizer, system, adds_pad=adds_pad, tools=tools)
 
 
 def teach_to_chat(
-    tokenizer: PreTrainedTokenizerFast, system: str | None = None, *, adds_pad: bool = True
+    tokenizer: PreTrainedTokenizerFast,
+    system: str | None = None,
+    *,
+    adds_pad: bool = True,
+    tools: bool = False,
 ) -> NewTokens:
     """Give a tokenizer the control tokens and the chat template; return the tokens that it lacked.
 
-    Tokens that are there keep their ids; missing control tokens get the next free ones. system: as for
+    Tokens that are there keep their ids; missing control tokens get the next free ones. system, tools: as for
     `load_tokenizer`. Once saved, the tokenizer renders and tokenizes chats as training does, without our
     code. adds_pad: whether a tokenizer that lacks control tokens and has no pad token gets one too, so that
     other tools can make batches with it.
     """
     backend = tokenizer.backend_tokenizer
-    missing = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is None]
-    pad = [PAD] if missing and adds_pad and tokenizer.pad_token is None else []
+    control_tokens = (*CONTROL_TOKENS, TOOL) if tools or knows_tools(tokenizer) else CONTROL_TOKENS
+    missing = [token for token in control_tokens if backend.token_to_id(token) is None]
+    lacks_four = any(backend.token_to_id(token) is None for token in CONTROL_TOKENS)
+    pad = [PAD] if lacks_four and adds_pad and tokenizer.pad_token is None else []
     missing += [token for token in pad if backend.token_to_id(token) is None]
     eos = _eos_of(tokenizer)
     # The special tokens that were there must be matched, too, before the normalizer removes the breakers.
     found = tokenizer.added_tokens_decoder.values()
     late_tokens = [str(token) for token in found if token.special and token.normalized]
-    special = (*late_tokens, *CONTROL_TOKENS, *pad)
+    special = (*late_tokens, *control_tokens, *pad)
     tokenizer.add_tokens(
         [AddedToken(token, special=True, normalized=False) for token in special], special_tokens=True
     )
@@ -78,9 +85,13 @@ def teach_to_chat(
         tokenizer.add_bos_token = tokenizer.add_eos_token = False
     _leave_spaces(tokenizer)
     _remove_breakers(tokenizer)
+    system = system or default_system(tokenizer)
+    has_tools = knows_tools(tokenizer)
     tokenizer.chat_template = chat_template(
-        special_tokens(tokenizer), answer_header(tokenizer), system or default_system(tokenizer)
+        special_tokens(tokenizer), answer_header(tokenizer), system, tools=has_tools
     )
+    if has_tools:
+        tokenizer.response_template = RESPONSE_TEMPLATE
     ids = tokenizer.get_added_vocab()
     return _new_tokens(ids, missing, eos)
 
