@@ -201,6 +201,7 @@ def test_in_a_browser_turns_are_remembered_and_changed_without_another_server(pa
     page.get_by_label("System", exact=True).fill("")
     page.get_by_role("button", name="Submit").click()
     expect_texts(page, "你是谁", "我是雅意。")
+    expect(box(page)).to_be_editable()  # the answer has ended, and is kept
 
     page.reload()
     expect_texts(page, "你是谁", "我是雅意。")
