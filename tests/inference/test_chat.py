@@ -127,9 +127,9 @@ TITLE = ["标题？", "再短一点。"]
 
 
 def test_the_system_text_of_a_model_trained_with_one_is_shown(base: str, capsys) -> None:
-    talk = chat.Talk(random_bloom(8), load_tokenizer(base, "你是一名编辑。"), "", {})
-    talk.system("")
-    talk.system("你是一名记者。")
+    shown = talk.Talk(random_bloom(8), load_tokenizer(base, "你是一名编辑。"), "", {}, screen=Screen())
+    shown.system("")
+    shown.system("你是一名记者。")
     assert capsys.readouterr().out == "你是一名编辑。\n你是一名记者。\n"
 
 

@@ -3,16 +3,24 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BloomConfig, PreTrainedTokenizerFast
+from transformers.cli.serving.utils import (
+    ToolCall,
+    build_response_parser,
+    parse_assistant_message,
+    response_events_to_chunks,
+)
 from transformers.utils import get_json_schema
 
 from tests.conftest import MULTI_TURN, SINGLE_TURN
+from tests.tool_calls import hard_answers
 from training.consts import CONTROL_TOKENS, INTRO, TOOL
 from training.data.encoded import read_conversations
 from training.text.calls import answer_with_calls, call_text, declaration, read_call, split_answer
@@ -332,6 +340,29 @@ def test_calls_are_parsed_by_the_project_and_by_transformers(
     assert [
         (call["function"]["name"], call["function"]["arguments"]) for call in parsed["tool_calls"]
     ] == calls
+
+
+def test_fifty_hard_answers_are_parsed_by_the_project_and_by_the_functions_of_transformers_serve(
+    taught: PreTrainedTokenizerFast,
+) -> None:
+    """As it does for a client that waits for the whole answer, and for one that streams."""
+    model = SimpleNamespace(config=BloomConfig())
+    prompt_ids = encode_prompt(Conversation((Turn("q"),), tools=(declaration(TIME),)), taught)
+    tried = 0
+    for answer, calls in hard_answers():
+        assert [read_call(call)._asdict() for call in split_answer(answer)[1]] == calls
+        conversation = Conversation((Turn("q", answer),), tools=(declaration(TIME),))
+        ids = encode(conversation, taught)["input_ids"][len(prompt_ids) :]
+        content, _, whole = parse_assistant_message(taught, model, ids, prompt_ids)
+        parser = build_response_parser(taught, model, prompt_ids)
+        events = [event for character in taught.decode(ids) for event in parser.feed(character)]
+        streamed = [chunk for chunk in response_events_to_chunks(events) if isinstance(chunk, ToolCall)]
+        for found in (whole, streamed):
+            pairs = [{"name": call.name, "arguments": json.loads(call.arguments)} for call in found]
+            assert pairs == calls
+        assert content == ""
+        tried += "</tool_call>" in json.dumps(calls)
+    assert tried == 50
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def chat_messages(conversation: Conversation) -> list[Row]:
     return messages
 
 
-def tool_objects(conversation: Conversation) -> list[Row]:
+def tool_objects(conversation: Conversation) -> list[Any]:
     """The tools of a conversation as OpenAI's API and `apply_chat_template` take them."""
     return [{"type": "function", "function": json.loads(tool)} for tool in conversation.tools]
 
