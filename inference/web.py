@@ -20,6 +20,7 @@ import click
 
 from inference.feedback import FeedbackFile
 from inference.options import load_from_options, model_options, sampling_options
+from training.common.command_line import UserPath
 from training.common.errors import UserError, run_command
 
 try:
@@ -57,12 +58,12 @@ CONTENT_SECURITY_POLICY = (
 @sampling_options
 @click.option(
     "--presets",
-    type=click.Path(path_type=Path),
+    type=UserPath(path_type=Path),
     help='File with example questions and system texts: {"questions": ["..."], "systems": {"name": "..."}}.',
 )
 @click.option(
     "--feedback",
-    type=click.Path(path_type=Path),
+    type=UserPath(path_type=Path),
     help="File to which rated and corrected answers are appended, as rows to train on.",
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 means all.")

@@ -13,7 +13,7 @@ from training import trainer
 from training.common.command_line import ParsedText
 
 # Options that are text, or a list of names, and no path.
-TEXTS = {"run_name", "lora_target", "columns", "prompt", "system", "device", "host", "endpoint"}
+TEXTS = {"run_name", "lora_target", "columns", "prompt", "system", "device", "host", "endpoint", "root_path"}
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:

@@ -91,13 +91,13 @@ def test_a_run_gives_the_fifth_token_to_its_model_and_keeps_what_it_began_with(
     write_rows(tmp_path / "rows.jsonl", WITH_TOOLS)
     assert run("tools", "--max-steps 1")["tools"] is True
     assert f"rows with tools; the model has a fifth control token, {TOOL}" in capsys.readouterr().out
-    saved = AutoTokenizer.from_pretrained(tmp_path / "tools")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "tools" / "model")
     assert saved.convert_tokens_to_ids(TOOL) == len(load_tokenizer_and_new_tokens(base)[0])
     assert run("tools", "--max-steps 2 --resume")["tools"] is True
 
     write_rows(tmp_path / "rows.jsonl", [PLAIN] * 3)
     assert run("plain", "--max-steps 1")["tools"] is False
-    assert TOOL not in AutoTokenizer.from_pretrained(tmp_path / "plain").get_vocab()
+    assert TOOL not in AutoTokenizer.from_pretrained(tmp_path / "plain" / "model").get_vocab()
     write_rows(tmp_path / "rows.jsonl", [PLAIN, WITH_TOOLS[0], PLAIN])
     with pytest.raises(UserError, match=r"rows\.jsonl:2: a row with tools, and the model was taught none"):
         run("plain", "--max-steps 2 --resume --resume-anyway")

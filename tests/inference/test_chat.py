@@ -12,6 +12,7 @@ import torch
 from prompt_toolkit.input import PipeInput
 
 from inference import chat, generation, talk
+from inference.screen import Screen
 from tests.conftest import write_rows
 from tests.inference.test_terminal import CTRL_D, ENTER
 from training.consts import INTRO
@@ -369,7 +370,7 @@ def test_a_terminal_gets_colours_and_words_for_programs_are_not_sent(
     assert status == 0
     assert [conversation.turns[-1].human for conversation in asked] == ["exit", "你是谁"]
     assert "\x1b[1;36mYaYi:\x1b[0m\n" in out
-    assert re.search(r"run: [\d,]+ weights in \w+ on cpu, a context of 2,048 tokens\n", err)
+    assert re.search(r"model: [\d,]+ weights in \w+ on cpu, a context of 2,048 tokens\n", err)
     assert 'not sent: /exit leaves, /help shows the commands, """Help""" sends it' in err
     [(_, row)] = read_rows(str(file))
     assert row["messages"][-1]["content"].endswith("！")

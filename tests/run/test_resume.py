@@ -410,7 +410,7 @@ def test_a_start_that_gives_no_options_has_those_of_the_start_before(
     trainer.main.main(f"{few} --resume --max-steps 8 --weight-decay 0.2".split(), standalone_mode=False)
     groups = torch.load(tmp_path / "run" / "checkpoint-8" / "optimizer.pt")["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
-    for saved in (tmp_path / "run", tmp_path / "run" / "checkpoint-8"):
+    for saved in (tmp_path / "run" / "model", tmp_path / "run" / "checkpoint-8"):
         assert default_system(load_tokenizer(str(saved))) == system
 
 
