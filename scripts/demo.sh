@@ -15,7 +15,8 @@ if [ ! -e $base/config.json ]; then
     python -m training.tiny_bloom --data-path $data --output-dir $base
 fi
 
-if [ ! -e $tuned/model/config.json ]; then
+# An earlier version had the model of a run at the root of its directory.
+if [ ! -e $tuned/model/config.json ] && [ ! -e $tuned/config.json ]; then
     cards=$(python -c 'import torch; print(torch.cuda.device_count())')
     ranks=$((cards ? cards : 2))
     echo "== fine-tuning it on $data with $ranks $([ "$cards" -gt 0 ] && echo cards || echo "CPU ranks")"

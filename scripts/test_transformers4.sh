@@ -6,15 +6,16 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt
 
 older=.venv-transformers4
-if [ ! -e $older/installed ]; then
+version=4.57.6
+if [ ! -e "$older/installed-$version" ]; then
     echo "== making $older"
     rm -rf $older
     "$python" -m venv $older
-    $older/bin/pip install --quiet --disable-pip-version-check "transformers==4.57.6"
+    $older/bin/pip install --quiet --disable-pip-version-check "transformers==$version"
     # Read after its own packages, so that it adds torch and replaces nothing.
     python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
         >"$($older/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth"
-    touch $older/installed
+    touch "$older/installed-$version"
 fi
 
 saved=$(mktemp -d)

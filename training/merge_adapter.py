@@ -55,7 +55,7 @@ def main(adapter: str, base: str | None, output_dir: Path) -> None:
 
 def longest_row_of_run(adapter: Path) -> int:
     """The tokens that a row might have in an adapter's run, or 0 where the run's record is not there."""
-    for directory in (adapter, adapter.parent):
+    for directory in (adapter.absolute(), adapter.absolute().parent):
         if (directory / RECORD).is_file():
             return int(read_record(directory)["options"]["max_length"])
     return 0

@@ -149,7 +149,7 @@ class Options:
     )
     resume: bool = option(False, MODEL, "Continue the run of --run-name from its newest checkpoint.")
     resume_anyway: bool = option(
-        False, MODEL, "Continue the run even if data, model, batch size or seed have changed."
+        False, MODEL, "Continue the run even if data, system text, model, batch size or seed have changed."
     )
 
     lora_rank: int | None = option(

@@ -23,6 +23,7 @@ from yaml import YAMLError
 
 from training.common.files import place_files
 from training.common.hub import ask_hub, is_adapter, model_name
+from training.common.modelscope import MODELSCOPE, local_path
 from training.consts import CONTROL_TOKENS
 
 CARD = "README.md"
@@ -154,7 +155,7 @@ def _listed(header: Mapping[str, Any], key: str) -> list[Any]:
 
 def _card_of(path: str) -> Path | None:
     """The file of a model's card, in its directory or among what was downloaded from the hub."""
-    card = Path(path, CARD)
+    card = Path(local_path(path), CARD)
     if is_hub_name(path):
         found = huggingface_hub.try_to_load_from_cache(path, CARD)
         card = Path(found) if isinstance(found, str) else card
@@ -178,6 +179,9 @@ def link_to_model(path: str) -> str:
     """A model as Markdown: a link to its page on the hub, or the name of its directory."""
     if is_hub_name(path):
         return f"[{path}](https://huggingface.co/{path})"
+    if path.startswith(MODELSCOPE):
+        name = path.removeprefix(MODELSCOPE)
+        return f"[{name}](https://modelscope.cn/models/{name})"
     return f"`{model_name(path)}` (a directory)"
 
 

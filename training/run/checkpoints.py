@@ -152,6 +152,7 @@ class CheckpointWriter:
                 config = self.trainer.args.hf_deepspeed_config.config
                 content["optimizer state"] = describe_optimizer(config)
             write_atomic(directory / COMPLETE, json.dumps(content, indent=1))
+            (directory / COMPLETE).chmod(0o644)
             directory.rename(checkpoint)
             flush(self.run_dir)
             directory.parent.rmdir()

@@ -35,7 +35,7 @@ from training.consts import NOT_SUPERVISED
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
 from training.model.lora import has_adapter
-from training.model.model_card import CARD
+from training.model.model_card import CARD, PICTURE
 from training.model.save import write_older_names
 from training.run.card_memory import Planned, peak_memory
 from training.run.checkpoints import CheckpointWriter, find_checkpoints
@@ -244,7 +244,7 @@ class SFTTrainer(Trainer):
                 metrics |= super().evaluate(examples, ignore_keys, evaluation_prefix(name))
             is_last = self.state.global_step >= self.state.max_steps  # then the report draws them
             if self.is_world_process_zero() and not is_last:
-                draw_curves(self.state.log_history, self.run_dir / "loss.png")
+                draw_curves(self.state.log_history, self.run_dir / PICTURE)
             return metrics
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:

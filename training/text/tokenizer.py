@@ -180,8 +180,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | os.PathL
 
 def _puts_space_before(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether the tokenizer puts a space before a text, as SentencePiece and byte-level BPE spell one."""
-    (first, *_) = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens
-    return first.startswith(("▁", "Ġ"))
+    tokens = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens
+    return bool(tokens) and tokens[0].startswith(("▁", "Ġ"))
 
 
 def spells_in_bytes(tokenizer: PreTrainedTokenizerFast) -> bool:
