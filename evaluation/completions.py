@@ -16,7 +16,11 @@ PASSING_STATUSES = (408, 409, 425, 429)
 STOPPING_STATUSES = (401, 404, 405)
 
 # What the error of an account without money has in it, though its status is that of too many requests.
-QUOTA = ("insufficient_quota", "your current quota", "billing", "balance", "欠费", "余额")
+QUOTA = ("insufficient_quota", "your current quota", "insufficient balance", "欠费", "余额不足")
+
+# What is said of a page that came instead of JSON, and what it means where a URL has led to it.
+HTML = "HTML instead of JSON"
+IS_NO_API = f"{HTML}; the URL of an OpenAI-compatible server mostly ends in /v1"
 
 # Reasons for which an answer ends before the model has ended it.
 CUT_OFF = ("length", "max_tokens")
@@ -53,9 +57,10 @@ def read_completion(body: str) -> dict[str, Any]:
     try:
         completion = json.loads(body)
     except ValueError:
-        raise FailedRequest(_message_of(body)) from None
+        message = _message_of(body)
+        raise FailedRequest(IS_NO_API if message == HTML else message) from None
     if not isinstance(completion, dict):
-        raise FailedRequest(f"neither an answer nor an error: {body.strip()[:MESSAGE_LENGTH]}")
+        raise FailedRequest(f"neither an answer nor an error: {_in_unicode(body.strip())[:MESSAGE_LENGTH]}")
     if error := completion.get("error"):
         code = error.get("code") if isinstance(error, dict) else None
         raise failure_of(int(code) if str(code).isdecimal() else 400, body)
@@ -65,12 +70,14 @@ def read_completion(body: str) -> dict[str, Any]:
         answer, refusal = _text_of(message.get("content")), message.get("refusal")
         calls_tool = bool(message.get("tool_calls") or message.get("function_call"))
     except (LookupError, TypeError, AttributeError):
-        raise FailedRequest(f"neither an answer nor an error: {body.strip()[:MESSAGE_LENGTH]}") from None
+        raise FailedRequest(
+            f"neither an answer nor an error: {_in_unicode(body.strip())[:MESSAGE_LENGTH]}"
+        ) from None
     reason = choice.get("finish_reason")
     if reason == "content_filter":
         raise RefusedQuestion("content filter")
     if refusal and not answer:
-        raise RefusedQuestion(str(refusal)[:MESSAGE_LENGTH])
+        raise RefusedQuestion(_in_unicode(str(refusal))[:MESSAGE_LENGTH])
     entry = {"answer": answer, "ended": reason not in CUT_OFF}
     return entry | {"tool_call": True} if calls_tool and not answer else entry
 
@@ -81,12 +88,12 @@ def failure_of(status: int, body: str, wait_s: float = 0) -> Exception:
     wait_s: the seconds after which the server wants to be asked again.
     """
     message = _message_of(body)
-    if message.startswith("HTML"):
-        return FailedRequest(f"{status}: {message}")
     has_no_money = status in (403, 429) and any(sign in body.lower() for sign in QUOTA)
     if status == 402 or has_no_money:
         return RefusedQuestion(f"{status}: {message}")
     if status in STOPPING_STATUSES:
+        if message == HTML and status != 401:
+            message = IS_NO_API
         key = "; the key is in OPENAI_API_KEY" if status == 401 else ""
         return UnusableEndpoint(f"{status}: {message}{key}")
     if status in PASSING_STATUSES or status >= 500:
@@ -97,16 +104,21 @@ def failure_of(status: int, body: str, wait_s: float = 0) -> Exception:
 def _text_of(content: Any) -> str:
     """The text of a message: a string, a list of parts, or null."""
     if isinstance(content, list):
-        return "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
+        content = "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
     if content is not None and not isinstance(content, str):
         raise TypeError("content is neither text nor a list of parts")
-    return content or ""
+    return _in_unicode(content or "")
+
+
+def _in_unicode(text: str) -> str:
+    """A text that can be written as UTF-8: half of an emoji, cut in two, becomes "?"."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _message_of(body: str) -> str:
     """What a body says of an error, on one line."""
     if body.lstrip()[:9].lower().startswith(("<!doctype", "<html")):
-        return "HTML instead of JSON; the URL of an OpenAI-compatible server mostly ends in /v1"
+        return HTML
     try:
         found = json.loads(body)
     except ValueError:
@@ -115,4 +127,4 @@ def _message_of(body: str) -> str:
         if isinstance(found, dict) and name in found:
             found = found[name]
     text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
-    return " ".join(text.split())[:MESSAGE_LENGTH] or "an empty response"
+    return " ".join(_in_unicode(text).split())[:MESSAGE_LENGTH] or "an empty response"

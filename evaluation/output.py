@@ -4,25 +4,27 @@ import json
 from pathlib import Path
 
 from training.common.errors import UserError
+from training.common.hub import ADAPTER_CONFIG, MODEL_CONFIG, RECORD
 
-# The files by which a model's directory and a run's directory are known.
-MODEL_FILE, RUN_FILE = "config.json", "run.json"
+# The files by which the directory of a model, an adapter or a run is known.
+KNOWN_BY = (MODEL_CONFIG, ADAPTER_CONFIG, RECORD)
 
 
 def check_no_model(directory: Path) -> None:
-    """Raise UserError where a directory is that of a model or a run, or lies directly in one."""
-    for name in (MODEL_FILE, RUN_FILE):
+    """Raise UserError where a directory is that of a model, an adapter or a run, or lies directly in one."""
+    for name in KNOWN_BY:
         if (directory / name).exists():
             raise _refusal(directory, directory, name)
     above = directory.absolute().parent
-    if (above / RUN_FILE).exists():
-        raise _refusal(directory, above, RUN_FILE)
+    for name in (ADAPTER_CONFIG, RECORD):
+        if (above / name).exists():
+            raise _refusal(directory, above, name)
     try:
-        is_model = "model_type" in json.loads((above / MODEL_FILE).read_text("utf-8"))
+        is_model = "model_type" in json.loads((above / MODEL_CONFIG).read_text("utf-8"))
     except (OSError, ValueError, TypeError):
         return  # none is there, or it is another program's
     if is_model:
-        raise _refusal(directory, above, MODEL_FILE)
+        raise _refusal(directory, above, MODEL_CONFIG)
 
 
 def _refusal(directory: Path, model: Path, name: str) -> UserError:

@@ -19,8 +19,8 @@ from training.data.findings import LINES_KEPT, Unread
 from training.data.reader import parse, read_raw_rows
 from training.data.sources import expand_path
 from training.model.load import takes_packed_batches
-from training.text.conversation import Conversation, read_row
-from training.text.encoding import encode_turns
+from training.text.conversation import Conversation, LeftOut, read_row
+from training.text.encoding import check_tools, encode_turns
 
 # The names for all domains together, and for rows whose instruction has no prefix.
 ALL, NO_DOMAIN = "all", "none"
@@ -49,23 +49,32 @@ def loss_figures(sums: Sums) -> dict[str, float]:
 
 
 def read_held_out(path: str) -> list[tuple[str, Conversation]]:
-    """(place, conversation) of each row; what is not read of the rows is counted on the terminal.
+    """(place, conversation) of each row; what is not read of the rows is counted on the terminal, and so are
+    rows that training leaves out.
 
     Raises UserError for a row that training would not take.
     """
     rows = []
     for file in expand_path(path):
-        unread = Unread()
+        unread, left_out = Unread(), 0
         raw_rows = read_raw_rows(file)
         for raw in raw_rows:
             place = f"{file}:{raw.number}"
             try:
                 read = read_row(parse(raw))
                 rows.append((place, read.to_learn()))
+            except LeftOut:
+                left_out += 1
+                continue
             except ValueError as error:
                 raise UserError(f"{place}: {error}") from None
             unread.add(raw.number, read)
         raw_rows.say_remarks()
+        if left_out:
+            say(
+                f"{file}: left out, feedback that calls the answer a bad one: {rows_text(left_out)}",
+                on_stderr=True,
+            )
         for line in unread_lines(file, unread):
             say(line, on_stderr=True)
     if not rows:
@@ -79,10 +88,15 @@ def encode_held_out(
     """(conversation, its input_ids and labels) of each row, cut as training cuts it: after its last turn
     within the model's context. The rows that are cut are counted on the terminal.
 
-    rows: as of `read_held_out`. Raises UserError for a row of which no answer to learn fits.
+    rows: as of `read_held_out`. Raises UserError for a row of which no answer to learn fits, and for one with
+    tools where the model was taught none.
     """
     fitting, cut = [], []
     for place, conversation in rows:
+        try:
+            check_tools(conversation, tokenizer)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
         encoded = encode_turns([conversation], tokenizer, context)[0]
         kept = encoded.within(context)
         turns = conversation.turns[: len(kept.turn_ends)]

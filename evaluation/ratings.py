@@ -44,7 +44,7 @@ PROBLEMS_SHOWN = 20
 
 # What spreadsheets take for a formula (by its beginning), for a number, a date or a time, and for a truth.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}+"
 NUMBER_OR_DATE = re.compile(
     rf"(?=.*\d)(?:[\d\s.,:/%()年月日时分秒$¥￥€-]|e[+-]?\d|[ap]m\b|{MONTH})+|true|false|真|假", re.IGNORECASE
 )

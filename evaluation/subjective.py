@@ -38,7 +38,7 @@ from inference.resumable import (
     write_result,
     write_rows,
 )
-from training.common.command_line import PathOrName, UserPath
+from training.common.command_line import FiniteRange, PathOrName, UserPath
 from training.common.console import say
 from training.common.errors import run_command
 from training.common.files import check_empty
@@ -67,7 +67,7 @@ def main() -> None:
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Questions at a time.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=120.0,
     help="Longest wait of --endpoint for the first byte of an answer, between two, and between tries, in s.",
 )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evaluation.ratings import Item
+from training.common.console import say
 from training.common.errors import UserError
 from training.data.reader import read_rows
 
@@ -46,14 +47,23 @@ def read_answers(paths: Sequence[str]) -> list[Item]:
     Raises UserError unless every model has answered the same questions, each once.
     """
     items: list[Item] = []
+    refused = 0
     for path in paths:
         for place, row in read_rows(path):
+            if isinstance(row, dict) and "failed" in row:
+                raise UserError(
+                    f"{place}: the server gave no answer ({row['failed']}); ask again into a new file, or "
+                    "take this question out of the files of all models"
+                )
+            refused += isinstance(row, dict) and "refused" in row
             try:
                 items.append(Item(*_texts(row, Item._fields, may_lack="category")))
             except ValueError as error:
                 raise UserError(f"{place}: {error}; --answers names what `ask` wrote") from None
     if not items:
         raise UserError(f"{', '.join(paths)}: no answers")
+    if refused:
+        say(f"{refused} questions were refused; the raters see them with an empty answer", on_stderr=True)
     questions = dict.fromkeys(item[:3] for item in items)
     for model in dict.fromkeys(item.model for item in items):
         times = Counter(item[:3] for item in items if item.model == model)

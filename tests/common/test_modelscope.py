@@ -153,5 +153,5 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for use in (load_tokenizer, read_rows):
         with pytest.raises(UserError) as error:
             use("modelscope:org/any")
-        needs = "needs ModelScope's package: pip install -r requirements-modelscope.txt"
+        needs = "needs ModelScope's package, as it is pinned: pip install -r requirements-modelscope.txt"
         assert str(error.value) == f"modelscope:org/any: {needs}"

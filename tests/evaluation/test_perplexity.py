@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from evaluation import perplexity
-from tests.conftest import LEARNT, write_rows
+from tests.conftest import LEARNT, LEARNT_WITH_TOOLS, TOOLS, write_rows
 from training.data.collate import collate
 from training.model.load import load_model
 from training.model.loss import Head
@@ -87,13 +87,15 @@ def test_what_is_not_read_or_not_learnt_does_not_count_and_is_said(
         {"role": "assistant", "content": text, "loss": loss} for text, loss in (("前", 0), ("我是", 1))
     ]
     row = {"messages": [user, answers[0], user, answers[1], user], "note": "x", "id": 7}
-    rows = write_rows(tmp_path / "rows.jsonl", [row])
+    bad = {"instruction": "你是谁", "output": "不知道", "label": False, "source": "feedback"}
+    rows = write_rows(tmp_path / "rows.jsonl", [row, bad])
     arguments = f"--model {tuned} --device cpu --data-path {rows} --output {tmp_path / 'out'}"
     status, _, err = outcome(perplexity.main, arguments)
     assert status == 0
     assert f"ends with the human, whose last message is left off: 1 row ({rows}:1)\n" in err
     assert f'not learnt: "note" in 1 row ({rows}:1)\n' in err
     assert "bookkeeping, not learnt: id: 1\n" in err
+    assert f"{rows}: left out, feedback that calls the answer a bad one: 1 row\n" in err
     figures = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["domains"]["all"]
     assert figures["characters"] == len("我是")
 
@@ -120,6 +122,10 @@ def test_a_dialogue_is_cut_to_the_context_as_in_training(outcome, tuned: str, tm
         (
             {"instruction": "a", "output": "长" * 9000},
             ":2: its first supervised answer does not end within the 2,048 tokens of the model's context",
+        ),
+        (
+            {"tools": TOOLS, "messages": LEARNT_WITH_TOOLS[0]},
+            ":2: a row with tools, and the model was taught none",
         ),
     ],
 )

@@ -241,7 +241,7 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path, content: str) -> None
         report.read_results(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.json", "run.json"])
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "run.json"])
 @pytest.mark.parametrize("below", ["", "own"])
 def test_no_command_writes_into_the_directory_of_a_model_or_a_run(
     outcome, tmp_path: Path, name: str, below: str

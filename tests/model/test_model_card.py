@@ -13,6 +13,7 @@ from training.model.model_card import (
     PICTURE_LINE,
     Taught,
     fenced,
+    link_to_model,
     model_card,
     taught_before,
     write_model_card,
@@ -140,3 +141,8 @@ def test_both_languages_list_the_same_files_of_a_saved_directory() -> None:
     assert tables == listed_names("zh/serving.md")
     assert {"config.json", "README.md"} <= set(tables[0])
     assert {"run.json", ".lock"} <= set(tables[1])
+
+
+def test_a_base_from_modelscope_is_named_by_its_page() -> None:
+    link = "[Qwen/Qwen2.5-7B](https://modelscope.cn/models/Qwen/Qwen2.5-7B)"
+    assert link_to_model("modelscope:Qwen/Qwen2.5-7B") == link

@@ -8,7 +8,10 @@ from typing import Literal
 from training.common.console import say
 from training.common.errors import UserError, first_line
 
-NAME = re.compile(r"modelscope:([\w-][\w.-]*/[\w-][\w.-]*)")
+# How such a name begins.
+MODELSCOPE = "modelscope:"
+
+NAME = re.compile(MODELSCOPE + r"([\w-][\w.-]*/[\w-][\w.-]*)")
 
 # Weights in formats that nothing here reads. Those of PyTorch are read where there are none in safetensors.
 NEVER_READ = ["*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
@@ -22,7 +25,7 @@ def local_path(path: str, kind: Literal["model", "dataset"] = "model") -> str:
     ModelScope's own package keeps the files in its cache; its locks let several processes ask at once. Raises
     UserError where that package is missing, and where it cannot download.
     """
-    if not path.startswith("modelscope:"):
+    if not path.startswith(MODELSCOPE):
         return path
     match = NAME.fullmatch(path)
     if match is None:
@@ -30,9 +33,9 @@ def local_path(path: str, kind: Literal["model", "dataset"] = "model") -> str:
     try:
         from modelscope import dataset_snapshot_download, snapshot_download
         from modelscope.hub.errors import HubError
-    except ModuleNotFoundError:
+    except ImportError:
         raise UserError(
-            f"{path}: needs ModelScope's package: pip install -r requirements-modelscope.txt"
+            f"{path}: needs ModelScope's package, as it is pinned: pip install -r requirements-modelscope.txt"
         ) from None
     name = match[1]
     try:

@@ -22,22 +22,23 @@ DESCRIPTIONS = ("dataset_infos.json", "configuration.json")
 HIDDEN = (".", "~$")
 
 
-def expand_path(data_path: str, cache_dir: Path | None = None) -> list[str]:
+def expand_path(data_path: str, cache_dir: Path | None = None, *, says_others: bool = True) -> list[str]:
     """The files that `data_path` stands for, sorted; a file, a pipe or a name on the hub stands for itself.
 
     A folder stands for all files in it, at any depth and behind links, whose names end as those of a kind
-    that is read; the others are said. A pattern stands for the files and folders that it matches. A pipe is
-    copied into `cache_dir`, so that it can be read several times. A name on ModelScope stands for the folder
-    that it is downloaded to. Raises UserError where there is nothing to read.
+    that is read; the others are said, unless `says_others` is False. A pattern stands for the files and
+    folders that it matches. A pipe is copied into `cache_dir`, so that it can be read several times. A name
+    on ModelScope stands for the folder that it is downloaded to. Raises UserError where there is nothing to
+    read.
     """
     if os.path.isdir(folder := local_path(data_path, "dataset")):
-        return _files_in(folder)
+        return _files_in(folder, says_others)
     if not os.path.exists(data_path) and glob.has_magic(data_path):
         found = sorted(path for path in glob.glob(data_path, recursive=True))
         files = [path for path in found if not os.path.isdir(path)]
         if "**" not in data_path:  # which matches what is in its folders as well
             folders = [path for path in found if os.path.isdir(path)]
-            files = sorted([*files, *(file for folder in folders for file in _files_in(folder))])
+            files = sorted([*files, *(file for folder in folders for file in _files_in(folder, says_others))])
         if not files:
             raise UserError(f"{data_path}: no file matches this pattern")
         return files
@@ -63,7 +64,7 @@ def files_without_weights(sources: Sequence[Source]) -> list[str]:
     return [source.path for source in expand_sources(sources)]
 
 
-def _files_in(folder: str) -> list[str]:
+def _files_in(folder: str, says_others: bool) -> list[str]:
     files, others, entered = [], [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         # A link may lead to a folder that is read already, such as one around itself.
@@ -77,7 +78,7 @@ def _files_in(folder: str) -> list[str]:
             if not name.startswith(HIDDEN):
                 has_rows = has_rows_by_name(name) and name not in DESCRIPTIONS
                 (files if has_rows else others).append(os.path.join(parent, name))
-    if others:
+    if others and says_others:
         shown = ", ".join(os.path.relpath(path, folder) for path in sorted(others)[:NAMES_SHOWN])
         more = ", ..." if len(others) > NAMES_SHOWN else ""
         say(f"{folder}: not read, by their names: {len(others):,} files ({shown}{more})", on_stderr=True)

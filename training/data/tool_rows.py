@@ -27,7 +27,7 @@ def data_has_tools(options: Options) -> bool:
     """
     row_options = RowOptions(options.learn, options.columns)
     for data_path in [*(source.path for source in options.data_path), *options.eval_data_path]:
-        for path in expand_path(data_path, options.cache_dir):
+        for path in expand_path(data_path, options.cache_dir, says_others=False):
             if _file_has_tools(path, options.cache_dir, row_options):
                 say(f"{path}: rows with tools; the model has a fifth control token, {TOOL}")
                 return True

@@ -38,7 +38,7 @@ def describe(
     "options" every option as text, from which a later start takes those that are not given.
 
     evaluation_files: the examples of --eval-data-path, by name. system: the system text of rows without one.
-    adds_pad: `adds_pad_token`. tools: whether the run's tokenizer has the control token of tools.
+    adds_pad: `adds_pad_token`. tools: whether the data has tools.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)

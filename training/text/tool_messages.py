@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from training.text.calls import call_text, declaration, declared_name, json_text
+from training.text.calls import call_text, declaration, declared_name, json_text, result_text
 from training.text.keys import is_absent, kind_of
 from training.text.turns import ToolUse
 
@@ -114,7 +114,8 @@ class OpenCalls:
             return []
         if not isinstance(listed, list) or len(listed) != len(self.calls):
             return []
-        return [each if isinstance(each, str) else json_text(each) for each in listed]
+        json_text(listed)  # raises ValueError for what a text cannot hold
+        return [result_text(each) for each in listed]
 
 
 def _is_id(value: Any) -> bool:
@@ -129,3 +130,5 @@ def _parsed(value: Any, field: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError as error:
         raise ValueError(f"{field} is not JSON ({error.msg} at column {error.colno})") from None
+    except ValueError:  # Python's limit for whole numbers
+        raise ValueError(f"{field} has a number of too many digits") from None
