@@ -347,7 +347,7 @@ def test_rows_from_stdin_are_answered_on_stdout(outcome, tuned, files, interrupt
 
     def run() -> tuple[int, str, str]:
         monkeypatch.setattr(pipes, "_copies", {})  # as in another process
-        sys.stdout.reconfigure(encoding="gbk")  # that of the locale; JSON is UTF-8 all the same
+        sys.stdout.reconfigure(encoding="latin-1")  # as in another locale; JSON is UTF-8 all the same
         reader, writer = os.pipe()
         os.write(writer, content)
         os.close(writer)

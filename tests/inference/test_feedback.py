@@ -142,7 +142,6 @@ def test_what_training_could_not_read_is_not_written(path: Path, answer: str | N
         ("rows.csv", None, "another kind of file"),
         ("rows.jsonl.gz", None, "another kind of file"),
         ("no/rows.jsonl", None, "No such file or directory"),
-        ("~no-such-user/rows.jsonl", None, "No such file or directory"),
         (".", None, "not a file"),
         ("/dev/null", None, "not a file"),
         ("rows.json", '[\n {"instruction": "a", "output": "b"}\n]', "its last line is no JSON object"),
@@ -157,3 +156,8 @@ def test_a_file_that_cannot_take_rows_is_refused_at_the_start(tmp_path, name, co
     with pytest.raises(UserError, match=f"--feedback .*{message}"):
         FeedbackFile(path, "demo")
     assert os.listdir(tmp_path) == before
+
+
+def test_the_home_of_a_user_who_does_not_exist_takes_no_rows() -> None:
+    with pytest.raises(UserError, match=r"--feedback ~no-such-user/said\.jsonl: No such file or directory"):
+        FeedbackFile(Path("~no-such-user/said.jsonl"), "demo")
