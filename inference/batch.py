@@ -13,7 +13,8 @@ in the order of the input: the row as it was, and added to it
 A row whose own "answer" is not empty is an error; "output" is a name under which a reference answer may stay.
 
 Until all rows are answered, the answers are in OUTPUT.partial, or in ~/.cache/yayi where --output is -.
-Whatever ended a run, the same command continues it; rows of the input may have been edited since.
+Whatever ended a run, the same command continues it; rows of the input may have been edited since. Where
+--output is -, a run with an edited input starts anew.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ from training.common.options import default_cache_dir
 from training.data.reader import fingerprint, read_rows
 from training.data.text_lines import read_lines
 from training.text.conversation import Conversation, read_row
-from training.text.encoding import encode_prompt
+from training.text.encoding import check_tools, encode_prompt
 from training.text.keys import is_absent
 
 # The keys that are added to a row.
@@ -91,7 +92,7 @@ def answer_file(options: SimpleNamespace) -> None:
             answer_prompts(prompts, journal, options)
         if to_stdout:
             for row in rows_with_answers(prompts, journal):
-                click.echo(json.dumps(row, ensure_ascii=False))
+                click.echo(json.dumps(row, ensure_ascii=False).encode())  # JSON is UTF-8 in any locale
         else:
             write_rows(output, rows_with_answers(prompts, journal))
         journal.path.unlink()
@@ -157,6 +158,11 @@ def check_takes_answer(row: dict[str, Any]) -> None:
 def answer_prompts(prompts: Sequence[PromptRow], journal: Journal, options: SimpleNamespace) -> None:
     """Answer what is not in `journal`, the longest prompts first, so that a lack of memory shows at once."""
     model, tokenizer = load_from_options(options)
+    for prompt in prompts:
+        try:
+            check_tools(prompt.conversation, tokenizer)
+        except ValueError as error:
+            raise UserError(f"{prompt.place}: {error}") from None
     input_ids = [encode_prompt(prompt.conversation, tokenizer) for prompt in prompts]
     check_prompt_lengths([prompt.place for prompt in prompts], input_ids, context_length(model))
     rest = [row for row in range(len(prompts)) if row not in journal.answers]

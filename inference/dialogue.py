@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +98,7 @@ class Dialogue:
             messages.append({"from": "yayi", "value": turn.yayi})
         row = {"system": self.system, "conversations": messages}
         try:
-            with path.expanduser().open("x", encoding="utf-8") as file:
+            with open(os.path.expanduser(path), "x", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         except FileExistsError:
             raise UserError(f"{path}: is there already; name another file") from None
@@ -108,9 +109,10 @@ class Dialogue:
 def load_dialogue(path: Path) -> tuple[Dialogue, str | None]:
     """(the dialogue, the question that waits for an answer, if any) of a file with one row.
 
-    The row may have any format that training reads. Raises UserError with the place of what is wrong.
+    The row may have any format that training reads, but no tools. Raises UserError with the place of what is
+    wrong.
     """
-    rows = list(read_rows(str(path.expanduser())))
+    rows = list(read_rows(os.path.expanduser(str(path))))
     if len(rows) != 1:
         raise UserError(f"{path}: {len(rows):,} rows; a dialogue is a file with one")
     [(place, row)] = rows
@@ -118,6 +120,8 @@ def load_dialogue(path: Path) -> tuple[Dialogue, str | None]:
         conversation = from_row(row)
     except ValueError as error:
         raise UserError(f"{place}: {error}") from None
+    if conversation.has_tools:
+        raise UserError(f"{place}: a dialogue with tools, and the chat knows no tools yet; take another")
     if conversation.is_prompt:
         *answered, last = conversation.turns
         return Dialogue(conversation.system, tuple(answered)), last.human

@@ -18,7 +18,10 @@ INPUT, PROMPT = "--input", "prompt"
 
 def prompt_digest(conversation: Conversation) -> str:
     """What an answer depends on of its row."""
-    texts = [conversation.system, *((turn.human, turn.yayi) for turn in conversation.turns)]
+    texts: list[Any] = [conversation.system, *((turn.human, turn.yayi) for turn in conversation.turns)]
+    if conversation.has_tools:
+        uses = [[(use.text, use.calls, use.results) for use in turn.tool_uses] for turn in conversation.turns]
+        texts += [conversation.tools, uses]
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()
 
 

@@ -35,7 +35,7 @@ class FeedbackFile:
         Nothing is written yet. Raises UserError where no row can be appended, or where the file holds
         something else than JSON Lines.
         """
-        self.path, self._model = path.expanduser(), model
+        self.path, self._model = Path(os.path.expanduser(path)), model
         named = named_file(str(self.path))
         if named.kind != "json" or named.is_compressed:
             raise UserError(f"--feedback {path}: its name is of another kind of file; call it NAME.jsonl")
@@ -87,7 +87,8 @@ def feedback_row(conversation: Conversation, model: str, label: bool | None) -> 
     *earlier, last = conversation.turns
     if not (last.yayi or "").strip():
         raise UserError("the answer is empty")
-    turns = (*(replace(turn, is_context=True) for turn in earlier), replace(last, is_context=False))
+    last = replace(last.with_earlier_as_context(), is_context=False)
+    turns = (*(turn.as_context() for turn in earlier), last)
     row = written_formats()["messages"](replace(conversation, turns=turns))
     if label is not None:
         row["label"] = label

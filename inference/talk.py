@@ -21,6 +21,7 @@ from training.text.saved_template import default_system
 
 HUMAN_LABEL = "Human: "
 YAYI_LABEL = "YaYi: "
+EMPTY_ANSWER = "the answer is empty"
 
 HELP = """\
 /system [TEXT]     say who the assistant is, or show it
@@ -63,6 +64,9 @@ class Talk:
         self.kv_cache = KVCache()
         self.latest: Answer | None = None
         self._rated: set[Conversation] = set()
+        # What the model read for the last of these turns; /system may have changed the system text since.
+        self._prompts: dict[tuple[Turn, ...], Conversation] = {}
+        self._is_answer_empty = False
 
     def say(self, human: str, label: str = "") -> None:
         """Print the answer as it comes, and add the turn, with a partial answer if Ctrl-C stopped it."""
@@ -92,8 +96,12 @@ class Talk:
         if self.is_verbose and answer.tokens:
             self.screen.note(speed(answer), "dim")
         self.latest = answer
-        if answer.text.strip():
+        self._is_answer_empty = not answer.text.strip()
+        if self._is_answer_empty:
+            self.screen.note(EMPTY_ANSWER)
+        else:
             self.dialogue.add(Turn(human, answer.text))
+            self._prompts[self.dialogue.turns] = prompt.conversation
 
     def system(self, text: str) -> None:
         if text:
@@ -121,6 +129,7 @@ class Talk:
 
     def _take_back(self) -> Turn:
         self._check_has_turns()
+        self._is_answer_empty = False
         return self.dialogue.take_back()
 
     def _check_has_turns(self) -> None:
@@ -128,7 +137,7 @@ class Talk:
             raise UserError("nothing was said yet")
 
     def reset(self, _: str) -> None:
-        self.dialogue = Dialogue(self.dialogue.system)
+        self.dialogue, self._is_answer_empty = Dialogue(self.dialogue.system), False
         self.screen.note("a new dialogue")
 
     def save(self, path: str) -> None:
@@ -138,6 +147,8 @@ class Talk:
 
     def load(self, path: str) -> None:
         self.dialogue, waiting = load_dialogue(path_of(path))
+        self._is_answer_empty = False
+        self._prompts.clear()
         for turn in self.dialogue.turns:
             self.screen.labelled(HUMAN_LABEL, turn.human)
             self.screen.labelled(YAYI_LABEL, turn.yayi or "")
@@ -165,13 +176,20 @@ class Talk:
         self._rate(replace(read, turns=(*read.turns[:-1], fixed)), label=None)
         self.dialogue.take_back()
         self.dialogue.add(fixed)
+        self._prompts[self.dialogue.turns] = read
 
     def _what_was_read(self) -> Conversation:
         """What the model read for its last answer, and that answer."""
         if self.feedback is None:
             raise UserError("feedback goes into a file; start the chat with --feedback FILE")
+        if self._is_answer_empty:
+            raise UserError(EMPTY_ANSWER)
         self._check_has_turns()
-        return Conversation(self.dialogue.turns[self.dialogue.left_out :], self.dialogue.system)
+        turns = self.dialogue.turns
+        if turns in self._prompts:
+            prompt = self._prompts[turns]
+            return replace(prompt, turns=(*prompt.turns[:-1], turns[-1]))
+        return Conversation(turns[self.dialogue.left_out :], self.dialogue.system)
 
     def _rate(self, conversation: Conversation, label: bool | None) -> None:
         assert self.feedback

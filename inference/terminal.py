@@ -1,6 +1,7 @@
 """Read what a person types: in a terminal with an editor and a history, from a pipe line by line."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -27,6 +28,9 @@ class Inputs:
         self.has_editor = sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())
         self._label: StyleAndTextTuples = [("bold ansigreen", label)]
         self._session = _editor(completer) if self.has_editor else None
+        if not self.has_editor and isinstance(sys.stdin, io.TextIOWrapper):
+            # Bytes in another encoding arrive as halves of surrogate pairs, and end nothing.
+            sys.stdin.reconfigure(errors="surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         """Each text, until Ctrl-D or the end of the input. Ctrl-C discards what was typed."""

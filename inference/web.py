@@ -117,7 +117,7 @@ def serve(options: SimpleNamespace) -> None:
 def read_presets(path: Path) -> "Presets":
     """The example questions and system texts of --presets. Raises UserError that says what is wrong there."""
     try:
-        content = json.loads(path.expanduser().read_text("utf-8-sig"))
+        content = json.loads(Path(os.path.expanduser(path)).read_text("utf-8-sig"))
     except OSError as error:
         raise UserError(f"--presets {path}: {error.strerror}") from None
     except ValueError as error:
@@ -127,8 +127,12 @@ def read_presets(path: Path) -> "Presets":
         named = f": unknown {', '.join(sorted(unknown))}" if isinstance(content, dict) else ""
         raise UserError(f"--presets {path}{named}; it holds {expected}")
     questions, systems = content.get("questions", []), content.get("systems", {})
-    texts = [*questions, *systems.values()] if isinstance(systems, dict) else [None]
-    if not isinstance(questions, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+    texts = (
+        [*questions, *systems.values()]
+        if isinstance(questions, list) and isinstance(systems, dict)
+        else [None]
+    )
+    if not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"--presets {path}: it holds {expected}, and no text in it is empty")
     return Presets(questions, systems)
 
@@ -147,6 +151,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address, family=family)
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
+    except UnicodeError:  # which Python raises for a part that is empty or longer than 63 characters
+        raise UserError(f"--host {host}: not a host name; choose another") from None
 
 
 def web_app(blocks: "gr.Blocks", password: str | None, root_path: str) -> "FastAPI":

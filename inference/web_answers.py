@@ -32,7 +32,7 @@ REFRESH_S = 0.1
 # answer(request, messages, dialogue, system, *values of NUMBERS)
 Answerer = Callable[..., Iterator[Messages]]
 # heard(messages up to the answer, system, max_new_tokens, label)
-Heard = Callable[[Messages, str, int, bool | None], None]
+Heard = Callable[[Messages, str, float, bool | None], None]
 
 
 def page_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Answerer:
@@ -84,7 +84,7 @@ def page_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
 def page_feedback(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file: FeedbackFile) -> Heard:
     """A function that appends to `file` what a person says about an answer."""
 
-    def heard(messages: Messages, system: str, max_new_tokens: int, label: bool | None) -> None:
+    def heard(messages: Messages, system: str, max_new_tokens: float, label: bool | None) -> None:
         """Append the dialogue up to its last message, the answer, as far as the model reads it.
 
         label: whether it is a good one; None where the person has corrected it.
@@ -100,12 +100,14 @@ def page_feedback(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, fi
 
 def numbers(sampling: tuple[float | None, ...], language: str) -> dict[str, float]:
     """The values of NUMBERS by name. Raises UserError, in the language, where a field was left empty."""
-    settings = {}
-    for (name, kind), value in zip(NUMBERS.items(), sampling, strict=True):
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(text_for(language, "yayi_no_number", name=text_for(language, f"yayi_{name}")))
-        settings[name] = kind(value)
-    return settings
+    return {name: slider_value(name, value, language) for name, value in zip(NUMBERS, sampling, strict=True)}
+
+
+def slider_value(name: str, value: float | None, language: str) -> float:
+    """The value of one of NUMBERS, as `stream` takes it. Raises UserError as `numbers` does."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(text_for(language, "yayi_no_number", name=text_for(language, f"yayi_{name}")))
+    return NUMBERS[name](value)
 
 
 def language_of(request: gr.Request) -> str:

@@ -17,8 +17,8 @@ from gradio.events import Dependency
 from inference.answer_html import KATEX_DELIMITERS
 from inference.dialogue import Dialogue
 from inference.options import sampling_of
-from inference.web_answers import Answerer, Heard, language_of
-from inference.web_messages import Messages, kept, message, shown, text_of, thumbs, with_question
+from inference.web_answers import Answerer, Heard, language_of, slider_value
+from inference.web_messages import Messages, kept, message, rating_of, shown, text_of, thumbs, with_question
 from inference.web_texts import TITLE, text_for
 from training.common.errors import UserError
 
@@ -207,16 +207,18 @@ def changer(heard: Heard | None) -> Callable[..., list[Any]]:
         messages: Messages,
         identity: str,
         system: str,
-        max_new_tokens: float,
+        max_new_tokens: float | None,
         edit: gr.EditData,
     ) -> list[Any]:
         before, after, text = messages[: edit.index], messages[edit.index + 1 :], edit.value
-        if messages[edit.index]["role"] == "user":
-            return asked(with_question(before, text), identity, system)
-        as_it_was = {"role": "assistant", "content": [{"type": "text", "text": edit.previous_value}]}
+        role = messages[edit.index]["role"]
+        as_it_was = {"role": role, "content": [{"type": "text", "text": edit.previous_value}]}
         if not text.strip():
             gr.Warning(text_for(language_of(request), "yayi_blank"))
-        if not text.strip() or text == text_of(as_it_was):
+            return asked([*before, as_it_was, *after], identity, system)
+        if role == "user":
+            return asked(with_question(before, text), identity, system)
+        if text == text_of(as_it_was):
             return asked([*before, as_it_was, *after], identity, system)
         corrected = [*before, message("assistant", text)]
         if heard:
@@ -227,36 +229,50 @@ def changer(heard: Heard | None) -> Callable[..., list[Any]]:
 
 
 def rater(heard: Heard) -> Callable[..., list[Any]]:
-    """What happens when a thumb was pressed. Pressed a second time it is taken off, which is not written."""
+    """What happens when a thumb was pressed. Pressed a second time it is taken off, which is not written.
+
+    While one is there, the other is refused: the two rows would contradict each other.
+    """
 
     def rate(
         request: gr.Request,
         messages: Messages,
         identity: str,
         system: str,
-        max_new_tokens: float,
+        max_new_tokens: float | None,
         like: gr.LikeData,
     ) -> list[Any]:
         rating = {True: "good", False: "bad"}.get(like.liked, "")
+        if rating and rating_of(messages[like.index]):
+            gr.Warning(text_for(language_of(request), "yayi_rated"))
+            return [with_thumbs(messages), kept(messages, identity, system)]
         rated = message("assistant", text_of(messages[like.index]), rating)
         answered, after = [*messages[: like.index], rated], messages[like.index + 1 :]
-        if rating:
-            tell(heard, language_of(request), answered, system, max_new_tokens, rating == "good")
+        if rating and not tell(
+            heard, language_of(request), answered, system, max_new_tokens, rating == "good"
+        ):
+            return [with_thumbs(messages), kept(messages, identity, system)]
         return [with_thumbs([*answered, *after]), kept([*answered, *after], identity, system)]
 
     return rate
 
 
 def tell(
-    heard: Heard, language: str, messages: Messages, system: str, max_new_tokens: float, label: bool | None
-) -> None:
-    """Have feedback written, and say whether it was."""
+    heard: Heard,
+    language: str,
+    messages: Messages,
+    system: str,
+    max_new_tokens: float | None,
+    label: bool | None,
+) -> bool:
+    """Have feedback written, and say on the page whether it was. Returns that."""
     try:
-        heard(messages, system, max_new_tokens, label)
+        heard(messages, system, slider_value("max_new_tokens", max_new_tokens, language), label)
     except UserError as error:
         gr.Warning(text_for(language, "yayi_not_written", error=error))
-    else:
-        gr.Info(text_for(language, "yayi_written"))
+        return False
+    gr.Info(text_for(language, "yayi_written"))
+    return True
 
 
 def opener(start_system: str) -> Callable[[dict[str, Any]], list[Any]]:
@@ -282,4 +298,4 @@ def list_titles(request: gr.Request, titles: dict[str, Any], identity: str) -> g
     if not titles["kept"]:
         gr.Warning(text_for(language_of(request), "yayi_not_kept"))
     choices = [(title, each) for title, each in titles["titles"]]
-    return gr.Radio(choices, value=identity if identity in dict(titles["titles"]).values() else None)
+    return gr.Radio(choices, value=identity if identity in [each for _, each in choices] else None)

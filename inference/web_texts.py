@@ -32,7 +32,11 @@ TEXTS = {
     "yayi_no_number": ("{name} is not a number", "{name} 不是数字"),
     "yayi_written": ("Thank you; written into the feedback file", "谢谢，已写入反馈文件"),
     "yayi_not_written": ("The feedback was not written: {error}", "反馈没有写入：{error}"),
-    "yayi_blank": ("An answer cannot be empty; it stays as it was", "回答不能为空，保持原样"),
+    "yayi_rated": (
+        "That was said already, and is in the feedback file",
+        "该回答已经评价过，评价已在反馈文件中",
+    ),
+    "yayi_blank": ("A message cannot be empty; it stays as it was", "消息不能为空，保持原样"),
     "yayi_forgotten": (
         "The browser's storage is full: the {count} oldest conversation(s) were deleted",
         "浏览器的存储空间已满，已删除最早的 {count} 个对话",

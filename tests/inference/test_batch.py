@@ -11,19 +11,22 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from inference import batch, resumable
+from inference.edited_input import prompt_digest
 from inference.generation import Answer, load, stream
-from tests.conftest import LEARNT, write_rows
+from tests.conftest import LEARNT, LEARNT_WITH_TOOLS, TOOLS, write_rows
 from tests.launching import Running, kill
 from training.data import pipes
 from training.model.save import save_model
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode_prompt
+from training.text.turns import ToolUse
 
 # How often the command is killed; more often by hand than in CI.
 INTERRUPTIONS = int(os.environ.get("YAYI_TEST_INTERRUPTIONS", "3"))
@@ -310,6 +313,17 @@ def test_answers_to_rows_that_are_as_they_were_are_kept(outcome, babbling, files
     assert files.answers() == answers
 
 
+def test_a_row_with_another_tool_call_or_result_is_another_row() -> None:
+    def digest(tools: tuple[str, ...], *uses: ToolUse) -> str:
+        return prompt_digest(Conversation((Turn("q", tool_uses=uses),), "", tools))
+
+    use = ToolUse(("a",), ("1",), "text")
+    others = [replace(use, calls=("b",)), replace(use, results=("2",)), replace(use, text="")]
+    digests = [digest(()), digest(("f",)), digest(("g",)), digest(("f",), use), digest(("f",), use, use)]
+    digests += [digest(("f",), other) for other in others]
+    assert len(set(digests)) == len(digests)
+
+
 def test_an_unfinished_run_of_an_earlier_version_goes_on(outcome, tuned, files: Files, interrupt) -> None:
     """Its answers have no digest of their prompt."""
     expected = undisturbed(outcome, tuned, files, GREEDY)
@@ -333,6 +347,7 @@ def test_rows_from_stdin_are_answered_on_stdout(outcome, tuned, files, interrupt
 
     def run() -> tuple[int, str, str]:
         monkeypatch.setattr(pipes, "_copies", {})  # as in another process
+        sys.stdout.reconfigure(encoding="latin-1")  # as in another locale; JSON is UTF-8 all the same
         reader, writer = os.pipe()
         os.write(writer, content)
         os.close(writer)
@@ -539,6 +554,15 @@ def test_a_mistake_is_one_line(outcome, files: Files, change: str, message: str)
     assert message in err
     assert err.count("\n") == 1
     assert files.names() == {"in.jsonl", "empty.jsonl"}
+
+
+def test_a_row_with_tools_is_named_where_the_model_was_taught_none(outcome, tuned, files: Files) -> None:
+    write_rows(Path(files.input), [ROWS[0], {"messages": LEARNT_WITH_TOOLS[0], "tools": TOOLS}])
+    status, _, err = outcome(batch.main, files.arguments(tuned))
+    assert status == 2
+    [error] = errors(err)
+    assert error.startswith(f"error: {files.input}:2: a row with tools, and the model was taught none")
+    assert files.names() == {"in.jsonl"}
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_named(outcome, tuned, files, monkeypatch) -> None:

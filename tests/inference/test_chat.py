@@ -150,14 +150,17 @@ def test_undo_takes_the_last_turn_back(outcome, tuned: str, monkeypatch, asked: 
     assert said(asked[2]) == said(asked[1]) == [("标题？", "大桥通车"), ("再短一点。", None)]
 
 
+class StoppedAtOnce(generation.Answer):
+    """An answer that Ctrl-C stopped before its first token."""
+
+    def __iter__(self):
+        self.stop()
+        return iter(())
+
+
 def test_retry_asks_again_and_keeps_the_answer_where_no_other_comes(
     outcome, tuned: str, monkeypatch, asked: list
 ) -> None:
-    class StoppedAtOnce(generation.Answer):
-        def __iter__(self):
-            self.stop()
-            return iter(())
-
     answers = iter([generation.Answer, generation.Answer, StoppedAtOnce, generation.Answer])
     monkeypatch.setattr(generation, "Answer", lambda *args: next(answers)(*args))
     type_lines(monkeypatch, ["标题？", "/retry", "/retry", "再短一点。"])
@@ -335,6 +338,45 @@ def test_feedback_becomes_rows_to_train_on(outcome, tuned: str, monkeypatch, tmp
     assert said(asked[1])[0] == ("标题？", "桥通了")
     assert said(from_row(rows[2]))[0] == ("标题？", "桥通了")
     assert rows[2]["messages"][2] == {"role": "assistant", "content": "桥通了", "weight": 0}
+
+
+def test_an_empty_answer_is_not_rated_and_neither_is_the_one_before(
+    outcome, tuned: str, monkeypatch, tmp_path: Path
+) -> None:
+    answers = iter([generation.Answer, StoppedAtOnce])
+    monkeypatch.setattr(generation, "Answer", lambda *args: next(answers)(*args))
+    file = tmp_path / "said.jsonl"
+    type_lines(monkeypatch, ["标题？", "你是谁", "/good", "/bad", "/fix 通车", "/undo", "/bad"])
+    _, _, err = outcome(chat.main, f"--model {tuned} {GREEDY} {SYSTEM} --feedback {file}")
+    assert err.splitlines() == [
+        "[stopped]",
+        *["[the answer is empty]"] * 4,
+        "[taken back: 标题？]",
+        "[nothing was said yet]",
+    ]
+    assert not file.exists()
+
+
+def test_a_row_of_feedback_has_the_system_text_that_the_model_read(
+    outcome, tuned: str, monkeypatch, tmp_path: Path, asked: list
+) -> None:
+    file = tmp_path / "said.jsonl"
+    lines = [
+        "标题？",
+        "再短一点。",
+        "/system 你是一名编辑。",
+        "/good",
+        "/fix 桥通了",
+        "/good",
+        "/undo",
+        "/bad",
+    ]
+    type_lines(monkeypatch, lines)
+    outcome(chat.main, f"--model {tuned} {GREEDY} {SYSTEM} --feedback {file}")
+    rows = [row for _, row in read_rows(str(file))]
+    assert [row.get("label") for row in rows] == [True, None, False]
+    assert [from_row(row).system for row in rows] == ["你是一名记者。"] * 3
+    assert said(from_row(rows[0]))[:-1] == said(asked[1])[:-1]
 
 
 def test_feedback_without_a_file_says_how_to_give_one(outcome, tuned: str, monkeypatch) -> None:

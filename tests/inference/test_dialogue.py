@@ -1,10 +1,12 @@
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from inference import dialogue as dialogues
-from inference.dialogue import Dialogue
+from inference.dialogue import Dialogue, load_dialogue
+from tests.conftest import LEARNT_WITH_TOOLS, TOOLS, write_rows
 from training.common.errors import UserError
 from training.text import encoding
 from training.text.conversation import Turn
@@ -81,3 +83,19 @@ def test_a_question_that_is_too_long_changes_nothing(tokenizer) -> None:
         dialogue.prompt("very long " * 500, tokenizer, room)
     assert dialogue.left_out == 0
     assert len(dialogue.prompt("new", tokenizer, room).input_ids) == room
+
+
+def test_a_dialogue_with_tools_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "d.jsonl", [{"messages": LEARNT_WITH_TOOLS[0], "tools": TOOLS}])
+    with pytest.raises(
+        UserError, match=r"d\.jsonl:1: a dialogue with tools, and the chat knows no tools yet"
+    ):
+        load_dialogue(Path(path))
+
+
+def test_the_home_of_a_user_who_does_not_exist_is_no_file() -> None:
+    path = Path("~no-such-user/d.jsonl")
+    with pytest.raises(UserError, match=r"~no-such-user/d\.jsonl: no such file"):
+        load_dialogue(path)
+    with pytest.raises(UserError, match=r"~no-such-user/d\.jsonl: No such file"):
+        Dialogue("", (Turn("a", "b"),)).save(path)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from inference.feedback import FeedbackFile
-from tests.conftest import write_rows
+from tests.conftest import LEARNT_WITH_TOOLS, TOOLS, write_rows
 from training.common.errors import UserError
 from training.data.audit import full_form, refusal, short_form
 from training.data.encoded import load_encoded
-from training.text.conversation import Conversation, Turn
+from training.text.conversation import Conversation, Turn, from_row
 
 SAID = Conversation((Turn("标题？", "大桥通车"), Turn("再短一点。", "通车\n了")), "你是一名记者。")
 
@@ -47,6 +47,19 @@ def test_a_row_is_the_dialogue_with_the_earlier_answers_unlearnt(path: Path) -> 
         "source": "feedback",
     }
     assert "label" not in second
+
+
+def test_the_calls_of_tools_before_the_answer_are_unlearnt_too(path: Path) -> None:
+    said = from_row({"messages": LEARNT_WITH_TOOLS[0], "tools": TOOLS})
+    FeedbackFile(path, "demo").add(said, label=True)
+    learnt = [
+        text
+        for turn in from_row(rows_of(path)[0]).turns
+        for text, is_context in turn.answers()
+        if not is_context
+    ]
+    assert sum(len(turn.tool_uses) for turn in said.turns) > 0
+    assert learnt == [said.turns[-1].yayi]
 
 
 def test_training_leaves_out_what_was_called_bad_and_counts_it(path, tokenizer, tmp_path: Path) -> None:
@@ -143,3 +156,8 @@ def test_a_file_that_cannot_take_rows_is_refused_at_the_start(tmp_path, name, co
     with pytest.raises(UserError, match=f"--feedback .*{message}"):
         FeedbackFile(path, "demo")
     assert os.listdir(tmp_path) == before
+
+
+def test_the_home_of_a_user_who_does_not_exist_takes_no_rows() -> None:
+    with pytest.raises(UserError, match=r"--feedback ~no-such-user/said\.jsonl: No such file or directory"):
+        FeedbackFile(Path("~no-such-user/said.jsonl"), "demo")

@@ -1,4 +1,6 @@
+import io
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,11 @@ def test_what_is_pasted_is_one_text(keyboard: PipeInput) -> None:
     lines = "\n".join(f"第 {number} 行" for number in range(200))
     keyboard.send_text(f"\x1b[200~{lines}\x1b[201~{ENTER}{CTRL_D}")
     assert list(Inputs("Human: ")) == [lines]
+
+
+def test_bytes_in_another_encoding_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xff\nkept\n"), encoding="gbk"))
+    assert list(Inputs("Human: ")) == ["\udcff\udcff", "kept"]
 
 
 def test_ctrl_c_discards_what_was_typed(keyboard: PipeInput) -> None:

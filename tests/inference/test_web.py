@@ -26,6 +26,7 @@ from inference.web_page import page as web_page
 from tests.conftest import LEARNT, ROOT
 from tests.inference.test_web_page import ENGLISH, options_of, said, texts_of
 from tests.launching import free_port
+from training.common.errors import UserError
 from training.text.conversation import from_row
 
 REPORTER = from_row(LEARNT[3])
@@ -207,6 +208,9 @@ def test_presets_are_read_from_a_file(tmp_path: Path) -> None:
         ("[]", 'it holds {"questions": ["..."], "systems": {"name": "..."}}'),
         ('{"question": []}', ": unknown question; it holds "),
         ('{"questions": "你是谁"}', "it holds "),
+        ('{"questions": null}', "it holds "),
+        ('{"questions": true}', "it holds "),
+        ('{"systems": null}', "it holds "),
         ('{"questions": [" "]}', "no text in it is empty"),
         ('{"systems": ["你是一名记者。"]}', "it holds "),
         ('{"systems": {"记者": 1}}', "it holds "),
@@ -270,6 +274,12 @@ def test_a_port_that_is_taken_is_one_line_before_the_model_is_loaded(outcome) ->
     assert status == 2
     assert err.startswith(f"error: --host 127.0.0.1 --port {port}: Address already in use")
     assert err.count("\n") == 1
+
+
+def test_a_host_whose_name_is_none_is_one_line() -> None:
+    for host in ("a..b", "a" * 64):
+        with pytest.raises(UserError, match=f"--host {host}: not a host name; choose another"):
+            web.listen(host, 7860)
 
 
 def test_a_host_that_does_not_exist_is_one_line(outcome) -> None:

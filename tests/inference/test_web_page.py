@@ -121,12 +121,16 @@ def test_a_question_without_an_answer_gives_way_to_the_next_one() -> None:
     assert texts_of(with_question(said("一", "二", "三"), " \n")) == ["一", "二", "三"]
 
 
-def test_a_question_can_be_asked_again_put_otherwise_and_taken_back() -> None:
+def test_a_question_can_be_asked_again_put_otherwise_and_taken_back(notes: list[str]) -> None:
     messages = said("一", "二", "三 <", "四")
     assert texts_of(ask_again(messages, "", "", SimpleNamespace(index=2))[0]) == ["一", "二", "三 <"]
-    for typed, texts in {"叁 &lt;b>": ["一", "二", "叁 &lt;b>"], " ": ["一", "二"]}.items():
-        edit = SimpleNamespace(index=2, value=typed)
-        assert texts_of(changer(None)(ENGLISH, messages, "", "", 9, edit)[0]) == texts
+    as_it_was = messages[2]["content"][0]["text"]
+    for typed, texts in {"叁 &lt;b>": ["一", "二", "叁 &lt;b>"], " ": texts_of(messages)}.items():
+        edit = SimpleNamespace(index=2, value=typed, previous_value=as_it_was)
+        edited = [*messages[:2], {**messages[2], "content": [{"type": "text", "text": typed}]}, messages[3]]
+        chatbot, _, conversation, *_ = changer(None)(ENGLISH, edited, "abc", "", 9, edit)
+        assert texts_of(chatbot) == [said["text"] for said in conversation["messages"]] == texts
+    assert notes == [text_for("en", "yayi_blank")]
     chatbot, conversation, typed = take_back(messages, "abc", "", SimpleNamespace(index=2))
     assert (texts_of(chatbot), typed) == (["一", "二"], "三 <")
     assert conversation == kept(messages[:2], "abc", "")
@@ -157,6 +161,8 @@ def test_what_the_browser_could_not_keep_is_noted(notes: list[str]) -> None:
     listing = list_titles(ENGLISH, titles, "b")
     assert (listing.choices, listing.value, notes) == ([("一", "a"), ("二", "b")], "b", [])
     assert list_titles(ENGLISH, titles, "gone").value is None
+    alike = {**titles, "titles": [["一", "a"], ["一", "b"]]}
+    assert [list_titles(ENGLISH, alike, each).value for each in "ab"] == ["a", "b"]
     list_titles(CHINESE, {**titles, "forgotten": 2, "kept": False}, "")
     assert notes == [text_for("zh", "yayi_forgotten", count=2), text_for("zh", "yayi_not_kept")]
 
@@ -191,6 +197,23 @@ def test_thumbs_and_corrections_are_rows_to_train_on(tuned: str, tmp_path: Path,
         {"role": "user", "content": "再短一点。"},
         {"role": "assistant", "content": "*通*"},
     ]
+
+
+def test_a_rated_answer_is_not_rated_otherwise(notes: list[str]) -> None:
+    told = []
+    rate = rater(lambda *what: told.append(what))
+    messages = [message("user", "一"), message("assistant", "二", "good")]
+    chatbot, conversation = rate(ENGLISH, messages, "id", "", 20, SimpleNamespace(index=1, liked=False))
+    assert (told, notes) == ([], [text_for("en", "yayi_rated")])
+    assert (chatbot.feedback_value, conversation) == (["Like"], kept(messages, "id", ""))
+
+
+def test_a_thumb_that_was_not_written_is_taken_off(notes: list[str]) -> None:
+    """Such as one while the field of the longest answer is empty."""
+    rate = rater(lambda *what: None)
+    chatbot, _ = rate(ENGLISH, said("一", "二"), "id", "", None, SimpleNamespace(index=1, liked=True))
+    assert chatbot.feedback_value == [None]
+    assert notes == ["The feedback was not written: Longest answer, in tokens is not a number"]
 
 
 def test_feedback_that_cannot_be_written_is_noted_and_the_correction_stays(notes: list[str]) -> None:
