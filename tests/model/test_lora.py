@@ -119,7 +119,9 @@ def test_an_adapter_of_rank_16_is_under_5_percent_of_a_bloom_of_560_m() -> None:
 def greedy(model: torch.nn.Module, tokenizer, prompt: Conversation) -> list[int]:
     """The ids of an answer of at most 24 tokens."""
     end = tokenizer.convert_tokens_to_ids(END)
-    config = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=end, pad_token_id=end)
+    config = GenerationConfig(
+        max_new_tokens=24, do_sample=False, repetition_penalty=1.0, eos_token_id=end, pad_token_id=end
+    )
     ids = torch.tensor([encode_prompt(prompt, tokenizer)])
     return model.generate(input_ids=ids, generation_config=config)[0, ids.shape[1] :].tolist()
 
