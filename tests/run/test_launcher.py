@@ -254,12 +254,12 @@ def test_an_adapter_learns_what_a_tuned_model_does_not_know(base: str, forked, t
 
     launched = launch(
         2, *shared, "--data-path", str(tmp_path / "new.jsonl"), "--input-model", str(tmp_path / "tuned"),
-        "--run-name", "adapter", "--deepspeed", ZERO2, "--lora-rank", "16", "--epochs", "30", "--lr", "1e-2",
+        "--run-name", "adapter", "--deepspeed", ZERO2, "--lora-rank", "16", "--epochs", "30", "--lr", "5e-3",
     )  # fmt: skip
     assert launched.returncode == 0, launched.stderr
     losses = values(tmp_path / "adapter", "loss")
     last_epoch = losses[-len(losses) // 30 :]
-    assert sum(last_epoch) / len(last_epoch) < 0.6 * losses[0]
+    assert sum(last_epoch) / len(last_epoch) < losses[0] / 2
     assert {
         path.name: path.read_bytes() for path in (tmp_path / "tuned" / "model").glob("*.safetensors")
     } == tuned
