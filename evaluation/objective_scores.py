@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluation.intervals import share_interval
 from evaluation.objective_questions import LETTERS, ObjectiveQuestion
-from evaluation.reading import is_accepted, read_choices
+from evaluation.reading import is_accepted, read_choice, read_choices
 from evaluation.tables import markdown
 
 GENERATED, GUESSED, LETTER, OPTION, PER_TOKEN = WAYS = (
@@ -34,9 +34,10 @@ def judge(question: ObjectiveQuestion, rotation: int, entry: dict[str, Any]) -> 
     row = {"place": shown.place, "category": shown.category, "question": shown.text, "rotation": rotation}
     if shown.options:
         row |= {"options": shown.options, "right": letters_of(shown.all_right)}
-        chosen = read_choices(entry["answer"], shown.options)
-        if len(chosen) > 1 and not shown.has_several:
-            chosen = frozenset()
+        if shown.has_several:
+            chosen = read_choices(entry["answer"], shown.options)
+        else:
+            chosen = frozenset({read_choice(entry["answer"], shown.options)} - {None})
         sets = {GENERATED: chosen, GUESSED: chosen or guess(shown, rotation)}
         if not shown.has_several:
             likelihoods = {LETTER: entry[LETTER], OPTION: entry[OPTION]}

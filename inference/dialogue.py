@@ -13,6 +13,7 @@ from training.common.errors import UserError
 from training.data.reader import read_rows
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode_turns
+from training.text.written import write_conversations
 
 # When the oldest turns have to be left out, enough are that the prompt takes at most this share of its room.
 # The next turns then fit too; otherwise the model would have to read the whole prompt again for each of them.
@@ -92,11 +93,7 @@ class Dialogue:
 
         Raises UserError where the file is there already or cannot be written.
         """
-        messages = []
-        for turn in self.turns:
-            messages.append({"from": "human", "value": turn.human})
-            messages.append({"from": "yayi", "value": turn.yayi})
-        row = {"system": self.system, "conversations": messages}
+        row = write_conversations(Conversation(self.turns, self.system))
         try:
             with open(os.path.expanduser(path), "x", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,8 @@ INPUT, PROMPT = "--input", "prompt"
 
 def prompt_digest(conversation: Conversation) -> str:
     """What an answer depends on of its row."""
-    texts: list[Any] = [conversation.system, *((turn.human, turn.yayi) for turn in conversation.turns)]
-    if conversation.has_tools:
-        uses = [[(use.text, use.calls, use.results) for use in turn.tool_uses] for turn in conversation.turns]
-        texts += [conversation.tools, uses]
-    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()
+    content = json.dumps(asdict(conversation))
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def keep_answers(output: Path, record: dict[str, Any], digests: Sequence[str]) -> None:

@@ -117,7 +117,7 @@ def serve(options: SimpleNamespace) -> None:
 def read_presets(path: Path) -> "Presets":
     """The example questions and system texts of --presets. Raises UserError that says what is wrong there."""
     try:
-        content = json.loads(Path(os.path.expanduser(path)).read_text("utf-8-sig"))
+        content = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise UserError(f"--presets {path}: {error.strerror}") from None
     except ValueError as error:

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
+import click
 import gradio as gr
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -13,17 +14,15 @@ from inference.dialogue import Dialogue
 from inference.feedback import FeedbackFile
 from inference.generation import room_for_prompt, stream
 from inference.kv_cache import KVCache
+from inference.options import SAMPLING
 from inference.web_messages import Messages, ends_in_question, follow, text_of, with_answer
 from inference.web_texts import text_for
 from training.common.errors import UserError, first_line
 from training.text.conversation import Conversation, Turn
 
-# The sampling options that people set on the page, and what `stream` takes each as: a browser sends 2.0 as 2.
+# What `stream` takes each sampling option as: a browser sends 2.0 as 2.
 NUMBERS: dict[str, Callable[[float], float]] = {
-    "max_new_tokens": int,
-    "temperature": float,
-    "top_p": float,
-    "repetition_penalty": float,
+    name: int if isinstance(option.type, click.IntRange) else float for name, option in SAMPLING.items()
 }
 
 # A browser that has to show every token has no time left for its buttons.

@@ -17,7 +17,7 @@ from gradio.events import Dependency
 from inference.answer_html import KATEX_DELIMITERS
 from inference.dialogue import Dialogue
 from inference.options import sampling_of
-from inference.web_answers import Answerer, Heard, language_of, slider_value
+from inference.web_answers import NUMBERS, Answerer, Heard, language_of, slider_value
 from inference.web_messages import Messages, kept, message, rating_of, shown, text_of, thumbs, with_question
 from inference.web_texts import TITLE, text_for
 from training.common.errors import UserError
@@ -92,7 +92,7 @@ def page(answer: Answerer, heard: Heard | None, options: SimpleNamespace, preset
                         label=text(f"yayi_{name}"),
                         min_width=300,
                     )
-                    for name, (low, high, step) in SLIDERS.items()
+                    for name, (low, high, step) in ((name, SLIDERS[name]) for name in NUMBERS)
                 ]
         dialogue = gr.State(Dialogue)  # called for each session
         # What passes between the server and web_page.js: a conversation, its identity, and the titles of all.

@@ -24,7 +24,6 @@ from training.cost.ways import plan, this_machine
 from training.data.collate import collator
 from training.data.evaluation_files import leakage_lines, load_evaluation_files
 from training.data.examples import Examples, build_datasets
-from training.data.tool_rows import data_has_tools
 from training.model.context import longest_row, note_context
 from training.model.load import load_model, read_config, takes_packed_batches
 from training.model.lora import add_adapter, quantized_loading
@@ -45,7 +44,7 @@ from training.run.deepspeed_values import offload_device
 from training.run.launch import share_cores, start_deepspeed
 from training.run.machine import describe_machine
 from training.run.process_group import port_in_use_refused, settle_gloo_interface
-from training.run.record import adds_pad_token, check_same_run, describe, rows_together
+from training.run.record import beginning, check_same_run, describe
 from training.run.report import make_report, opening_lines, remove_report, write_report
 from training.run.resume import RecordInEffect, Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
@@ -120,15 +119,12 @@ def prepare_data(run: Run) -> Data:
     options.max_length = longest_row(
         options.input_model, options.max_length, is_given="max_length" not in options.default_names
     )
-    adds_pad = adds_pad_token(run.record)
-    # A run keeps what it began with; those of earlier versions knew no tools.
-    tools = run.record.get("tools", False) if run.record else data_has_tools(options)
+    begun = beginning(run.record, options)
     tokenizer, new_tokens = load_tokenizer_and_new_tokens(
-        options.input_model, options.system, adds_pad=adds_pad, tools=tools
+        options.input_model, options.system, adds_pad=begun.adds_pad, tools=begun.has_tools
     )
-    together = rows_together(run.record)
     files = load_evaluation_files(options, tokenizer)
-    training, held_out = build_datasets(options, tokenizer, together)
+    training, held_out = build_datasets(options, tokenizer, begun.together)
     longest = int(training.lengths.max(initial=0))
     if options.tokens_per_batch and longest > options.tokens_per_batch:
         raise UserError(
@@ -139,16 +135,7 @@ def prepare_data(run: Run) -> Data:
         say(line)
     system = default_system(tokenizer)
     run.description = describe(
-        options,
-        run.deepspeed_config,
-        training,
-        held_out,
-        world_size(),
-        together,
-        files,
-        system,
-        adds_pad,
-        tools,
+        options, run.deepspeed_config, training, held_out, world_size(), begun, files, system
     )
     if run.record:
         check_same_run(run.directory, run.description, run.record, options.resume_anyway)

@@ -18,8 +18,9 @@ from transformers import (
 
 from inference.generation import load, reply
 from tests.conftest import write_rows
+from tests.inference.prompts import messages_of
 from tests.model.card_checks import checked_card
-from tests.text.test_encoding import as_messages, prompts
+from tests.text.test_encoding import prompts
 from training import extend_vocabulary
 from training.consts import CONTROL_TOKENS
 from training.extend_vocabulary import choose, copy_for_text, is_caseless, learn_candidates, read_corpus
@@ -205,7 +206,7 @@ def test_it_chats_like_any_other(extended: str, tokenizer, tmp_path: Path) -> No
     assert encode(DIALOGUE, ours)["input_ids"] == plain(render(DIALOGUE)).input_ids
     assert len(encode(DIALOGUE, ours)["input_ids"]) < len(encode(DIALOGUE, tokenizer)["input_ids"])
     for prompt in prompts(DIALOGUE):
-        asked = plain.apply_chat_template(as_messages(prompt), add_generation_prompt=True)
+        asked = plain.apply_chat_template(messages_of(prompt), add_generation_prompt=True)
         assert asked.input_ids == encode_prompt(prompt, ours)
 
 

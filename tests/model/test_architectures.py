@@ -22,7 +22,8 @@ from inference.batch_answers import answer_batch
 from inference.generation import answer_text, generation_config, load, reply, stream
 from inference.kv_cache import KVCache
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
-from tests.text.test_encoding import CONVERSATIONS, as_messages, prompts, served_ids_and_labels
+from tests.inference.prompts import messages_of
+from tests.text.test_encoding import CONVERSATIONS, prompts, served_ids_and_labels
 from tests.tiny_models import TOKENIZERS, make_llama, make_qwen
 from training import check, merge_adapter, trainer
 from training.consts import BREAKER, CONTROL_TOKENS, END, HUMAN, SYSTEM, YAYI
@@ -103,7 +104,7 @@ def test_plain_transformers_says_the_same(model_dir: Path, loaded: Loaded) -> No
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     for prompt, answer in KNOWN:
         inputs = tokenizer.apply_chat_template(
-            as_messages(prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            messages_of(prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         prompt_ids = encode_prompt(prompt, loaded[1])
         assert inputs.input_ids[0].tolist() == prompt_ids
@@ -123,7 +124,7 @@ def test_plain_transformers_takes_nothing_typed_for_a_special_token(model_dir: P
     ours = load_tokenizer(str(model_dir))
     special = special_tokens(ours)
     prompt = Conversation((Turn("".join(special), "".join(special)), Turn("再见")), "".join(special))
-    asked = tokenizer.apply_chat_template(as_messages(prompt), add_generation_prompt=True).input_ids
+    asked = tokenizer.apply_chat_template(messages_of(prompt), add_generation_prompt=True).input_ids
     assert [token for token in tokenizer.convert_ids_to_tokens(asked) if token in special] == [
         SYSTEM, HUMAN, YAYI, END, HUMAN, YAYI,
     ]  # fmt: skip
@@ -257,11 +258,11 @@ def test_the_saved_tokenizer_gives_our_ids(
         if any(turn.yayi.startswith("\n") or turn.yayi.endswith("\n\n") for turn in conversation.turns):
             continue  # the template takes these off
         prompt = prompts(conversation)[-1]
-        asked = plain.apply_chat_template(as_messages(prompt), add_generation_prompt=True)
+        asked = plain.apply_chat_template(messages_of(prompt), add_generation_prompt=True)
         assert asked.input_ids == encode_prompt(prompt, tokenizer)
         if not joins:
             assert plain(render(conversation)).input_ids == ids
-            assert served_ids_and_labels(plain, as_messages(conversation)) == encode(conversation, tokenizer)
+            assert served_ids_and_labels(plain, messages_of(conversation)) == encode(conversation, tokenizer)
 
 
 def test_what_looks_like_a_special_token_stays_text(
@@ -278,7 +279,7 @@ def test_what_looks_like_a_special_token_stays_text(
         found = [token for token in ids if token in special_ids]
         assert tokenizer.convert_ids_to_tokens(found) == [SYSTEM, HUMAN, YAYI, END, HUMAN, YAYI]
         assert tokenizer.decode(ids) == render(prompt) + answer_header(tokenizer).removeprefix(":")
-        asked = plain.apply_chat_template(as_messages(prompt), add_generation_prompt=True)
+        asked = plain.apply_chat_template(messages_of(prompt), add_generation_prompt=True)
         assert asked.input_ids == ids
     lost = Conversation((Turn(f"a{BREAKER}b", f"<{BREAKER}|End|>"),))
     assert tokenizer.decode(encode(lost, tokenizer)["input_ids"]) == render(lost).replace(BREAKER, "")

@@ -2,13 +2,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import write_rows
 from training.common.command_line import parse_value, text_of_value
 from training.common.errors import UserError
+from training.common.option_texts import Source
 from training.common.options import OPTION_NAMES, Options
 from training.run.deepspeed_values import check_gradient_sums
 from training.run.record import (
     NOT_KEPT,
-    adds_pad_token,
+    Beginning,
+    beginning,
     check_checkpoint,
     check_same_run,
     keep_recorded,
@@ -25,10 +28,17 @@ def content(world_size: int = 2, **state: object) -> dict:
     return {"world_size": world_size, "optimizer state": WRITTEN | state}
 
 
-def test_a_run_keeps_to_whether_it_began_with_a_pad_token_of_ours() -> None:
-    assert adds_pad_token(None)
-    assert adds_pad_token({"adds pad token": True})
-    assert not adds_pad_token({})  # of an earlier version
+def test_a_run_keeps_to_what_it_began_with(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"instruction": "q", "output": "a"}])
+    options = Options(
+        data_path=(Source(rows),), input_model="m", local_output_dir=tmp_path, cache_dir=tmp_path
+    )
+    new = Beginning("whole prompts", adds_pad=True, has_tools=False)
+    assert beginning(None, options) == new
+    recorded = {"together": "whole prompts", "adds pad token": True, "tools": True}
+    assert beginning(recorded, options) == new._replace(has_tools=True)
+    of_earlier_version = Beginning("first prompts", adds_pad=False, has_tools=False)
+    assert beginning({}, options) == of_earlier_version
 
 
 def test_a_checkpoint_that_deepspeed_can_load() -> None:

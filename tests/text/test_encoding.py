@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.conftest import MULTI_TURN, SINGLE_TURN
+from tests.inference.prompts import messages_of
 from training.consts import CONTROL_TOKENS, INTRO
 from training.text import encoding
 from training.text.conversation import Conversation, Turn, from_row
@@ -59,15 +60,6 @@ def odd_conversations() -> list[Conversation]:
 
 
 CONVERSATIONS = sample_conversations() + odd_conversations()
-
-
-def as_messages(conversation: Conversation) -> list[dict[str, str]]:
-    messages = [{"role": "system", "content": conversation.system}] if conversation.system else []
-    for turn in conversation.turns:
-        messages.append({"role": "user", "content": turn.human})
-        if turn.yayi is not None:
-            messages.append({"role": "assistant", "content": turn.yayi})
-    return messages
 
 
 def prompts(conversation: Conversation) -> list[Conversation]:
@@ -221,11 +213,11 @@ def test_the_saved_chat_template_renders_our_text_and_tokenizes_to_our_ids(token
     for conversation in CONVERSATIONS:
         if any(turn.yayi.startswith("\n") or turn.yayi.endswith("\n\n") for turn in conversation.turns):
             continue  # the template takes these off; the next test looks at that
-        messages = as_messages(conversation)
+        messages = messages_of(conversation)
         assert plain.apply_chat_template(messages, tokenize=False) == render(conversation)
         assert served_ids_and_labels(plain, messages) == encode(conversation, tokenizer)
         prompt = prompts(conversation)[-1]
-        asked = plain.apply_chat_template(as_messages(prompt), add_generation_prompt=True)
+        asked = plain.apply_chat_template(messages_of(prompt), add_generation_prompt=True)
         assert asked.input_ids == encode_prompt(prompt, tokenizer)
 
 
@@ -238,10 +230,10 @@ def test_the_chat_template_takes_the_raw_text_of_an_answer_back(tokenizer) -> No
 @pytest.mark.parametrize("literal", [*CONTROL_TOKENS, "</s>", "<pad>"])
 def test_the_chat_template_keeps_typed_control_tokens_text(tokenizer, literal: str) -> None:
     conversation = Conversation((Turn(f"{literal}{literal}", f"x{literal}"), Turn(literal)), f"<{literal}>")
-    asked = tokenizer.apply_chat_template(as_messages(conversation), add_generation_prompt=True)
+    asked = tokenizer.apply_chat_template(messages_of(conversation), add_generation_prompt=True)
     assert asked.input_ids == encode_prompt(conversation, tokenizer)
     answered = replace(conversation, turns=(*conversation.turns[:1], Turn(literal, literal)))
-    assert served_ids_and_labels(tokenizer, as_messages(answered)) == encode(answered, tokenizer)
+    assert served_ids_and_labels(tokenizer, messages_of(answered)) == encode(answered, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from training.model.load import (
     takes_packed_batches,
     token_matrices,
 )
+from training.model.model_card import CARD
 from training.text.tokenizer import NewTokens, save_tokenizer
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ INCOMPLETE_ADAPTER = ".incomplete-adapter"
 def has_adapter(model: torch.nn.Module) -> bool:
     """Whether the model has an adapter, as a model from `add_adapter` has."""
     return hasattr(model, "peft_config")
+
+
+def remove_pefts_card(directory: Path) -> None:
+    """Remove the model card that peft saves with an adapter: a form, empty but for the path of the base."""
+    (directory / CARD).unlink()
 
 
 def _peft() -> ModuleType:
@@ -220,7 +226,7 @@ def save_adapter(
     staging = directory / INCOMPLETE_ADAPTER
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging, state_dict=state_dict)
-    (staging / "README.md").unlink()  # peft's model card, an empty form
+    remove_pefts_card(staging)
     save_tokenizer(tokenizer, staging)
     default_generation_config(tokenizer).save_pretrained(staging)  # for peft's users, see the README
     place_files(staging, directory, last=ADAPTER_CONFIG)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.common.command_line import parse_value, text_of_value
 from training.common.console import say
@@ -16,10 +16,38 @@ from training.common.modelscope import local_path
 from training.common.options import OF_ONE_START, OPTION_NAMES, Options
 from training.consts import INTRO
 from training.data.examples import Examples, Together
+from training.data.tool_rows import data_has_tools
 from training.run.deepspeed_values import describe_optimizer, gradient_sums
 
 # Options that are this start's own. Where encoded rows are kept may be another place on another machine.
 NOT_KEPT = (*OF_ONE_START, "cache_dir")
+
+
+class Beginning(NamedTuple):
+    """What a run keeps to from its beginning on, because its split and its embedding rows depend on it.
+
+    together: which rows are on one side of the split. adds_pad: whether a base without a pad token gets one.
+    has_tools: whether the data has tools, so that the model gets their control token.
+    """
+
+    together: Together
+    adds_pad: bool
+    has_tools: bool
+
+
+def beginning(record: Mapping[str, Any] | None, options: Options) -> Beginning:
+    """What the run of `record` began with; with None, what a run with these options begins with.
+
+    Earlier versions did not record these: they split by the first prompts, added no pad token, and knew no
+    tools. Raises UserError for data that cannot be read.
+    """
+    if record is None:
+        return Beginning("whole prompts", adds_pad=True, has_tools=data_has_tools(options))
+    return Beginning(
+        record.get("together", "first prompts"),
+        adds_pad=record.get("adds pad token", False),
+        has_tools=record.get("tools", False),
+    )
 
 
 def describe(
@@ -28,17 +56,15 @@ def describe(
     training: Examples,
     held_out: Examples,
     world_size: int,
-    together: Together = "whole prompts",
-    evaluation_files: Mapping[str, Examples] | None = None,
-    system: str = INTRO,
-    adds_pad: bool = True,
-    tools: bool = False,
+    begun: Beginning,
+    evaluation_files: Mapping[str, Examples],
+    system: str,
 ) -> dict[str, Any]:
     """The content of run.json: what must not change for a run to continue as if it had never stopped, and in
     "options" every option as text, from which a later start takes those that are not given.
 
-    evaluation_files: the examples of --eval-data-path, by name. system: the system text of rows without one.
-    adds_pad: `adds_pad_token`. tools: whether the data has tools.
+    begun: what the run has kept to since it began. evaluation_files: the examples of --eval-data-path, by
+    name. system: the system text of rows without one.
     """
     zero = (deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0)
     data = hashlib.blake2b(digest_size=16)
@@ -47,9 +73,7 @@ def describe(
     ranks = world_size * options.gradient_accumulation_steps
     return {
         "data": data.hexdigest(),
-        "evaluation data": {
-            name: examples.fingerprint for name, examples in (evaluation_files or {}).items()
-        },
+        "evaluation data": {name: examples.fingerprint for name, examples in evaluation_files.items()},
         "system": system,
         "model": _model_fingerprint(options.input_model),
         "seed": options.seed,
@@ -64,24 +88,11 @@ def describe(
         "gradient sums": gradient_sums(deepspeed_config or {})
         or ("bf16" if deepspeed_config and options.bf16 else "fp32"),
         "ranks": world_size,
-        "together": together,
-        "adds pad token": adds_pad,
-        "tools": tools,
+        "together": begun.together,
+        "adds pad token": begun.adds_pad,
+        "tools": begun.has_tools,
         "options": {name: text_of_value(getattr(options, name)) for name in OPTION_NAMES},
     }
-
-
-def rows_together(record: Mapping[str, Any] | None) -> Together:
-    """Which rows are on one side of the split: those that were when the run began.
-
-    Earlier versions went by the first prompts, and did not record it.
-    """
-    return "whole prompts" if record is None else record.get("together", "first prompts")
-
-
-def adds_pad_token(record: Mapping[str, Any] | None) -> bool:
-    """Whether a base without a pad token gets one, with an embedding row; earlier versions gave it none."""
-    return record is None or record.get("adds pad token", False)
 
 
 def _options_of(one: str, other: str) -> str:

@@ -15,6 +15,7 @@ from training.common.files import write_atomic
 from training.cost.memory import model_states, numel, stored_bytes, trainable_weights
 from training.data.examples import Examples
 from training.model.lora import has_adapter
+from training.model.model_card import PICTURE_LINE
 from training.run.curves import evaluations_of
 from training.run.deepspeed_values import sum_width
 from training.run.machine import machine_text
@@ -153,7 +154,7 @@ def _as_markdown(report: Mapping[str, Any]) -> str:
     rows |= code_facts(report)
     return (
         f"# {Path(report['model']).name}\n\n```bash\n{report['command']}\n```\n\n"
-        f"{table_of_facts(rows)}\n\n![losses](loss.png)\n"
+        f"{table_of_facts(rows)}\n\n{PICTURE_LINE}\n"
     )
 
 

@@ -34,8 +34,8 @@ from training.common.options import WarmupShape
 from training.consts import NOT_SUPERVISED
 from training.data.examples import Examples
 from training.data.micro_batches import MicroBatches
-from training.model.lora import has_adapter
-from training.model.model_card import CARD, PICTURE
+from training.model.lora import has_adapter, remove_pefts_card
+from training.model.model_card import PICTURE
 from training.model.save import write_older_names
 from training.run.card_memory import Planned, peak_memory
 from training.run.checkpoints import CheckpointWriter, find_checkpoints
@@ -261,8 +261,8 @@ class SFTTrainer(Trainer):
         """Make a checkpoint of what transformers has saved, and start the speed's clock again."""
         if self.args.should_save:
             save_tokenizer(self.tokenizer, self.checkpoints.directory)
-            if has_adapter(self.model):  # peft's model card is an empty form that names the base by its path
-                (self.checkpoints.directory / CARD).unlink()
+            if has_adapter(self.model):
+                remove_pefts_card(self.checkpoints.directory)
             else:
                 write_older_names(self.checkpoints.directory)
         self.checkpoints.complete()

@@ -66,8 +66,8 @@ def teach_to_chat(
     backend = tokenizer.backend_tokenizer
     control_tokens = (*CONTROL_TOKENS, TOOL) if tools or knows_tools(tokenizer) else CONTROL_TOKENS
     missing = [token for token in control_tokens if backend.token_to_id(token) is None]
-    lacks_four = any(backend.token_to_id(token) is None for token in CONTROL_TOKENS)
-    pad = [PAD] if lacks_four and adds_pad and tokenizer.pad_token is None else []
+    is_base = any(token in missing for token in CONTROL_TOKENS)
+    pad = [PAD] if is_base and adds_pad and tokenizer.pad_token is None else []
     missing += [token for token in pad if backend.token_to_id(token) is None]
     eos = _eos_of(tokenizer)
     # The special tokens that were there must be matched, too, before the normalizer removes the breakers.
