@@ -2,10 +2,23 @@
 
 import logging
 import os
+from importlib.metadata import version
 
-# PyTorch reads this when it is imported. Segments that grow waste less of a card where batches differ in
-# length; pinned memory, which offload takes by the GB, is not rounded up to a power of two above 64 MB.
-ALLOCATOR = "expandable_segments:True,pinned_max_round_threshold_mb:64"
+
+def allocator_for(torch_version: str) -> str:
+    """What PyTorch's allocator is told, by the version of PyTorch, such as "2.13.0+cu130".
+
+    Segments that grow waste less of a card where batches differ in length. Pinned memory, which offload takes
+    by the GB, is not rounded up to a power of two above 64 MB, where PyTorch knows that setting: an older one
+    refuses to start a card over a name that it does not know.
+    """
+    major, minor = map(int, torch_version.split(".")[:2])
+    settings = "expandable_segments:True"
+    return settings + ",pinned_max_round_threshold_mb:64" if (major, minor) >= (2, 13) else settings
+
+
+# PyTorch reads this when it is imported.
+ALLOCATOR = allocator_for(version("torch"))
 if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name, which a user may have set
     os.environ.setdefault("PYTORCH_ALLOC_CONF", ALLOCATOR)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,8 @@ from tests.conftest import ROOT
 from training import card_check
 from training.card import exactness, kernels, machine, several_cards
 from training.card.page import DONE, FAILS, HOLDS, NOT_POSSIBLE, Check
-from training.card.scale import CPU, QUICK_CARD, QUICK_CPU, Batch, Scale, Sizes
+from training.card.profiled import attention_operations
+from training.card.scale import CPU, QUICK_CARD, QUICK_CPU, Batch, Scale, Sizes, bloom_of
 from training.model.bloom import BloomForCausalLM
 
 TINY = CPU._replace(
@@ -63,7 +65,7 @@ def test_attention_is_named_by_its_kernel_and_counted() -> None:
             F.scaled_dot_product_attention(query, query, query, is_causal=True)
         query @ query.mT
 
-    found = kernels.attention_operations(work, on_card=False)
+    found = attention_operations(work, on_card=False)
     assert found["aten::_scaled_dot_product_flash_attention_for_cpu"] == 3
     assert not any("matmul" in name or "bmm" in name for name in found)
 
@@ -71,7 +73,7 @@ def test_attention_is_named_by_its_kernel_and_counted() -> None:
 def test_every_case_gets_lengths_of_its_own(tmp_path: Path) -> None:
     for scale in (CPU, QUICK_CARD):
         lengths = kernels._unseen_lengths(Check(tmp_path, torch.device("cpu"), scale, is_quick=True))
-        assert len(set(lengths)) == len(lengths) == 2 * scale.new_lengths
+        assert len(set(lengths)) == len(lengths) == 4 * scale.new_lengths
         assert max(lengths) < scale.longest
 
 
@@ -86,11 +88,24 @@ def test_what_a_new_length_costs_is_found(tmp_path: Path) -> None:
             torch.randn(300, 300) @ torch.randn(300, 300)
 
     with check.part(0, "The part"):
-        kernels._measure(check, "a pass", attend, iter([5, 6, 7]))
-    cost = next(row for row in check.parts[0].rows if "new lengths" in row.what)
-    assert "the worst of 2" in cost.what
-    assert isinstance(cost.value, float)
-    assert cost.value > 0.05  # ms; without new work it is some microseconds
+        kernels._measure(check, "a pass", lambda length: None, attend, iter([5, 6, 7, 8, 9]))
+    attention, whole = (row for row in check.parts[0].rows if "new lengths" in row.what)
+    assert "attention alone, the worst of 2" in attention.what
+    assert isinstance(attention.value, float)
+    assert whole.bound == ""
+    assert attention.value > 0.05  # ms; without new work it is some microseconds
+
+
+def test_attention_alone_is_that_of_the_passes(tmp_path: Path) -> None:
+    """The same operations as often, in a model of one layer."""
+    check = Check(tmp_path, torch.device("cpu"), TINY, is_quick=True)
+    model = bloom_of(TINY.kernels._replace(layers=1), BloomForCausalLM, torch.bfloat16, check.device)
+    for run, alone in (
+        (kernels._train, kernels._attend_to_documents),
+        (kernels._answer, kernels._attend_to_prompt),
+    ):
+        of_pass = attention_operations(partial(run, model, 9), on_card=False)
+        assert attention_operations(partial(alone, check, 9), on_card=False) == of_pass
 
 
 def test_a_card_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tests.conftest import ROOT
-from training import ALLOCATOR
+from training import ALLOCATOR, allocator_for
 
 ASK = "import os, sys, training; print('torch' in sys.modules, os.environ.get('PYTORCH_ALLOC_CONF'))"
 
@@ -30,3 +30,9 @@ def test_torch_knows_each_setting() -> None:
     library = (Path(torch.__file__).parent / "lib" / "libc10.so").read_bytes()
     for setting in ALLOCATOR.split(","):
         assert setting.split(":")[0].encode() in library, setting
+
+
+def test_an_older_torch_is_told_only_what_it_knows() -> None:
+    """On an H100, torch 2.11 ended with "Unrecognized key 'pinned_max_round_threshold_mb'"."""
+    assert allocator_for("2.11.0+cu130") == "expandable_segments:True"
+    assert allocator_for("2.13.0") == allocator_for("3.0.1") == ALLOCATOR

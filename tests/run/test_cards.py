@@ -9,7 +9,7 @@ from training.common.errors import UserError
 from training.common.options import Options
 from training.run import cards
 from training.run.arguments import check_options
-from training.run.cards import check_bf16, check_card, check_cards, runs_on
+from training.run.cards import check_bf16, check_card, check_cards, driver_version, runs_on
 
 # What a wheel of PyTorch for CUDA 13 is built for.
 BUILT_FOR = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -50,7 +50,21 @@ def test_a_driver_that_is_too_old_is_refused(unusable: None, monkeypatch: pytest
     check_cards()
 
 
+def test_a_card_that_cannot_be_started_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ValueError("Unrecognized key 'pinned' in CUDA allocator config.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "pinned:1")
+    with pytest.raises(
+        UserError, match=r"Unrecognized key 'pinned'.* PYTORCH_ALLOC_CONF, which is 'pinned:1'"
+    ):
+        check_cards()
+
+
 def test_a_card_that_this_pytorch_was_not_built_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: "Tesla V100")
@@ -96,3 +110,16 @@ def test_a_rank_that_does_not_see_its_card_is_told_so(monkeypatch: pytest.Monkey
         check_card()
     monkeypatch.setenv("LOCAL_RANK", "0")
     check_card()
+
+
+def test_a_driver_without_its_file_is_asked_for_its_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So it was in a virtual machine with an H100."""
+    monkeypatch.setattr(cards, "DRIVER_VERSION", tmp_path / "version")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert driver_version() is None
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 580.159.04\n")
+    command.chmod(0o755)
+    assert driver_version() == "580.159.04"

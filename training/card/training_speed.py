@@ -1,15 +1,15 @@
 """Part 3: forward and backward passes, ours and the library's, beside what matrix products would allow."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import BloomForCausalLM as LibraryBloom
 
 from training.card.engines import engines
 from training.card.page import Check
+from training.card.profiled import where_time_goes
 from training.card.scale import Batch, bloom_of, on_device, random_rows
 from training.card.timing import forget_peak, median_seconds, peak_text
 from training.cost.flops import matrix_products
@@ -22,14 +22,6 @@ ASSUMED_SHARE = 0.4
 
 # Ours is not to be slower than the library, but for a chance.
 NOT_SLOWER = 0.95
-
-# What time goes to, by what the operations' names have in them; the first that fits counts.
-KINDS = {
-    "attention": ("attention", "attn", "flash", "fmha", "cudnn"),
-    "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm"),
-    "copies": ("::copy_", "::cat", "::fill_", "::zero_"),
-    "the rest": ("",),
-}
 
 
 def measure_training(check: Check) -> None:
@@ -57,10 +49,10 @@ def measure_training(check: Check) -> None:
                 what = f"{batch}, {name}: of what matrix products alone allow"
                 check.add(what, share, "%", at_least=100 * ASSUMED_SHARE, of_card=True)
             with engine():
-                where = _where_time_goes(
+                spent = where_time_goes(
                     partial(_step, model, on_device(tensors, device)), seconds, check.on_card
                 )
-            check.add(f"{batch}, {name}: where the time goes", where)
+            check.add(f"{batch}, {name}: where the time goes", spent.shares)
     del model
     forget_peak(device)
     library = bloom_of(scale.training, LibraryBloom, torch.bfloat16, device).train()
@@ -92,24 +84,3 @@ def _measure(check: Check, what: str, model: LibraryBloom, batch: Mapping[str, A
     note = f"{1000 * seconds:.3g} ms a step{peak_text(check.device)}"
     check.add(what, tokens / seconds, "tokens/s", note=note)
     return seconds
-
-
-def _where_time_goes(work: Callable[[], object], seconds: float, on_card: bool) -> str:
-    """The shares of a step's time. On a card, also that in which it waits for the host to give it work."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]
-    with profile(activities=activities) as profiled:
-        work()
-        if on_card:
-            torch.cuda.synchronize()
-    spent = dict.fromkeys(KINDS, 0.0)
-    for event in profiled.key_averages():
-        kind = next(kind for kind, parts in KINDS.items() if any(part in event.key for part in parts))
-        if event.device_type == torch.autograd.DeviceType.CPU:  # a kernel is counted with its operation
-            spent[kind] += event.self_device_time_total if on_card else event.self_cpu_time_total
-    busy = sum(spent.values())
-    if not busy:
-        return "unknown: the profiler may not watch the card here"
-    shares = [f"{kind} {microseconds / busy:.0%}" for kind, microseconds in spent.items()]
-    if on_card:
-        shares.append(f"of all the time the card waits {max(0.0, 1 - busy / 1e6 / seconds):.0%}")
-    return ", ".join(shares)

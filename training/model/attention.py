@@ -77,6 +77,8 @@ def attend_in_documents(
     assert total == len(query) == len(key) == len(value), f"{len(query)} tokens, documents of {total}"
     if has_one_kernel(query, dropout):
         longest = max(documents.lengths)
+        # torch 2.11 has the kernel, but not yet this argument of it.
+        grouped = {"enable_gqa": True} if is_grouped else {}
         attended = varlen_attn(
             query,
             key,
@@ -87,7 +89,7 @@ def attend_in_documents(
             longest,
             scale=scale,
             window_size=(-1, 0),  # everything before, nothing after: causal
-            enable_gqa=is_grouped,
+            **grouped,
         )
         assert isinstance(attended, torch.Tensor)  # without what else it can return
         return attended

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from glob import glob
 from pathlib import Path
 from typing import NoReturn
@@ -21,12 +22,28 @@ ON_PROCESSOR = 'to train on the processor all the same, set CUDA_VISIBLE_DEVICES
 
 
 def driver_version() -> str | None:
-    """The version of NVIDIA's driver, such as 535.104.05; None where there is none."""
+    """The version of NVIDIA's driver, such as 535.104.05; None where there is none.
+
+    A virtual machine may have the driver without its file; then NVIDIA's own command is asked.
+    """
     try:
-        found = re.search(r"Kernel Module\D*(\d+(?:\.\d+)+)", DRIVER_VERSION.read_text("utf-8"))
+        text = DRIVER_VERSION.read_text("utf-8")
     except OSError:
-        return None
+        return _driver_of_command()
+    found = re.search(r"Kernel Module\D*(\d+(?:\.\d+)+)", text)
     return found and found[1]
+
+
+def _driver_of_command() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        finished = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.match(r"\d+(?:\.\d+)+", finished.stdout)
+    return found and found[0]
 
 
 def has_nvidia_card() -> bool:
@@ -37,9 +54,21 @@ def has_nvidia_card() -> bool:
 def check_cards() -> None:
     """Raise UserError for a card that PyTorch cannot use, unless CUDA_VISIBLE_DEVICES hides all cards."""
     if torch.cuda.is_available():
+        _start_card()
         check_architecture()
     elif has_nvidia_card() and not _cards_are_hidden():
         _refuse_unusable()
+
+
+def _start_card() -> None:
+    try:
+        torch.cuda.init()
+    except (RuntimeError, ValueError) as error:
+        settings = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
+        raise UserError(
+            f"PyTorch {torch.__version__} cannot start the card: {first_line(error)}; if that is about its "
+            f"allocator, correct PYTORCH_ALLOC_CONF, which is {settings!r}; otherwise look at nvidia-smi"
+        ) from None
 
 
 def _cards_are_hidden() -> bool:
