@@ -6,7 +6,9 @@
 base as it is, so that `<|End|>` starts as the base's end-of-sequence row, and "mean" on the same base with a
 tokenizer and a configuration that name no such token, so that it starts as the mean of all rows. Printed for
 each are the losses of `<|End|>` and of all supervised tokens in held-out rows, before and after the training,
-and the share of greedy answers to those rows that ended by `<|End|>`.
+and the share of greedy answers to those rows that ended by `<|End|>`. A base that was taught to answer before
+is also asked by its own chat template: greedy answers of a small model may go on for ever, and that share
+says how many of its own do.
 """
 
 import json
@@ -20,7 +22,7 @@ from typing import NamedTuple
 import click
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from inference import batch
 from inference.generation import load
@@ -97,6 +99,28 @@ def ended_share(run_dir: Path, held_out: Path, max_new_tokens: int) -> float:
     return mean(row[batch.ENDED] for _, row in read_rows(str(answers)))
 
 
+@torch.no_grad()
+def ended_share_of_base(base: str, rows: list[dict], max_new_tokens: int) -> float | None:
+    """The same of the base's own answers, by the library and its own template; None where it has none."""
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    if tokenizer.chat_template is None:
+        return None
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(the_device()).eval()
+    ended = []
+    for start in range(0, len(rows), 8):
+        part = rows[start : start + 8]
+        asked = ["\n".join(filter(None, (row["instruction"], row.get("input")))) for row in part]
+        inputs = tokenizer.apply_chat_template(
+            [[{"role": "user", "content": text}] for text in asked],
+            add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True,
+        ).to(model.device)  # fmt: skip
+        made = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        answers = made[:, inputs["input_ids"].shape[1] :]
+        ended += (answers == tokenizer.eos_token_id).any(dim=1).tolist()
+    return mean(ended)
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--input-model", required=True, help="A base model's directory, without control tokens.")
 @click.option(
@@ -159,6 +183,9 @@ def main(
     click.echo(f"{'':14}{'<|End|>':>17}{'held-out loss':>22}{'':>9}")
     click.echo(f"{'start':6}{'--lr':>8}{'before':>9}{'after':>8}{'before':>14}{'after':>8}{'ended':>9}")
     click.echo("\n".join(lines))
+    own = ended_share_of_base(input_model, taken[rows:], max_new_tokens)
+    if own is not None:
+        click.echo(f"{'the base itself, by its own template':54}{own:9.0%}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,12 @@ def test_both_adapter_rates_are_tried_and_paths_may_hold_blanks(
     losses = new_rows.Losses(1.0, 1.0)
     monkeypatch.setattr(new_rows.trainer.main, "main", train)
     monkeypatch.setattr(new_rows, "load", lambda *_, **__: (None, None))
-    for name, value in (("losses_before_training", losses), ("answer_losses", losses), ("ended_share", 1.0)):
+    for name, value in (
+        ("losses_before_training", losses),
+        ("answer_losses", losses),
+        ("ended_share", 1.0),
+        ("ended_share_of_base", None),
+    ):
         monkeypatch.setattr(new_rows, name, lambda *_, value=value: value)
     base = tmp_path / "a base"
     base.mkdir()
