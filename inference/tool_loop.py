@@ -34,14 +34,15 @@ class ToolLoop:
     def __init__(
         self,
         prompt: Conversation,
-        tools: ToolFile,
+        tools: ToolFile | None,
         *,
         allow: Callable[[Call], bool] = lambda call: True,
         fits: Callable[[Conversation], bool] = lambda prompt: True,
         max_calls: int = MAX_CALLS,
     ) -> None:
-        """allow: whether a call may be run. fits: whether the model can read a prompt; results that make it
-        too long are replaced. max_calls: how many calls are read, those that cannot be run included.
+        """tools: None where there are none; what looks like a call is text then. allow: whether a call may be
+        run. fits: whether the model can read a prompt; results that make it too long are replaced. max_calls:
+        how many calls are read, those that cannot be run included.
         """
         self.conversation, self.is_open, self.failed = prompt, True, False
         self._tools, self._allow, self._fits, self._calls_left = tools, allow, fits, max_calls
@@ -53,7 +54,7 @@ class ToolLoop:
 
         Iterating does that, and yields again and again while a tool runs; closing the iterator ends it.
         """
-        text, calls = split_answer(answer)
+        text, calls = split_answer(answer) if self._tools else (answer, ())
         if not calls or self._is_told_to_answer:
             self.end(text)
             self.failed = bool(calls)
@@ -79,6 +80,7 @@ class ToolLoop:
             self._is_told_to_answer = True
             return error_text(TOO_MANY)
         self._calls_left -= 1
+        assert self._tools
         try:
             call = self._tools.read(text)
         except ValueError as error:
