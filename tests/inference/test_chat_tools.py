@@ -61,7 +61,7 @@ def learnt(number: int) -> Turn:
 
 
 def arguments_of(model: str, tools: ToolFile) -> str:
-    return f"--model {model} {GREEDY} --tools {tools.path} --yes --max-new-tokens 100"
+    return f"--model {model} {GREEDY} --tools {tools.path} --yes --max-new-tokens 200"
 
 
 def test_a_call_is_run_and_the_answer_follows(outcome, tuned_with_tools: str, tools: ToolFile) -> None:
@@ -142,7 +142,8 @@ def test_ctrl_c_stops_the_tool_and_the_model_reads_that(
         f"import os, time as clock\n"
         f"def 天气(城, 日):\n    os.kill(os.getppid(), {int(signal.SIGINT)})\n    clock.sleep(1000)\n"
     )
-    status, _, err = outcome(chat.main, f"{arguments_of(tuned_with_tools, tools)} --prompt {WEATHER}")
+    arguments = f"{arguments_of(tuned_with_tools, tools)} --max-calls 1 --prompt {WEATHER}"
+    status, _, err = outcome(chat.main, arguments)
     assert status == 0
     assert '[天气: {"error": "stopped by the user"}]' in err
     assert asked[1].turns[-1].tool_uses[0].results == ('{"error": "stopped by the user"}',)
@@ -155,7 +156,8 @@ def test_a_result_that_does_not_fit_is_an_error_that_the_model_reads(
     asked: list[Conversation],  # noqa: F811
 ) -> None:
     tools.path.write_text('def 天气(城, 日):\n    return "天" * 50_000\n')
-    status, _, err = outcome(chat.main, f"{arguments_of(tuned_with_tools, tools)} --prompt {WEATHER}")
+    arguments = f"{arguments_of(tuned_with_tools, tools)} --max-calls 1 --prompt {WEATHER}"
+    status, _, err = outcome(chat.main, arguments)
     assert status == 0
     assert '[天气: {"error": "a result of 50,000 characters is too long"}]' in err
     assert len(asked) > 1
