@@ -1,10 +1,10 @@
-"""The chat with tools, on a model that was taught calls by heart."""
+"""The chat with tools. What the model says is written here, but for the one test that is slow."""
 
 import itertools
 import os
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,16 @@ from inference.chat_tools import LONGEST_SHOWN, ChatTools, before_calls, in_one_
 from inference.screen import Screen
 from inference.terminal import Inputs
 from inference.tool_process import ToolFile
-from tests.conftest import LEARNT_WITH_TOOLS, TOOLS
-from tests.inference.test_chat import GREEDY, asked, type_lines  # noqa: F401, a fixture
+from tests.conftest import LEARNT_WITH_TOOLS, TOOLS, write_rows
+from tests.inference.test_chat import GREEDY, type_lines
 from tests.inference.test_terminal import CTRL_C, CTRL_D, ENTER
 from training.data.reader import read_rows
-from training.text.calls import Call, declaration
+from training.text.calls import Call, answer_with_calls, declaration
 from training.text.conversation import Conversation, from_row
+from training.text.encoding import encode_prompt
+from training.text.tokenizer import load_tokenizer
 from training.text.turns import Turn
+from training.tiny_bloom import random_bloom
 
 # What the model was taught that these return; `time` is another at the second call.
 FUNCTIONS = """
@@ -55,39 +58,107 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToolFile:
     return file
 
 
+class Said:
+    """What `stream` gives, with an answer that a test has written."""
+
+    def __init__(self, answer: str) -> None:
+        self.text, self.ended, self.stopped, self.tokens = "", False, False, len(answer)
+        self._answer = answer
+
+    def __enter__(self) -> "Said":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._answer:
+            if self.stopped:
+                return
+            self.text += piece
+            yield piece
+        self.ended = True
+
+
+Scripted = Callable[[Iterable[str]], list[Conversation]]
+
+
+@pytest.fixture
+def scripted(base: str, tools: ToolFile, monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """A function by which the model says these answers, one after another: what it was asked."""
+    tokenizer = load_tokenizer(base, tools=True)
+    model = random_bloom(len(tokenizer))
+    monkeypatch.setattr(chat, "load_from_options", lambda _: (model, tokenizer))
+
+    def script(answers: Iterable[str]) -> list[Conversation]:
+        asked: list[Conversation] = []
+        waiting = iter(answers)
+
+        def stream(
+            model, tokenizer, conversation: Conversation, *, input_ids: list[int], **_: object
+        ) -> Said:
+            assert input_ids == encode_prompt(conversation, tokenizer)
+            asked.append(conversation)
+            return Said(next(waiting))
+
+        monkeypatch.setattr(talk, "stream", stream)
+        return asked
+
+    return script
+
+
 def learnt(number: int) -> Turn:
     [turn] = from_row({"messages": LEARNT_WITH_TOOLS[number], "tools": TOOLS}).turns
     return turn
 
 
-def arguments_of(model: str, tools: ToolFile) -> str:
-    return f"--model {model} {GREEDY} --tools {tools.path} --yes --max-new-tokens 200"
+def answers(*turns: Turn) -> list[str]:
+    return [answer for turn in turns for answer, _ in turn.answers()]
 
 
-def test_a_call_is_run_and_the_answer_follows(outcome, tuned_with_tools: str, tools: ToolFile) -> None:
-    arguments = arguments_of(tuned_with_tools, tools)
-    status, out, err = outcome(chat.main, f"{arguments} --prompt {WEATHER}")
+ARGUMENTS = "--model m --tools tools.py --yes"
+
+
+@pytest.mark.slow  # the model has to be taught
+def test_a_model_calls_and_reads_on_from_where_it_stopped(
+    outcome, tuned_with_tools: str, tools: ToolFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that it has read and said stays in the KV cache, but for the last token, which it has not read."""
+    said = []
+    stream = talk.stream
+
+    def recording(*args, **how):
+        said.append(stream(*args, **how))
+        return said[-1]
+
+    monkeypatch.setattr(talk, "stream", recording)
+    arguments = f"--model {tuned_with_tools} {GREEDY} --tools {tools.path} --yes --prompt"
+    status, out, err = outcome(chat.main, f"{arguments} {WEATHER}")
     assert (status, out) == (0, "21度。\n")
     assert err.splitlines() == ["[tools.py: f is not offered: why]", *SHOWN_WEATHER]
-    assert outcome(chat.main, f"{arguments} --prompt 你是谁")[1:] == (
-        "我是雅意。\n",
-        "[tools.py: f is not offered: why]\n",
-    )
+    assert outcome(chat.main, f"{arguments} 你是谁")[1] == "我是雅意。\n"
+    said.clear()
+    assert outcome(chat.main, f"{arguments} 现在呢")[1] == "十点了。\n"
+    assert len(said) == 3
+    for before, after in itertools.pairwise(said):
+        assert after.recalled_tokens == before.prompt_tokens + before.tokens - 1
 
 
 def test_a_dialogue_with_calls_is_taken_back_asked_again_saved_and_gone_on_with(
-    outcome,
-    tuned_with_tools: str,
-    tools: ToolFile,
-    monkeypatch,
-    asked: list[Conversation],  # noqa: F811
+    outcome, scripted: Scripted, tools: ToolFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = arguments_of(tuned_with_tools, tools)
+    weather, turn = learnt(0), learnt(1)
+    asked = scripted(answers(weather, turn))
     type_lines(monkeypatch, [WEATHER, "/undo", "现在呢", "/save d.jsonl"])
-    status, out, err = outcome(chat.main, arguments)
+    status, out, err = outcome(chat.main, ARGUMENTS)
     assert (status, out) == (0, "YaYi: 21度。\nYaYi: 十点了。\n\n")
-    assert err.splitlines()[3] == f"[taken back: {WEATHER}]"
-    assert err.splitlines()[4:] == [
+    assert err.splitlines() == [
+        "[tools.py: f is not offered: why]",
+        *SHOWN_WEATHER,
+        f"[taken back: {WEATHER}]",
         "[time {}]",
         '[天气 {"城": "x"}]',
         "[time: 九点]",
@@ -96,103 +167,131 @@ def test_a_dialogue_with_calls_is_taken_back_asked_again_saved_and_gone_on_with(
         "[time: 十点]",
         "[saved d.jsonl]",
     ]
-    turn = learnt(1)
-    assert [conversation.turns[-1].tool_uses for conversation in asked] == [
-        *[learnt(0).tool_uses[:count] for count in range(2)],
-        *[turn.tool_uses[:count] for count in range(3)],
+    assert asked == [
+        Conversation((Turn(each.human, tool_uses=each.tool_uses[:count]),), tools=tools.declarations)
+        for each in (weather, turn)
+        for count in range(len(each.tool_uses) + 1)
     ]
     [(_, row)] = read_rows("d.jsonl")
     assert from_row(row, answered=True) == Conversation((turn,), tools=tools.declarations)
 
     os.remove("called")
-    asked.clear()
-    type_lines(monkeypatch, ["/load d.jsonl", "/retry"])
-    status, out, _ = outcome(chat.main, arguments)
-    assert (status, out) == (0, "Human: 现在呢\nYaYi: 十点了。\nYaYi: 十点了。\n\n")
+    asked = scripted([*answers(turn), "我是雅意。"])
+    type_lines(monkeypatch, ["/load d.jsonl", "/retry", "你是谁"])
+    status, out, err = outcome(chat.main, ARGUMENTS)
+    assert (status, out) == (0, "Human: 现在呢\nYaYi: 十点了。\nYaYi: 十点了。\nYaYi: 我是雅意。\n\n")
+    assert err.splitlines()[1:4] == ['[{"name": "time", "arguments": {}}]', *err.splitlines()[2:4]]
+    assert err.splitlines().count("[time: 九点]") == 2
     assert [conversation.turns[-1].tool_uses for conversation in asked] == [
-        turn.tool_uses[:count] for count in range(3)
+        *[turn.tool_uses[:count] for count in range(3)],
+        (),
     ]
+    assert asked[-1].turns[0] == turn
 
 
-def test_prompts_after_calls_are_read_from_where_the_model_stopped(
-    outcome, tuned_with_tools: str, tools: ToolFile, monkeypatch
+def test_results_that_wait_in_a_file_are_answered(
+    outcome, scripted: Scripted, tools: ToolFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that it has read and said stays in the KV cache, but for the last token, which it has not read."""
-    answers = []
-    stream = talk.stream
-
-    def recording(*args, **how):
-        answers.append(stream(*args, **how))
-        return answers[-1]
-
-    monkeypatch.setattr(talk, "stream", recording)
-    outcome(chat.main, f"{arguments_of(tuned_with_tools, tools)} --prompt 现在呢")
-    assert len(answers) == 3
-    for before, after in itertools.pairwise(answers):
-        assert after.recalled_tokens == before.prompt_tokens + before.tokens - 1
+    write_rows(Path("d.jsonl"), [{"messages": LEARNT_WITH_TOOLS[0][:3], "tools": TOOLS}])
+    asked = scripted(["21度。"])
+    type_lines(monkeypatch, ["/load d.jsonl"])
+    status, out, err = outcome(chat.main, ARGUMENTS)
+    assert (status, out) == (0, f"Human: {WEATHER}\nYaYi: 21度。\n\n")
+    assert err.splitlines()[-1] == SHOWN_WEATHER[1]
+    assert asked == [Conversation((Turn(WEATHER, tool_uses=learnt(0).tool_uses),), tools=tools.declarations)]
 
 
-def test_ctrl_c_stops_the_tool_and_the_model_reads_that(
-    outcome,
-    tuned_with_tools: str,
-    tools: ToolFile,
-    asked: list[Conversation],  # noqa: F811
-) -> None:
+def test_ctrl_c_stops_the_tool_and_the_model_reads_that(outcome, scripted: Scripted, tools: ToolFile) -> None:
     tools.path.write_text(
         f"import os, time as clock\n"
         f"def 天气(城, 日):\n    os.kill(os.getppid(), {int(signal.SIGINT)})\n    clock.sleep(1000)\n"
     )
-    arguments = f"{arguments_of(tuned_with_tools, tools)} --max-calls 1 --prompt {WEATHER}"
-    status, _, err = outcome(chat.main, arguments)
-    assert status == 0
-    assert '[天气: {"error": "stopped by the user"}]' in err
+    asked = scripted([answers(learnt(0))[0], "好吧。"])
+    status, out, err = outcome(chat.main, f"{ARGUMENTS} --prompt {WEATHER}")
+    assert (status, out) == (0, "好吧。\n")
+    assert err.splitlines()[-1] == '[天气: {"error": "stopped by the user"}]'
     assert asked[1].turns[-1].tool_uses[0].results == ('{"error": "stopped by the user"}',)
 
 
-def test_a_result_that_does_not_fit_is_an_error_that_the_model_reads(
-    outcome,
-    tuned_with_tools: str,
-    tools: ToolFile,
-    asked: list[Conversation],  # noqa: F811
+def test_an_answer_that_ctrl_c_stops_in_a_call_is_what_came_before_it(
+    outcome, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tools.path.write_text('def 天气(城, 日):\n    return "天" * 50_000\n')
-    arguments = f"{arguments_of(tuned_with_tools, tools)} --max-calls 1 --prompt {WEATHER}"
-    status, _, err = outcome(chat.main, arguments)
-    assert status == 0
-    assert '[天气: {"error": "a result of 50,000 characters is too long"}]' in err
-    assert len(asked) > 1
+    class StoppedLate(Said):
+        def __iter__(self) -> Iterator[str]:
+            for piece in super().__iter__():
+                yield piece
+                if "arguments" in self.text:
+                    self.stop()
+
+    scripted([])
+    said = iter([StoppedLate(f"我看看。{answers(learnt(0))[0]}"), StoppedLate(answers(learnt(0))[0])])
+    asked = []
+    monkeypatch.setattr(talk, "stream", lambda *args, **_: asked.append(args[2]) or next(said))
+    type_lines(monkeypatch, [WEATHER, WEATHER, "/undo"])
+    status, out, err = outcome(chat.main, ARGUMENTS)
+    assert (status, out) == (0, "YaYi: 我看看。\n\n")
+    assert err.splitlines()[1:] == [
+        "[stopped]",
+        "[stopped]",
+        "[the answer is empty]",
+        f"[taken back: {WEATHER}]",
+    ]
+    assert asked[1].turns == (Turn(WEATHER, "我看看。"), Turn(WEATHER))
 
 
-def test_calls_beyond_the_limit_are_not_run(outcome, tuned_with_tools: str, tools: ToolFile) -> None:
-    arguments = f"{arguments_of(tuned_with_tools, tools)} --max-calls 1 --prompt 现在呢"
-    status, _, err = outcome(chat.main, arguments)
-    assert status == 0
-    assert err.splitlines()[1:4] == [
+def test_a_result_that_does_not_fit_is_an_error_that_the_model_reads(
+    outcome, scripted: Scripted, tools: ToolFile
+) -> None:
+    tools.path.write_text('def 天气(城, 日):\n    return "天" * 20_000\n')
+    asked = scripted([answers(learnt(0))[0], "太长了。"])
+    status, out, err = outcome(chat.main, f"{ARGUMENTS} --prompt {WEATHER}")
+    assert (status, out) == (0, "太长了。\n")
+    assert err.splitlines()[-1] == '[天气: {"error": "a result of 20,000 characters is too long"}]'
+    assert len(asked) == 2
+
+
+def test_calls_beyond_the_limit_are_not_run(outcome, scripted: Scripted) -> None:
+    call = answers(learnt(1))[0]
+    scripted([call, f"算了。{call}"])
+    status, out, err = outcome(chat.main, f"{ARGUMENTS} --max-calls 1 --prompt 现在呢")
+    assert (status, out) == (0, "算了。\n")
+    assert err.splitlines()[1:] == [
         "[time {}]",
         "[time: 九点]",
         '[天气: {"error": "no more calls can be made for this question, and this one was not; answer it"}]',
+        "[the model goes on calling tools, and these calls were not run]",
     ]
-    assert err.count("[time {}]") == 1
 
 
-def test_a_rated_answer_has_its_calls(outcome, tuned_with_tools: str, tools: ToolFile, monkeypatch) -> None:
+def test_a_rated_answer_has_the_calls_that_a_row_can_hold(
+    outcome, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = answers(learnt(0))[0]
+    scripted([answer_with_calls("", ['{"name": "天']), call, "21度。"])
     type_lines(monkeypatch, [WEATHER, "/fix 二十一度。"])
-    assert outcome(chat.main, f"{arguments_of(tuned_with_tools, tools)} --feedback said.jsonl")[0] == 0
+    status, _, err = outcome(chat.main, f"{ARGUMENTS} --feedback said.jsonl")
+    assert status == 0
+    assert err.splitlines()[-1] == "[written to said.jsonl, without 1 call(s) that no row can hold]"
     [(_, row)] = read_rows("said.jsonl")
     [turn] = from_row(row, answered=True).turns
     assert (turn.yayi, turn.is_context) == ("二十一度。", False)
     assert [(use.results, use.is_context) for use in turn.tool_uses] == [(('{"度": 21}',), True)]
 
 
-def test_tools_are_refused_in_one_line_where_they_cannot_work(
-    outcome, tuned: str, tuned_with_tools: str, tools: ToolFile
-) -> None:
+def test_without_tools_a_call_is_text(outcome, scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = answers(learnt(0))[0]
+    scripted([call])
+    status, out, err = outcome(chat.main, f"--model m --prompt {WEATHER}")
+    assert (status, out, err) == (0, f"{call}\n", "")
+
+
+def test_tools_are_refused_in_one_line_where_they_cannot_work(outcome, tuned: str, tools: ToolFile) -> None:
     untaught = f"{tuned} was taught no tools, its tokenizer has no <|Tool|>"
     lines = {
-        arguments_of(
-            tuned, tools
-        ): f"error: --tools {tools.path}: {untaught}; leave --tools out, or train a model on rows with tools",
-        f"--model {tuned_with_tools} --tools {tools.path}": (
+        f"--model {tuned} --tools {tools.path} --yes": (
+            f"error: --tools {tools.path}: {untaught}; leave --tools out, or train a model on rows with tools"
+        ),
+        f"--model {tuned} --tools {tools.path}": (
             "error: --tools: there is no terminal on which to ask about a call; --yes runs all of them"
         ),
     }
@@ -209,8 +308,7 @@ def test_a_person_allows_a_call_or_all_calls_of_a_tool(keyboard: PipeInput, tool
     assert [asking.allow(call) for call in (first,) * 7] == [True, False, False, False, True, True, True]
     assert not asking.allow(second)
     assert asking.allow(first)
-    assert "天气" in (shown := capsys.readouterr().err)
-    assert "\\x1b[31m" in shown or "\\u001b[31m" in shown
+    assert '天气 {"城": "\\u001b[31m"}' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
