@@ -150,8 +150,8 @@ class Talk:
                 pass
         if self.tools and loop.is_open:
             self.tools.show_results(loop.conversation.turns[-1].tool_uses[-1])
-        if loop.failed:
-            self.screen.note("the model goes on calling tools, and these calls were not run")
+        if loop.problem:
+            self.screen.note(loop.problem)
 
     def system(self, text: str) -> None:
         if text:

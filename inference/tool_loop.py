@@ -20,6 +20,8 @@ MAX_CALLS = 8
 LOOK_S = 0.1
 
 REFUSED = "the user does not allow this call"
+GOES_ON = "the model goes on calling tools, and these calls were not run"
+TOO_LONG = "the results of the calls are longer than what the model can read"
 TOO_MANY = "no more calls can be made for this question, and this one was not; answer it"
 
 
@@ -27,8 +29,8 @@ class ToolLoop:
     """A question that is being answered.
 
     conversation: what was said. While `is_open`, it is the prompt of the next answer, which goes to `take`;
-    then its last turn is answered. failed: whether the model went on calling when it was told to answer; its
-    last answer is then what it said before the calls, and may be empty.
+    then its last turn is answered. problem: why the model gave no last answer, or "". What it said before its
+    last calls is the answer then, and may be empty.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class ToolLoop:
         run. fits: whether the model can read a prompt; results that make it too long are replaced. max_calls:
         how many calls are read, those that cannot be run included.
         """
-        self.conversation, self.is_open, self.failed = prompt, True, False
+        self.conversation, self.is_open, self.problem = prompt, True, ""
         self._tools, self._allow, self._fits, self._calls_left = tools, allow, fits, max_calls
         self._is_told_to_answer = False
         self._stop = lambda: None
@@ -57,7 +59,7 @@ class ToolLoop:
         text, calls = split_answer(answer) if self._tools else (answer, ())
         if not calls or self._is_told_to_answer:
             self.end(text)
-            self.failed = bool(calls)
+            self.problem = GOES_ON if calls else ""
             return
         results = []
         for call in calls:
@@ -109,6 +111,9 @@ class ToolLoop:
                 break
             results[longest] = too_long
         self.conversation = with_results(results)
+        if not self._fits(self.conversation):
+            self.end(use.text)
+            self.problem = TOO_LONG
 
 
 def answer_with_tools(
