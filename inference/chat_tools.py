@@ -1,16 +1,14 @@
 """Tools in the terminal chat: a person is asked about each call, and sees what it returned."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from inference.screen import Screen
 from inference.terminal import Inputs
+from inference.tool_loop import shown_call
 from inference.tool_process import ToolFile
-from training.text.calls import Call, json_text, read_call
+from training.text.calls import Call, call_text, read_call
 from training.text.turns import ToolUse
-
-# What begins a call in an answer.
-CALL = "<tool_call>"
 
 YES, NO, ALWAYS = "y", "n", "always"
 
@@ -31,7 +29,7 @@ class ChatTools:
 
     def allow(self, call: Call) -> bool:
         """Show a call, and say whether it is run: a person may allow it, or all calls of that tool."""
-        self._screen.note(f"{call.name} {json_text(call.arguments)}")
+        self._screen.note(shown_call(call_text(*call)))
         if self._inputs is None or call.name in self._always:
             return True
         word = self._inputs.choose(f"Run it? {YES}/{NO}/{ALWAYS}: ", (YES, NO, ALWAYS))
@@ -46,7 +44,7 @@ class ChatTools:
     def show(self, use: ToolUse) -> None:
         """Show calls and results of an earlier chat."""
         for call in use.calls:
-            self._screen.note(in_one_line(call))
+            self._screen.note(in_one_line(shown_call(call)))
         self.show_results(use)
 
 
@@ -62,22 +60,6 @@ def in_one_line(text: str) -> str:
     """A text for a person, who sees its beginning."""
     rest = f"... ({len(text):,} characters)" if len(text) > LONGEST_SHOWN else ""
     return text[:LONGEST_SHOWN].replace("\n", "\\n") + rest
-
-
-def before_calls(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces of an answer up to its first call. The others are taken, too, and not yielded."""
-    held_back, is_call = "", False
-    for piece in pieces:
-        if is_call:
-            continue
-        text, found, _ = (held_back + piece).partition(CALL)
-        is_call = bool(found)
-        begun = 0 if found else next(n for n in range(len(CALL), -1, -1) if text.endswith(CALL[:n]))
-        held_back = text[len(text) - begun :]
-        if shown := text.removesuffix(held_back):
-            yield shown
-    if not is_call and held_back:
-        yield held_back
 
 
 def unless_empty(pieces: Iterator[str]) -> Iterator[str] | None:

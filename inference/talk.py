@@ -8,7 +8,7 @@ from typing import Any
 from prompt_toolkit.completion import Completer, PathCompleter, WordCompleter
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from inference.chat_tools import CALL, ChatTools, before_calls, unless_empty
+from inference.chat_tools import ChatTools, unless_empty
 from inference.dialogue import Dialogue, Prompt, load_dialogue
 from inference.feedback import FeedbackFile
 from inference.generation import Answer, context_length, room_for_prompt, stream
@@ -16,7 +16,7 @@ from inference.kv_cache import KVCache
 from inference.options import SAMPLING, parse_sampling
 from inference.screen import Screen
 from inference.terminal import Inputs, on_ctrl_c
-from inference.tool_loop import ToolLoop
+from inference.tool_loop import CALL, ToolLoop, before_calls
 from training.common.errors import UserError
 from training.text.conversation import Conversation, Turn
 from training.text.saved_template import default_system

@@ -6,12 +6,15 @@ answered = answer_with_tools(asked, lambda prompt: reply(model, tokenizer, promp
 answered.turns[-1]                                         Turn(human, yayi, tool_uses=(ToolUse(...), ...))
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from inference.tool_process import ToolFile
-from training.text.calls import Call, error_text, split_answer
+from training.text.calls import Call, error_text, json_text, read_call, split_answer
 from training.text.turns import Conversation, ToolUse
+
+# What begins a call in an answer.
+CALL = "<tool_call>"
 
 # How many calls a question may have. The sample data has three.
 MAX_CALLS = 8
@@ -134,3 +137,28 @@ def answer_with_tools(
         for _ in loop.take(generate(loop.conversation)):
             pass
     return loop.conversation
+
+
+def before_calls(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of an answer up to its first call. The others are taken, too, and not yielded."""
+    held_back, is_call = "", False
+    for piece in pieces:
+        if is_call:
+            continue
+        text, found, _ = (held_back + piece).partition(CALL)
+        is_call = bool(found)
+        begun = 0 if found else next(n for n in range(len(CALL), -1, -1) if text.endswith(CALL[:n]))
+        held_back = text[len(text) - begun :]
+        if shown := text.removesuffix(held_back):
+            yield shown
+    if not is_call and held_back:
+        yield held_back
+
+
+def shown_call(text: str) -> str:
+    """A call as a person reads it: exchange_rate {"currency": "欧元"}; what is no call as it is."""
+    try:
+        call = read_call(text)
+    except ValueError:
+        return text
+    return f"{call.name} {json_text(call.arguments)}"
