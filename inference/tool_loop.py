@@ -1,0 +1,129 @@
+"""A question that is answered with tools: an answer, its calls, their results, and so on to the last answer.
+
+tools = load_tools("data/tools_example.py")
+asked = Conversation((Turn("欧元的汇率是多少？"),), tools=tools.declarations)
+answered = answer_with_tools(asked, lambda prompt: reply(model, tokenizer, prompt), tools)
+answered.turns[-1]                                         Turn(human, yayi, tool_uses=(ToolUse(...), ...))
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+
+from inference.tool_process import ToolFile
+from training.text.calls import Call, error_text, split_answer
+from training.text.turns import Conversation, ToolUse
+
+# How many calls a question may have. The sample data has three.
+MAX_CALLS = 8
+
+# Seconds between two looks at whether a tool has ended.
+LOOK_S = 0.1
+
+REFUSED = "the user does not allow this call"
+TOO_MANY = "no more calls can be made for this question, and this one was not; answer it"
+
+
+class ToolLoop:
+    """A question that is being answered.
+
+    conversation: what was said. While `is_open`, it is the prompt of the next answer, which goes to `take`;
+    then its last turn is answered. failed: whether the model went on calling when it was told to answer; its
+    last answer is then what it said before the calls, and may be empty.
+    """
+
+    def __init__(
+        self,
+        prompt: Conversation,
+        tools: ToolFile,
+        *,
+        allow: Callable[[Call], bool] = lambda call: True,
+        fits: Callable[[Conversation], bool] = lambda prompt: True,
+        max_calls: int = MAX_CALLS,
+    ) -> None:
+        """allow: whether a call may be run. fits: whether the model can read a prompt; results that make it
+        too long are replaced. max_calls: how many calls are read, those that cannot be run included.
+        """
+        self.conversation, self.is_open, self.failed = prompt, True, False
+        self._tools, self._allow, self._fits, self._calls_left = tools, allow, fits, max_calls
+        self._is_told_to_answer = False
+        self._stop = lambda: None
+
+    def take(self, answer: str) -> Iterator[None]:
+        """Run the calls of an answer, or end with it where it has none.
+
+        Iterating does that, and yields again and again while a tool runs; closing the iterator ends it.
+        """
+        text, calls = split_answer(answer)
+        if not calls or self._is_told_to_answer:
+            self.end(text)
+            self.failed = bool(calls)
+            return
+        results = []
+        for call in calls:
+            results.append((yield from self._result(call)))
+        self._add(ToolUse(calls, tuple(results), text))
+
+    def end(self, text: str) -> None:
+        """Let the question be answered by this text."""
+        *earlier, turn = self.conversation.turns
+        self.conversation = replace(self.conversation, turns=(*earlier, replace(turn, yayi=text)))
+        self.is_open = False
+
+    def stop(self) -> None:
+        """End the tool that is running, if any. It may be called from another thread, or for a signal."""
+        self._stop()
+
+    def _result(self, text: str) -> Generator[None, None, str]:
+        """What a call returns, or why it is not run."""
+        if not self._calls_left:
+            self._is_told_to_answer = True
+            return error_text(TOO_MANY)
+        self._calls_left -= 1
+        try:
+            call = self._tools.read(text)
+        except ValueError as error:
+            return error_text(str(error))
+        if not self._allow(call):
+            return error_text(REFUSED)
+        with self._tools.start(call) as process:
+            self._stop = process.stop
+            while process.is_running(LOOK_S):
+                yield
+            self._stop = lambda: None
+            return process.result()
+
+    def _add(self, use: ToolUse) -> None:
+        """Add calls with their results. Where the model cannot read them all, the longest are replaced."""
+        *earlier, turn = self.conversation.turns
+
+        def with_results(results: Sequence[str]) -> Conversation:
+            uses = (*turn.tool_uses, replace(use, results=tuple(results)))
+            return replace(self.conversation, turns=(*earlier, replace(turn, tool_uses=uses)))
+
+        results = list(use.results)
+        for longest in sorted(range(len(results)), key=lambda index: -len(results[index])):
+            too_long = error_text(f"a result of {len(results[longest]):,} characters is too long")
+            if len(too_long) >= len(results[longest]) or self._fits(with_results(results)):
+                break
+            results[longest] = too_long
+        self.conversation = with_results(results)
+
+
+def answer_with_tools(
+    prompt: Conversation,
+    generate: Callable[[Conversation], str],
+    tools: ToolFile,
+    *,
+    allow: Callable[[Call], bool] = lambda call: True,
+    fits: Callable[[Conversation], bool] = lambda prompt: True,
+    max_calls: int = MAX_CALLS,
+) -> Conversation:
+    """The conversation with the answer to its last turn, and the calls that were made for it.
+
+    generate: gives the model's answer to a prompt. The other arguments are those of `ToolLoop`.
+    """
+    loop = ToolLoop(prompt, tools, allow=allow, fits=fits, max_calls=max_calls)
+    while loop.is_open:
+        for _ in loop.take(generate(loop.conversation)):
+            pass
+    return loop.conversation
