@@ -21,7 +21,7 @@ from evaluation.tool_questions import ToolQuestion
 from evaluation.tool_scores import is_same_call
 from inference.batch_answers import answer_batch
 from inference.generation import context_length, generation_config
-from inference.tool_loop import LOOK_S, ToolLoop
+from inference.tool_loop import LOOK_S, MAX_CALLS, ToolLoop
 from inference.tool_process import ToolFile
 from training.text.calls import Call, answer_with_calls, call_text, read_call, split_answer
 from training.text.conversation import Conversation
@@ -89,7 +89,12 @@ class AskedQuestion:
         self.text = question.text
         self.entry: dict[str, Any] | None = None
         self._last_call = len(question.expected) if question.ends_with_calls and not tools else None
-        self._loop = ToolLoop(question.conversation, tools or RecordedTools(question), fits=fits)
+        self._loop = ToolLoop(
+            question.conversation,
+            tools or RecordedTools(question),
+            fits=fits,
+            max_calls=MAX_CALLS + len(question.expected),
+        )
 
     @property
     def prompt(self) -> Conversation:

@@ -147,10 +147,7 @@ def answer_questions(
         return
     model, tokenizer = load_from_options(options, allow_untaught=True)
     if not knows_tools(tokenizer):
-        say(
-            f"{options.model}: it was taught no tools, and is asked without their declarations",
-            on_stderr=True,
-        )
+        say(f"{options.model}: was taught no tools, and is asked without their declarations", on_stderr=True)
     questions = readable(questions, tokenizer)
     prompts = [encode_prompt(question.conversation, tokenizer) for question in questions]
     check_prompt_lengths([question.place for question in questions], prompts, context_length(model))

@@ -7,9 +7,10 @@ answered.turns[-1]                                         Turn(human, yayi, too
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Protocol
 
-from inference.tool_process import ToolFile
 from training.text.calls import Call, error_text, split_answer
 from training.text.turns import Conversation, ToolUse
 
@@ -23,6 +24,24 @@ REFUSED = "the user does not allow this call"
 TOO_MANY = "no more calls can be made for this question, and this one was not; answer it"
 
 
+class RunningCall(Protocol):
+    """A call of a tool, such as a `ToolProcess`."""
+
+    def is_running(self, patience_s: float) -> bool: ...
+
+    def stop(self) -> None: ...
+
+    def result(self) -> str: ...
+
+
+class Tools(Protocol):
+    """What reads and runs calls: a `ToolFile`, or what has their results already."""
+
+    def read(self, text: str) -> Call: ...
+
+    def start(self, call: Call) -> AbstractContextManager[RunningCall]: ...
+
+
 class ToolLoop:
     """A question that is being answered.
 
@@ -34,7 +53,7 @@ class ToolLoop:
     def __init__(
         self,
         prompt: Conversation,
-        tools: ToolFile,
+        tools: Tools,
         *,
         allow: Callable[[Call], bool] = lambda call: True,
         fits: Callable[[Conversation], bool] = lambda prompt: True,
@@ -112,7 +131,7 @@ class ToolLoop:
 def answer_with_tools(
     prompt: Conversation,
     generate: Callable[[Conversation], str],
-    tools: ToolFile,
+    tools: Tools,
     *,
     allow: Callable[[Call], bool] = lambda call: True,
     fits: Callable[[Conversation], bool] = lambda prompt: True,
