@@ -99,12 +99,9 @@ def read_tool_questions(path: str, offered: Sequence[str] | None = None) -> list
 
 def _questions_of(place: str, row: Any, offered: Sequence[str] | None) -> Iterator[ToolQuestion]:
     if isinstance(row, dict) and CALLS in row:
-        question = _own_question(place, row, tuple(offered or ()))
-        if question.uses and offered is None:
-            raise ValueError(
-                f'"{CALLS}" are without results; give --tools, the Python file whose functions return them'
-            )
-        questions = [question]
+        if not is_absent(row[CALLS]) and offered is None:
+            raise ValueError(f'"{CALLS}" without results; give --tools, the file with the functions')
+        questions = [_own_question(place, row, tuple(offered or ()))]
     else:
         questions = _questions_of_turns(place, read_row(row).to_learn(), tuple(offered or ()))
     for question in questions:

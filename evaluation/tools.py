@@ -5,9 +5,9 @@ python -m evaluation.tools --model checkpoints/demo \\
 python -m evaluation.tools --model checkpoints/demo --tools data/tools_example.py \\
     --questions data/evaluation/tools_example.jsonl --output checkpoints/evaluation/demo-tools-run
 
-The model answers greedily, reads what its calls return, and goes on until it answers without a call. A call is
-run by the functions of --tools; without --tools, a call that is right returns what its row says. What is counted,
-over the questions that it applies to:
+The model answers greedily, reads what its calls return, and goes on until it answers without a call. Calls
+are run by the functions of --tools; without --tools, a call that is right returns what its row says. What is
+counted, over the questions that it applies to:
 
     called when it should          there is a call, and the question takes one
     right tool                     the tools that are called are those that the question takes, and no others
