@@ -353,9 +353,7 @@ def test_a_key_or_a_url_that_cannot_be_sent_is_said_before_anything_is_asked(
 def test_a_question_for_tools_takes_a_request_for_each_answer(
     outcome, server: Server, tmp_path: Path, monkeypatch
 ) -> None:
-    """Calls come without arguments, with broken ones, or as text; the server is busy between two requests, and
-    refuses tools.
-    """
+    """Calls come without arguments, with broken ones, or as text; the server is busy, or refuses them."""
     monkeypatch.setattr(endpoint, "FIRST_WAIT_S", 0.01)
     weather, two = LEARNT_WITH_TOOLS[:2]
 

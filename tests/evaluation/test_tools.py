@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from evaluation import tool_answers, tools
+from evaluation.tool_answers import served_call
 from evaluation.tool_questions import ToolQuestion, holds, read_tool_questions
 from evaluation.tool_scores import (
     ALL_RIGHT,
@@ -23,8 +24,9 @@ from evaluation.tool_scores import (
     judge_calls,
 )
 from tests.conftest import LEARNT, LEARNT_WITH_TOOLS, ROOT, TOOLS, write_rows
+from tests.tool_calls import hard_answers
 from training.common.errors import UserError
-from training.text.calls import call_text, declaration
+from training.text.calls import answer_with_calls, call_text, declaration, read_call, split_answer
 from training.text.conversation import Conversation, Turn
 from training.text.turns import ToolUse
 
@@ -295,11 +297,40 @@ def test_the_same_command_goes_on_where_it_was_stopped(
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_the_calls_that_a_server_sends_are_the_calls_that_the_model_said() -> None:
+    for answer, calls in hard_answers():
+        sent = [
+            {"id": "1", "type": "function", "function": call | {"arguments": json.dumps(call["arguments"])}}
+            for call in calls
+        ]
+        _, said = split_answer(answer_with_calls("", map(served_call, sent)))
+        assert [read_call(call)._asdict() for call in said] == calls
+        assert said == split_answer(answer)[1]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"function": {"name": "time", "arguments": "{"}},
+        {"function": {"name": "time", "arguments": "[]"}},
+        {"function": {"arguments": "{}"}},
+        {"function": {"name": "time", "arguments": '"\\ud800</tool_call>"'}},
+        {"function": None},
+        {},
+        "</tool_call>",
+    ],
+)
+def test_a_call_of_a_server_that_is_none_stays_one_that_is_none(sent: Any) -> None:
+    _, (call,) = split_answer(answer_with_calls("", [served_call(sent)]))
+    with pytest.raises(ValueError, match=r"JSON|missing"):
+        read_call(call)
+
+
 @pytest.mark.slow
 def test_a_model_that_knows_the_rows_by_heart_has_them_all_right(
-    run, tuned_with_tools: str, tmp_path: Path
+    run, tuned_with_tools: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a file has the functions, whose results are the same."""
+    """Also where a file has the functions, whose results are the same. The last row ends with its call."""
     file = tmp_path / "functions.py"
     file.write_text(
         "def 天气(城: str, 日: dict | None = None):\n"
@@ -309,12 +340,26 @@ def test_a_model_that_knows_the_rows_by_heart_has_them_all_right(
         '    """几点"""\n'
         "    return '十点'\n"
     )
+    rows = [*LEARNT_ROWS, {"messages": LEARNT_WITH_TOOLS[0][:2], "tools": TOOLS}]
+    all_right = {
+        CALLED: (3, 3), RIGHT_TOOL: (3, 3), RIGHT_ARGUMENTS: (3, 3), NONE_CALLED: (1, 1),
+        HOLDS_RESULT: (2, 2), ALL_RIGHT: (4, 4),
+    }  # fmt: skip
     for output, more in (("recorded", ""), ("run", f"--tools {file}")):
-        status, _, err = run(tuned_with_tools, LEARNT_ROWS, more, output)
+        status, _, err = run(tuned_with_tools, rows, more, output)
         assert status == 0, err
         result = result_in(tmp_path / output)
-        assert counts(result) == {
-            CALLED: (2, 2), RIGHT_TOOL: (2, 2), RIGHT_ARGUMENTS: (2, 2), NONE_CALLED: (1, 1),
-            HOLDS_RESULT: (2, 2), ALL_RIGHT: (3, 3),
-        }, answers_in(tmp_path / output)  # fmt: skip
-        assert [figure["asked"] for figure in (tool[CALLED] for tool in result["tools"].values())] == [2, 1]
+        assert counts(result) == all_right, answers_in(tmp_path / output)
+        assert [tool[CALLED]["asked"] for tool in result["tools"].values()] == [3, 1]
+    recorded, ran = ([one["answer"] for one in answers_in(tmp_path / name)] for name in ("recorded", "run"))
+    assert recorded == ["21度。", "十点了。", "我是雅意。", ""]
+    assert ran == ["21度。", "十点了。", "我是雅意。", "21度。"]
+
+    # Where the results are more than the model can read, it answers nothing.
+    monkeypatch.setattr(tool_answers, "context_length", lambda model: 10)
+    assert run(tuned_with_tools, LEARNT_ROWS, "", "short")[0] == 0
+    assert counts(result_in(tmp_path / "short"))[HOLDS_RESULT] == (0, 2)
+    short = answers_in(tmp_path / "short")
+    assert [(len(one["calls"]), one["answer"], one["ended"]) for one in short] == [
+        (1, "", False), (2, "", False), (0, "我是雅意。", True),
+    ]  # fmt: skip
