@@ -21,7 +21,7 @@ from evaluation.tool_questions import ToolQuestion
 from evaluation.tool_scores import is_same_call
 from inference.batch_answers import answer_batch
 from inference.generation import context_length, generation_config
-from inference.tool_loop import LOOK_S, MAX_CALLS, ToolLoop
+from inference.tool_loop import GOES_ON, LOOK_S, MAX_CALLS, TOO_LONG, ToolLoop
 from inference.tool_process import ToolFile
 from training.text.calls import Call, answer_with_calls, call_text, read_call, split_answer
 from training.text.conversation import Conversation
@@ -108,7 +108,8 @@ class AskedQuestion:
             return
         yield from self._loop.take(answer)
         if not self._loop.is_open:
-            self.end(self.prompt.turns[-1].yayi or "", split_answer(answer)[1])
+            not_run = split_answer(answer)[1] if self._loop.problem == GOES_ON else ()
+            self.end(self.prompt.turns[-1].yayi or "", not_run, self._loop.problem != TOO_LONG)
         elif self._last_call and len(self._calls()) >= self._last_call:
             self.end("")
 
@@ -188,8 +189,6 @@ def model_answerer_with_tools(
                         pass  # it waits for a tool
                 else:
                     one.end(*split_answer(given.answer), given.ended)
-                if one.entry is None and not fits(one.prompt):
-                    one.end("", ended=False)
         return [{"row": row} | (one.entry or {}) for row, one in asked.items()]
 
     return answer

@@ -2,6 +2,7 @@
 
 python -m inference.chat --model checkpoints/demo
 python -m inference.chat --model checkpoints/demo --prompt 你是谁
+python -m inference.chat --model checkpoints/demo-tools --tools data/tools_example.py
 """
 
 import re
@@ -11,9 +12,18 @@ from typing import Any
 
 import click
 
+from inference.chat_tools import ChatTools
 from inference.feedback import FeedbackFile
 from inference.generation import context_length
-from inference.options import load_from_options, model_options, sampling_of, sampling_options
+from inference.options import (
+    check_knows_tools,
+    load_from_options,
+    load_tools_from_options,
+    model_options,
+    sampling_of,
+    sampling_options,
+    tool_options,
+)
 from inference.screen import Screen
 from inference.talk import ARGUMENTS, COMMANDS, HUMAN_LABEL, YAYI_LABEL, Talk
 from inference.terminal import QUOTES, CommandCompleter, Inputs
@@ -39,9 +49,11 @@ LEAVING = ("exit", "quit", "help")
     type=UserPath(path_type=Path),
     help="File to which /good, /bad and /fix append rows to train on.",
 )
+@tool_options
+@click.option("--yes", is_flag=True, help="With --tools: run calls without asking.")
 @click.option("--verbose", is_flag=True, help="Say after each answer how many tokens a second it took.")
 def main(**options: Any) -> None:
-    """Talk to a fine-tuned model. Ctrl-C stops an answer, Ctrl-D leaves, /help shows more."""
+    """Talk to a fine-tuned model. Ctrl-C stops an answer or a tool, Ctrl-D leaves, /help shows more."""
     chat(SimpleNamespace(**options))
 
 
@@ -53,9 +65,18 @@ def chat(options: SimpleNamespace) -> None:
         if not is_text(getattr(options, name) or ""):
             raise UserError(f"--{name}: not UTF-8; check the terminal's encoding")
     feedback = FeedbackFile(options.feedback, options.model) if options.feedback else None
-    model, tokenizer = load_from_options(options)
     screen = Screen()
     inputs = Inputs(HUMAN_LABEL, CommandCompleter([*COMMANDS, "exit"], ARGUMENTS))
+    if options.tools and not options.yes and not inputs.has_editor:
+        raise UserError("--tools: there is no terminal on which to ask about a call; --yes runs all of them")
+    tool_file = load_tools_from_options(options)
+    model, tokenizer = load_from_options(options)
+    check_knows_tools(options, tokenizer)
+    tools = (
+        ChatTools(tool_file, options.max_calls, screen, None if options.yes else inputs)
+        if tool_file
+        else None
+    )
     talk = Talk(
         model,
         tokenizer,
@@ -64,6 +85,7 @@ def chat(options: SimpleNamespace) -> None:
         screen=screen,
         feedback=feedback,
         inputs=inputs,
+        tools=tools,
         is_verbose=options.verbose,
     )
     if options.prompt is not None:

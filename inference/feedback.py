@@ -18,11 +18,11 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from inference.dialogue_row import messages_row
 from training.common.errors import UserError
 from training.common.files import try_write
 from training.data.file_kinds import named_file
 from training.text.conversation import Conversation
-from training.text.formats import written_formats
 from training.text.keys import FEEDBACK
 
 
@@ -51,20 +51,23 @@ class FeedbackFile:
         except OSError as error:
             raise UserError(f"--feedback {path}: {error.strerror}") from None
 
-    def add(self, conversation: Conversation, *, label: bool | None = None) -> None:
+    def add(self, conversation: Conversation, *, label: bool | None = None) -> int:
         """Append a row: whole and fsynced when this returns, and otherwise nothing of it.
 
         conversation: what the model read, and the answer in the last turn: the model's own, or the corrected
         one. label: whether a person called the model's answer a good one; None for a corrected answer.
-        Raises UserError where the answer is blank, or the file cannot be written.
+        Returns how many calls of tools no row can hold (`messages_row`). Raises UserError where the answer is
+        blank, or the file cannot be written.
         """
-        line = json.dumps(feedback_row(conversation, self._model, label), ensure_ascii=False) + "\n"
+        row, left_out = feedback_row(conversation, self._model, label)
+        line = json.dumps(row, ensure_ascii=False) + "\n"
         try:
             self._append(line.encode())
         except UnicodeEncodeError:
             raise UserError("half of a surrogate pair, which is no character") from None
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}") from None
+        return left_out
 
     def _append(self, line: bytes) -> None:
         with open(self.path, "a+b", buffering=0) as file:
@@ -82,18 +85,21 @@ class FeedbackFile:
                 raise
 
 
-def feedback_row(conversation: Conversation, model: str, label: bool | None) -> dict[str, object]:
-    """The row of a conversation whose last answer was rated or corrected; the parts are those of `add`."""
+def feedback_row(conversation: Conversation, model: str, label: bool | None) -> tuple[dict[str, object], int]:
+    """(the row of a conversation whose last answer was rated or corrected, how many calls are not in it).
+
+    The parts are those of `FeedbackFile.add`.
+    """
     *earlier, last = conversation.turns
     if not (last.yayi or "").strip():
         raise UserError("the answer is empty")
     last = replace(last.with_earlier_as_context(), is_context=False)
     turns = (*(turn.as_context() for turn in earlier), last)
-    row = written_formats()["messages"](replace(conversation, turns=turns))
+    row, left_out = messages_row(replace(conversation, turns=turns))
     if label is not None:
         row["label"] = label
     time = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {**row, "model": model, "time": time, "source": FEEDBACK}
+    return {**row, "model": model, "time": time, "source": FEEDBACK}, left_out
 
 
 def _is_json_lines(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from inference.generation import load
-from training.common.command_line import FiniteRange, PathOrName
+from inference.tool_loop import MAX_CALLS
+from inference.tool_process import ToolFile, load_tools
+from training.common.command_line import FiniteRange, PathOrName, UserPath
 from training.common.errors import UserError
-from training.consts import MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOP_P
+from training.consts import MAX_NEW_TOKENS, REPETITION_PENALTY, TEMPERATURE, TOOL, TOP_P
+from training.text.saved_template import knows_tools
 
 MODEL_OPTIONS = (
     click.option(
@@ -66,12 +70,31 @@ SAMPLING_OPTIONS = (
 )
 
 
+TOOL_OPTIONS = (
+    click.option(
+        "--tools",
+        type=UserPath(path_type=Path),
+        help="Python file whose functions the model may call; each call runs in a process of its own.",
+    ),
+    click.option(
+        "--max-calls",
+        type=click.IntRange(min=1),
+        default=MAX_CALLS,
+        help="With --tools: how many calls a question may have.",
+    ),
+)
+
+
 def model_options(command: Callable) -> Callable:
     return _with(MODEL_OPTIONS, command)
 
 
 def sampling_options(command: Callable) -> Callable:
     return _with(SAMPLING_OPTIONS, command)
+
+
+def tool_options(command: Callable) -> Callable:
+    return _with(TOOL_OPTIONS, command)
 
 
 def _with(options: tuple[Callable, ...], command: Callable) -> Callable:
@@ -119,6 +142,28 @@ def load_from_options(
     if options.seed is not None:
         torch.manual_seed(options.seed)
     return model, tokenizer
+
+
+def load_tools_from_options(options: SimpleNamespace) -> ToolFile | None:
+    """The tools of --tools, if it is given; says which functions are not offered.
+
+    Raises UserError as `load_tools` does.
+    """
+    if options.tools is None:
+        return None
+    tools = load_tools(options.tools)
+    for line in tools.left_out:
+        print(f"[{line}]", file=sys.stderr)
+    return tools
+
+
+def check_knows_tools(options: SimpleNamespace, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise UserError where there are --tools for a model that was taught none."""
+    if options.tools is not None and not knows_tools(tokenizer):
+        raise UserError(
+            f"--tools {options.tools}: {options.model} was taught no tools, its tokenizer has no {TOOL}; "
+            "leave --tools out, or train a model on rows with tools"
+        )
 
 
 def sampling_of(options: SimpleNamespace) -> dict[str, Any]:

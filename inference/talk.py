@@ -8,16 +8,19 @@ from typing import Any
 from prompt_toolkit.completion import Completer, PathCompleter, WordCompleter
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from inference.dialogue import Dialogue, load_dialogue
+from inference.chat_tools import ChatTools, unless_empty
+from inference.dialogue import Dialogue, Prompt, load_dialogue
 from inference.feedback import FeedbackFile
 from inference.generation import Answer, context_length, room_for_prompt, stream
 from inference.kv_cache import KVCache
 from inference.options import SAMPLING, parse_sampling
 from inference.screen import Screen
 from inference.terminal import Inputs, on_ctrl_c
+from inference.tool_loop import CALL, ToolLoop, before_calls
 from training.common.errors import UserError
 from training.text.conversation import Conversation, Turn
 from training.text.saved_template import default_system
+from training.text.turns import ToolUse
 
 HUMAN_LABEL = "Human: "
 YAYI_LABEL = "YaYi: "
@@ -53,14 +56,16 @@ class Talk:
         screen: Screen,
         feedback: FeedbackFile | None = None,
         inputs: Inputs | None = None,
+        tools: ChatTools | None = None,
         is_verbose: bool = False,
     ) -> None:
-        """feedback: where ratings go. inputs: where a person edits a text. is_verbose: whether each answer is
-        followed by its speed.
+        """feedback: where ratings go. inputs: where a person edits a text. tools: those that the model may
+        call. is_verbose: whether each answer is followed by its speed.
         """
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.screen, self.feedback, self.inputs, self.is_verbose = screen, feedback, inputs, is_verbose
-        self.dialogue = Dialogue(system)
+        self.tools, self._declarations = tools, tools.file.declarations if tools else ()
+        self.dialogue = Dialogue(system, tools=self._declarations)
         self.kv_cache = KVCache()
         self.latest: Answer | None = None
         self._rated: set[Conversation] = set()
@@ -68,15 +73,52 @@ class Talk:
         self._prompts: dict[tuple[Turn, ...], Conversation] = {}
         self._is_answer_empty = False
 
-    def say(self, human: str, label: str = "") -> None:
-        """Print the answer as it comes, and add the turn, with a partial answer if Ctrl-C stopped it."""
-        longest, left_out = self.sampling["max_new_tokens"], self.dialogue.left_out
-        prompt = self.dialogue.prompt(human, self.tokenizer, room_for_prompt(self.model, longest))
-        if self.dialogue.left_out > left_out:
-            count, context = self.dialogue.left_out - left_out, context_length(self.model)
+    def say(self, human: str, label: str = "", tool_uses: tuple[ToolUse, ...] = ()) -> None:
+        """Print the answer as it comes, and add the turn, with a partial answer if Ctrl-C stopped it.
+
+        tool_uses: calls that were made for it before, with their results.
+        """
+        prompt = self._prompt(human, tool_uses)
+        loop = self._loop(prompt.conversation)
+        self._answer(loop, prompt, label)
+        while loop.is_open:
+            prompt = self._prompt(human, loop.conversation.turns[-1].tool_uses)
+            self._answer(loop, prompt, label)
+        turn = loop.conversation.turns[-1]
+        self._is_answer_empty = not (turn.yayi or "").strip()
+        if self._is_answer_empty:
+            self.screen.note(EMPTY_ANSWER)
+        else:
+            self.dialogue.add(turn)
+            self._prompts[self.dialogue.turns] = prompt.conversation
+
+    def _prompt(self, human: str, tool_uses: tuple[ToolUse, ...]) -> Prompt:
+        """What the model reads next; says so where it no longer reads the oldest turns."""
+        before = self.dialogue.left_out
+        prompt = self.dialogue.prompt(human, self.tokenizer, self._room(), tool_uses=tool_uses)
+        if self.dialogue.left_out > before:
+            count, context = self.dialogue.left_out - before, context_length(self.model)
             self.screen.note(
                 f"the dialogue outgrew the context of {context:,} tokens: {count} oldest turn(s) left out"
             )
+        return prompt
+
+    def _room(self) -> int:
+        return room_for_prompt(self.model, self.sampling["max_new_tokens"])
+
+    def _loop(self, prompt: Conversation) -> ToolLoop:
+        if self.tools is None:
+            return ToolLoop(prompt, None)
+
+        def fits(conversation: Conversation) -> bool:
+            turn = conversation.turns[-1]
+            return self.dialogue.fits(turn.human, self.tokenizer, self._room(), turn.tool_uses)
+
+        tools = self.tools
+        return ToolLoop(prompt, tools.file, allow=tools.allow, fits=fits, max_calls=tools.max_calls)
+
+    def _answer(self, loop: ToolLoop, prompt: Prompt, label: str) -> None:
+        """Print an answer of the model as it comes, and run its calls. Ctrl-C stops the one or the other."""
         answer = stream(
             self.model,
             self.tokenizer,
@@ -86,22 +128,30 @@ class Talk:
             **self.sampling,
         )
         with on_ctrl_c(answer.stop), answer:
-            self.screen.answer(label, answer)
-        if answer.stopped and not answer.ended:
+            pieces = unless_empty(before_calls(answer)) if self.tools else answer
+            if pieces is not None:
+                self.screen.answer(label, pieces)
+        self.latest = answer
+        is_stopped = answer.stopped and not answer.ended
+        if is_stopped:
             self.screen.note("stopped")
         elif not answer.ended:
+            longest = self.sampling["max_new_tokens"]
             is_longest = answer.tokens >= longest
             context = f"the context of {context_length(self.model):,} tokens"
             self.screen.note(f"cut off at {f'--max-new-tokens {longest}' if is_longest else context}")
         if self.is_verbose and answer.tokens:
             self.screen.note(speed(answer), "dim")
-        self.latest = answer
-        self._is_answer_empty = not answer.text.strip()
-        if self._is_answer_empty:
-            self.screen.note(EMPTY_ANSWER)
-        else:
-            self.dialogue.add(Turn(human, answer.text))
-            self._prompts[self.dialogue.turns] = prompt.conversation
+        if is_stopped and self.tools:
+            loop.end(answer.text.partition(CALL)[0])
+            return
+        with on_ctrl_c(loop.stop):
+            for _ in loop.take(answer.text):
+                pass
+        if self.tools and loop.is_open:
+            self.tools.show_results(loop.conversation.turns[-1].tool_uses[-1])
+        if loop.problem:
+            self.screen.note(loop.problem)
 
     def system(self, text: str) -> None:
         if text:
@@ -137,24 +187,33 @@ class Talk:
             raise UserError("nothing was said yet")
 
     def reset(self, _: str) -> None:
-        self.dialogue, self._is_answer_empty = Dialogue(self.dialogue.system), False
+        self.dialogue, self._is_answer_empty = Dialogue(self.dialogue.system, tools=self._declarations), False
         self.screen.note("a new dialogue")
 
     def save(self, path: str) -> None:
         self._check_has_turns()
-        self.dialogue.save(path_of(path))
-        self.screen.note(f"saved {path}")
+        left_out = self.dialogue.save(path_of(path))
+        self.screen.note(f"saved {path}{without(left_out)}")
 
     def load(self, path: str) -> None:
-        self.dialogue, waiting = load_dialogue(path_of(path))
+        self.dialogue, waiting = load_dialogue(path_of(path), self._declarations)
         self._is_answer_empty = False
         self._prompts.clear()
         for turn in self.dialogue.turns:
-            self.screen.labelled(HUMAN_LABEL, turn.human)
-            self.screen.labelled(YAYI_LABEL, turn.yayi or "")
+            self._show(turn)
         if waiting is not None:
-            self.screen.labelled(HUMAN_LABEL, waiting)
-            self.say(waiting, YAYI_LABEL)
+            self._show(waiting)
+            self.say(waiting.human, YAYI_LABEL, waiting.tool_uses)
+
+    def _show(self, turn: Turn) -> None:
+        self.screen.labelled(HUMAN_LABEL, turn.human)
+        for use in turn.tool_uses:
+            if use.text:
+                self.screen.labelled(YAYI_LABEL, use.text)
+            if self.tools:
+                self.tools.show(use)
+        if turn.yayi is not None:
+            self.screen.labelled(YAYI_LABEL, turn.yayi)
 
     def good(self, _: str) -> None:
         self._rate(self._what_was_read(), label=True)
@@ -189,16 +248,16 @@ class Talk:
         if turns in self._prompts:
             prompt = self._prompts[turns]
             return replace(prompt, turns=(*prompt.turns[:-1], turns[-1]))
-        return Conversation(turns[self.dialogue.left_out :], self.dialogue.system)
+        return Conversation(turns[self.dialogue.left_out :], self.dialogue.system, self.dialogue.tools)
 
     def _rate(self, conversation: Conversation, label: bool | None) -> None:
         assert self.feedback
         path = self.feedback.path
         if conversation in self._rated:
             raise UserError(f"that was said already; take its line out of {path} to say something else")
-        self.feedback.add(conversation, label=label)
+        left_out = self.feedback.add(conversation, label=label)
         self._rated.add(conversation)
-        self.screen.note(f"written to {path}")
+        self.screen.note(f"written to {path}{without(left_out)}")
 
     def stats(self, _: str) -> None:
         lines = [
@@ -224,6 +283,11 @@ def speed(answer: Answer) -> str:
         f"{answer.tokens:,} tokens, the first after {answer.seconds_to_first:.2f} s, "
         f"{answer.tokens_per_second:.1f} tokens/s after that"
     )
+
+
+def without(left_out: int) -> str:
+    """What is said where calls of a dialogue are not in its row."""
+    return f", without {left_out} call(s) that no row can hold" if left_out else ""
 
 
 def path_of(path: str) -> Path:

@@ -14,7 +14,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
-from prompt_toolkit.output.defaults import create_output
+from prompt_toolkit.output import Output, create_output
 
 # What begins and ends a text of many lines, in which Enter starts a line.
 QUOTES = '"""'
@@ -49,6 +49,17 @@ class Inputs:
         """
         assert self._session
         return self._session.prompt([("bold ansicyan", label)], default=text)
+
+    def choose(self, label: str, words: Sequence[str]) -> str:
+        """The one of these words that a person types, or "" for Ctrl-C or Ctrl-D."""
+        session: PromptSession[str] = PromptSession(output=_output())
+        while True:
+            try:
+                word = session.prompt([("bold ansiyellow", label)]).strip().lower()
+            except (EOFError, KeyboardInterrupt):
+                return ""
+            if word in words:
+                return word
 
 
 class CommandCompleter(Completer):
@@ -95,8 +106,13 @@ def _editor(completer: Completer | None) -> PromptSession[str]:
         history=_history(),
         completer=completer,
         complete_while_typing=False,
-        output=None if sys.stdout.isatty() else create_output(always_prefer_tty=True),
+        output=_output(),
     )
+
+
+def _output() -> Output | None:
+    """Where an editor is shown: on the terminal, also where stdout is a file or a pipe."""
+    return None if sys.stdout.isatty() else create_output(always_prefer_tty=True)
 
 
 def _history() -> History:

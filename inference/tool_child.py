@@ -9,7 +9,7 @@ is the order, in JSON:
                                                             ["tools.py: f is not offered: ..."]}
     {"name": "exchange_rate", "arguments": {...}}          {"result": "7.74"}
 
-Whatever goes wrong in the file is {"error": "ValueError: ..."}. stdin stays open as long as the starting
+Whatever goes wrong in the file is {"error": "NameError: ..."}. stdin stays open as long as the starting
 process lives; when it ends, this process ends its process group.
 """
 
@@ -102,7 +102,9 @@ def result_of(file: Path, name: str, arguments: dict[str, Any]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")[:LONGEST_ERROR]
+    """What an error says. A ValueError is how a tool says that it has no answer; others are named."""
+    name = "" if isinstance(error, ValueError) and str(error) else f"{type(error).__name__}: "
+    return " ".join(f"{name}{error}".split()).rstrip(":")[:LONGEST_ERROR]
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ answered = answer_with_tools(asked, lambda prompt: reply(model, tokenizer, promp
 answered.turns[-1]                                         Turn(human, yayi, tool_uses=(ToolUse(...), ...))
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
 
-from training.text.calls import Call, error_text, split_answer
+from training.text.calls import Call, error_text, json_text, read_call, split_answer
 from training.text.turns import Conversation, ToolUse
+
+# What begins a call in an answer.
+CALL = "<tool_call>"
 
 # How many calls a question may have. The sample data has three.
 MAX_CALLS = 8
@@ -21,6 +24,8 @@ MAX_CALLS = 8
 LOOK_S = 0.1
 
 REFUSED = "the user does not allow this call"
+GOES_ON = "the model goes on calling tools, and these calls were not run"
+TOO_LONG = "the results of the calls are longer than what the model can read"
 TOO_MANY = "no more calls can be made for this question, and this one was not; answer it"
 
 
@@ -46,23 +51,24 @@ class ToolLoop:
     """A question that is being answered.
 
     conversation: what was said. While `is_open`, it is the prompt of the next answer, which goes to `take`;
-    then its last turn is answered. failed: whether the model went on calling when it was told to answer; its
-    last answer is then what it said before the calls, and may be empty.
+    then its last turn is answered. problem: why the model gave no last answer, or "". What it said before its
+    last calls is the answer then, and may be empty.
     """
 
     def __init__(
         self,
         prompt: Conversation,
-        tools: Tools,
+        tools: Tools | None,
         *,
         allow: Callable[[Call], bool] = lambda call: True,
         fits: Callable[[Conversation], bool] = lambda prompt: True,
         max_calls: int = MAX_CALLS,
     ) -> None:
-        """allow: whether a call may be run. fits: whether the model can read a prompt; results that make it
-        too long are replaced. max_calls: how many calls are read, those that cannot be run included.
+        """tools: None where there are none; what looks like a call is text then. allow: whether a call may be
+        run. fits: whether the model can read a prompt; results that make it too long are replaced. max_calls:
+        how many calls are read, those that cannot be run included.
         """
-        self.conversation, self.is_open, self.failed = prompt, True, False
+        self.conversation, self.is_open, self.problem = prompt, True, ""
         self._tools, self._allow, self._fits, self._calls_left = tools, allow, fits, max_calls
         self._is_told_to_answer = False
         self._stop = lambda: None
@@ -72,10 +78,10 @@ class ToolLoop:
 
         Iterating does that, and yields again and again while a tool runs; closing the iterator ends it.
         """
-        text, calls = split_answer(answer)
+        text, calls = split_answer(answer) if self._tools else (answer, ())
         if not calls or self._is_told_to_answer:
             self.end(text)
-            self.failed = bool(calls)
+            self.problem = GOES_ON if calls else ""
             return
         results = []
         for call in calls:
@@ -98,6 +104,7 @@ class ToolLoop:
             self._is_told_to_answer = True
             return error_text(TOO_MANY)
         self._calls_left -= 1
+        assert self._tools
         try:
             call = self._tools.read(text)
         except ValueError as error:
@@ -126,6 +133,9 @@ class ToolLoop:
                 break
             results[longest] = too_long
         self.conversation = with_results(results)
+        if not self._fits(self.conversation):
+            self.end(use.text)
+            self.problem = TOO_LONG
 
 
 def answer_with_tools(
@@ -146,3 +156,28 @@ def answer_with_tools(
         for _ in loop.take(generate(loop.conversation)):
             pass
     return loop.conversation
+
+
+def before_calls(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of an answer up to its first call. The others are taken, too, and not yielded."""
+    held_back, is_call = "", False
+    for piece in pieces:
+        if is_call:
+            continue
+        text, found, _ = (held_back + piece).partition(CALL)
+        is_call = bool(found)
+        begun = 0 if found else next(n for n in range(len(CALL), -1, -1) if text.endswith(CALL[:n]))
+        held_back = text[len(text) - begun :]
+        if shown := text.removesuffix(held_back):
+            yield shown
+    if not is_call and held_back:
+        yield held_back
+
+
+def shown_call(text: str) -> str:
+    """A call as a person reads it: exchange_rate {"currency": "欧元"}; what is no call as it is."""
+    try:
+        call = read_call(text)
+    except ValueError:
+        return text
+    return f"{call.name} {json_text(call.arguments)}"

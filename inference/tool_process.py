@@ -187,11 +187,11 @@ class ToolProcess:
 
 def _check_arguments(arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     """Raise ValueError for arguments that are not those of a tool's "parameters"."""
-    properties = parameters.get("properties", {})
+    properties = parameters.get("properties")
     missing = [name for name in parameters.get("required", ()) if name not in arguments]
     if missing:
         raise ValueError(f"missing arguments: {', '.join(missing)}")
-    for name, value in arguments.items():
+    for name, value in arguments.items() if properties is not None else ():
         if name not in properties:
             raise ValueError(f"there is no argument {name!r}; there are {', '.join(properties) or 'none'}")
         if not _is_valid(value, properties[name]):

@@ -1,6 +1,7 @@
 """Talk to a fine-tuned model in a web page.
 
 python -m inference.web --model checkpoints/demo
+python -m inference.web --model checkpoints/demo --tools data/tools_example.py
 """
 
 import asyncio
@@ -19,7 +20,14 @@ from typing import Any
 import click
 
 from inference.feedback import FeedbackFile
-from inference.options import load_from_options, model_options, sampling_options
+from inference.options import (
+    check_knows_tools,
+    load_from_options,
+    load_tools_from_options,
+    model_options,
+    sampling_options,
+    tool_options,
+)
 from training.common.command_line import UserPath
 from training.common.errors import UserError, run_command
 
@@ -56,6 +64,7 @@ CONTENT_SECURITY_POLICY = (
     help="Who the assistant is.  [default: what the model was trained with]",
 )
 @sampling_options
+@tool_options
 @click.option(
     "--presets",
     type=UserPath(path_type=Path),
@@ -79,6 +88,9 @@ def main(**options: Any) -> None:
 
     The page starts with --system and the sampling options given here. If the environment has a YAYI_PASSWORD,
     the page asks for it, and for the user name yayi.
+
+    With --tools, every call of a function of that file is run, and nothing else; whoever uses the page can
+    have the model make such calls.
     """
     serve(SimpleNamespace(**options))
 
@@ -90,18 +102,22 @@ def serve(options: SimpleNamespace) -> None:
     presets = read_presets(options.presets) if options.presets else Presets([], {})
     feedback = FeedbackFile(options.feedback, str(options.model)) if options.feedback else None
     root_path = checked_root_path(options.root_path)
+    tools = load_tools_from_options(options)
     # In the environment, because everyone on the machine can read a command line.
     password = os.environ.get("YAYI_PASSWORD")
     with listen(options.host, options.port) as listening:
         if not password and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
+            what = "this page and its tools" if tools else "this page"
             print(
-                f"warning: whoever can reach {options.host} can use this page; "
+                f"warning: whoever can reach {options.host} can use {what}; "
                 "set YAYI_PASSWORD, and it asks for that password",
                 file=sys.stderr,
             )
         model, tokenizer = load_from_options(options)
-        heard = page_feedback(model, tokenizer, feedback) if feedback else None
-        blocks = page(page_answerer(model, tokenizer), heard, options, presets)
+        check_knows_tools(options, tokenizer)
+        heard = page_feedback(model, tokenizer, feedback, tools) if feedback else None
+        answerer = page_answerer(model, tokenizer, tools, options.max_calls)
+        blocks = page(answerer, heard, options, presets)
         app = web_app(blocks, password, root_path)
         # Browsers are still connected at the end: that is not waited for, and is no error.
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))

@@ -4,7 +4,8 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import click
 import gradio as gr
@@ -15,10 +16,13 @@ from inference.feedback import FeedbackFile
 from inference.generation import room_for_prompt, stream
 from inference.kv_cache import KVCache
 from inference.options import SAMPLING
-from inference.web_messages import Messages, ends_in_question, follow, text_of, with_answer
+from inference.tool_loop import GOES_ON, MAX_CALLS, TOO_LONG, ToolLoop, before_calls
+from inference.tool_process import ToolFile
+from inference.web_messages import Messages, ends_in_question, follow, text_of, tool_uses_of, with_answer
 from inference.web_texts import text_for
 from training.common.errors import UserError, first_line
-from training.text.conversation import Conversation, Turn
+from training.text.calls import split_answer
+from training.text.turns import Conversation, ToolUse, Turn
 
 # What `stream` takes each sampling option as: a browser sends 2.0 as 2.
 NUMBERS: dict[str, Callable[[float], float]] = {
@@ -31,11 +35,22 @@ REFRESH_S = 0.1
 # answer(request, messages, dialogue, system, *values of NUMBERS)
 Answerer = Callable[..., Iterator[Messages]]
 # heard(messages up to the answer, system, max_new_tokens, label)
-Heard = Callable[[Messages, str, float, bool | None], None]
+Heard = Callable[[Messages, str, float, bool | None], int]
+
+# What the page says of each of a ToolLoop's problems.
+PROBLEMS = {GOES_ON: "yayi_goes_on", TOO_LONG: "yayi_results_too_long"}
 
 
-def page_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Answerer:
-    """A function that yields a dialogue's messages with the answer, again and again as it grows."""
+def page_answerer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    tools: ToolFile | None = None,
+    max_calls: int = MAX_CALLS,
+) -> Answerer:
+    """A function that yields a dialogue's messages with the answer, again and again as it grows.
+
+    tools: those that the model may call; all their calls are run, at most `max_calls` for a question.
+    """
     kv_cache = KVCache()
     # An answer that was stopped may still be at its last token when gradio asks for the next.
     turn = threading.Lock()
@@ -46,7 +61,7 @@ def page_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
         """Yield the messages, with as much of the answer to the last as there is.
 
         dialogue: the one of this browser session, which is updated from `messages`. sampling: the values of
-        NUMBERS. Closing the iterator stops the model.
+        NUMBERS. Closing the iterator stops the model, and a tool.
         """
         yield messages
         if not ends_in_question(messages):
@@ -54,23 +69,34 @@ def page_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
         language = language_of(request)
         try:
             settings = numbers(sampling, language)
+            room = room_for_prompt(model, settings["max_new_tokens"])
+            dialogue.tools = tools.declarations if tools else ()
             human = follow(dialogue, messages, system)
-            before = dialogue.left_out
-            prompt = dialogue.prompt(human, tokenizer, room_for_prompt(model, settings["max_new_tokens"]))
-            if (count := dialogue.left_out) > before:
-                gr.Info(text_for(language, "yayi_left_out", count=count))
-            encoded = {"input_ids": prompt.input_ids, "kv_cache": kv_cache}
-            with turn, stream(model, tokenizer, prompt.conversation, **encoded, **settings) as pieces:
-                shown_at = 0.0
-                for _ in pieces:
-                    if time.monotonic() - shown_at > REFRESH_S:
-                        shown_at = time.monotonic()
-                        yield with_answer(messages, pieces.text)
-                yield with_answer(messages, pieces.text)
-            if not pieces.text.strip():
+
+            def fits(asked: Conversation) -> bool:
+                return dialogue.fits(human, tokenizer, room, asked.turns[-1].tool_uses)
+
+            loop = ToolLoop(Conversation((Turn(human),)), tools, fits=fits, max_calls=max_calls)
+            while loop.is_open:
+                uses, before = loop.conversation.turns[-1].tool_uses, dialogue.left_out
+                prompt = dialogue.prompt(human, tokenizer, room, tool_uses=uses)
+                if (count := dialogue.left_out) > before:
+                    gr.Info(text_for(language, "yayi_left_out", count=count))
+                encoded = {"input_ids": prompt.input_ids, "kv_cache": kv_cache}
+                with turn, stream(model, tokenizer, prompt.conversation, **encoded, **settings) as pieces:
+                    for text in growing(before_calls(pieces) if tools else pieces):
+                        yield with_answer(messages, text, uses)
+                if not pieces.ended:
+                    gr.Info(text_for(language, "yayi_cut_off", tokens=pieces.tokens))
+                text, calls = split_answer(pieces.text)
+                for _ in loop.take(pieces.text):
+                    yield with_answer(messages, "", (*uses, ToolUse(calls, (), text)))
+            last = loop.conversation.turns[-1]
+            yield with_answer(messages, last.yayi, last.tool_uses) if last.yayi.strip() else messages
+            if loop.problem:
+                gr.Warning(text_for(language, PROBLEMS[loop.problem]))
+            elif not last.yayi.strip():
                 gr.Warning(text_for(language, "yayi_empty"))
-            if not pieces.ended:
-                gr.Info(text_for(language, "yayi_cut_off", tokens=pieces.tokens))
         except UserError as error:
             gr.Warning(text_for(language, "yayi_failed", error=error))
         except Exception as error:  # the page stays usable
@@ -80,19 +106,37 @@ def page_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
     return answer
 
 
-def page_feedback(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file: FeedbackFile) -> Heard:
+def growing(pieces: Iterable[str]) -> Iterator[str]:
+    """The text so far, as often as a browser can show it, and at the end."""
+    text, shown_at = "", 0.0
+    for piece in pieces:
+        text += piece
+        if time.monotonic() - shown_at > REFRESH_S:
+            shown_at = time.monotonic()
+            yield text
+    yield text
+
+
+def page_feedback(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    file: FeedbackFile,
+    tools: ToolFile | None = None,
+) -> Heard:
     """A function that appends to `file` what a person says about an answer."""
 
-    def heard(messages: Messages, system: str, max_new_tokens: float, label: bool | None) -> None:
+    def heard(messages: Messages, system: str, max_new_tokens: float, label: bool | None) -> int:
         """Append the dialogue up to its last message, the answer, as far as the model reads it.
 
-        label: whether it is a good one; None where the person has corrected it.
+        label: whether it is a good one; None where the person has corrected it. Returns how many calls of
+        tools no row can hold.
         """
-        dialogue = Dialogue()
-        human = follow(dialogue, messages[:-1], system)
-        read = dialogue.prompt(human, tokenizer, room_for_prompt(model, int(max_new_tokens))).conversation
-        turns = (*read.turns[:-1], Turn(human, text_of(messages[-1])))
-        file.add(Conversation(turns, read.system), label=label)
+        dialogue = Dialogue(tools=tools.declarations if tools else ())
+        human, room = follow(dialogue, messages[:-1], system), room_for_prompt(model, int(max_new_tokens))
+        uses = tool_uses_of(messages[-1])
+        read = dialogue.prompt(human, tokenizer, room, tool_uses=uses).conversation
+        answered = replace(read.turns[-1], yayi=text_of(messages[-1]))
+        return file.add(replace(read, turns=(*read.turns[:-1], answered)), label=label)
 
     return heard
 

@@ -18,7 +18,17 @@ from inference.answer_html import KATEX_DELIMITERS
 from inference.dialogue import Dialogue
 from inference.options import sampling_of
 from inference.web_answers import NUMBERS, Answerer, Heard, language_of, slider_value
-from inference.web_messages import Messages, kept, message, rating_of, shown, text_of, thumbs, with_question
+from inference.web_messages import (
+    Messages,
+    kept,
+    message,
+    rating_of,
+    shown,
+    text_of,
+    thumbs,
+    tool_uses_of,
+    with_question,
+)
 from inference.web_texts import TITLE, text_for
 from training.common.errors import UserError
 
@@ -220,7 +230,7 @@ def changer(heard: Heard | None) -> Callable[..., list[Any]]:
             return asked(with_question(before, text), identity, system)
         if text == text_of(as_it_was):
             return asked([*before, as_it_was, *after], identity, system)
-        corrected = [*before, message("assistant", text)]
+        corrected = [*before, message("assistant", text, tool_uses=tool_uses_of(as_it_was))]
         if heard:
             tell(heard, language_of(request), corrected, system, max_new_tokens, None)
         return asked([*corrected, *after], identity, system)
@@ -246,7 +256,8 @@ def rater(heard: Heard) -> Callable[..., list[Any]]:
         if rating and rating_of(messages[like.index]):
             gr.Warning(text_for(language_of(request), "yayi_rated"))
             return [with_thumbs(messages), kept(messages, identity, system)]
-        rated = message("assistant", text_of(messages[like.index]), rating)
+        liked = messages[like.index]
+        rated = message("assistant", text_of(liked), rating, tool_uses_of(liked))
         answered, after = [*messages[: like.index], rated], messages[like.index + 1 :]
         if rating and not tell(
             heard, language_of(request), answered, system, max_new_tokens, rating == "good"
@@ -267,11 +278,13 @@ def tell(
 ) -> bool:
     """Have feedback written, and say on the page whether it was. Returns that."""
     try:
-        heard(messages, system, slider_value("max_new_tokens", max_new_tokens, language), label)
+        left_out = heard(messages, system, slider_value("max_new_tokens", max_new_tokens, language), label)
     except UserError as error:
         gr.Warning(text_for(language, "yayi_not_written", error=error))
         return False
     gr.Info(text_for(language, "yayi_written"))
+    if left_out:
+        gr.Info(text_for(language, "yayi_calls_left_out", count=left_out))
     return True
 
 

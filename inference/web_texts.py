@@ -28,6 +28,18 @@ TEXTS = {
         "The model gave an empty answer; try again, or ask in other words",
         "模型的回答是空的；请重试，或换一种问法",
     ),
+    "yayi_goes_on": (
+        "The model goes on calling tools, and its last calls were not run",
+        "模型一直在调用工具，最后的调用没有执行",
+    ),
+    "yayi_results_too_long": (
+        "The results of the calls are longer than what the model can read",
+        "调用的结果过长，模型读不完",
+    ),
+    "yayi_calls_left_out": (
+        "Without {count} call(s) that no row can hold",
+        "其中 {count} 次无法写成数据行的调用没有写入",
+    ),
     "yayi_failed": ("The answer failed: {error}", "回答出错：{error}"),
     "yayi_no_number": ("{name} is not a number", "{name} 不是数字"),
     "yayi_written": ("Thank you; written into the feedback file", "谢谢，已写入反馈文件"),

@@ -1,5 +1,6 @@
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,19 +10,25 @@ from inference.dialogue import Dialogue, load_dialogue
 from tests.conftest import LEARNT_WITH_TOOLS, TOOLS, write_rows
 from training.common.errors import UserError
 from training.text import encoding
+from training.text.calls import call_text, declaration
 from training.text.conversation import Turn
 from training.text.encoding import encode_prompt
+from training.text.tokenizer import load_tokenizer
+from training.text.turns import ToolUse
 
 
 def length_of(dialogue: Dialogue, human: str, tokenizer) -> int:
     return len(Dialogue(dialogue.system, dialogue.turns).prompt(human, tokenizer, room=10_000).input_ids)
 
 
-def test_the_ids_of_a_prompt_are_those_of_encode_prompt(tokenizer) -> None:
-    """That holds while turns leave and are taken back, and while the system text changes."""
+def test_the_ids_of_a_prompt_are_those_of_encode_prompt(base: str) -> None:
+    """That holds while turns leave and are taken back, while the system text changes, and between calls."""
+    tokenizer = load_tokenizer(base, tools=True)
+    tools = (declaration({"name": "time"}),)
+    use = ToolUse(("{<|End|>",), ("<|Tool|>",), "a\n")
     chance = random.Random(0)
     texts = ["你是谁", "a\n", "\n b", "<|End|>", "List two fruits.\n\nred", "。" * 20]
-    dialogue = Dialogue()
+    dialogue = Dialogue(tools=tools)
     for _ in range(200):
         act = chance.random()
         if act < 0.1 and dialogue.turns:
@@ -31,13 +38,18 @@ def test_the_ids_of_a_prompt_are_those_of_encode_prompt(tokenizer) -> None:
         elif act < 0.2:
             dialogue.go_on_from(dialogue.turns[: len(dialogue.turns) // 2])
         human = chance.choice(texts)
-        prompt = dialogue.prompt(human, tokenizer, room=200)
-        assert prompt.conversation.turns == (*dialogue.turns[dialogue.left_out :], Turn(human))
+        uses = (use,) * chance.randint(0, 2)
+        prompt = dialogue.prompt(human, tokenizer, room=200, tool_uses=uses)
+        asked = Turn(human, tool_uses=uses)
+        assert prompt.conversation.turns == (*dialogue.turns[dialogue.left_out :], asked)
+        assert prompt.conversation.tools == tools
+        assert dialogue.fits(human, tokenizer, 200, uses)
         assert prompt.conversation.system == dialogue.system
         assert prompt.input_ids == encode_prompt(prompt.conversation, tokenizer)
         assert len(prompt.input_ids) <= 200
-        dialogue.add(Turn(human, chance.choice(texts)))
+        dialogue.add(replace(asked, yayi=chance.choice(texts)))
     assert dialogue.left_out > 0
+    assert not dialogue.fits("very long " * 500, tokenizer, 200, ())
 
 
 def test_each_turn_is_tokenized_once(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,12 +97,37 @@ def test_a_question_that_is_too_long_changes_nothing(tokenizer) -> None:
     assert len(dialogue.prompt("new", tokenizer, room).input_ids) == room
 
 
-def test_a_dialogue_with_tools_is_refused(tmp_path: Path) -> None:
+def test_a_dialogue_with_tools_is_refused_where_there_are_none(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "d.jsonl", [{"messages": LEARNT_WITH_TOOLS[0], "tools": TOOLS}])
-    with pytest.raises(
-        UserError, match=r"d\.jsonl:1: a dialogue with tools, and the chat knows no tools yet"
-    ):
+    with pytest.raises(UserError, match=r"d\.jsonl:1: a dialogue with tools; start the chat with --tools"):
         load_dialogue(Path(path))
+
+
+def test_calls_of_a_dialogue_that_no_row_can_hold_are_left_out_and_counted(tmp_path: Path) -> None:
+    tools = tuple(declaration(tool) for tool in TOOLS)
+    good, unknown = call_text("time", {}), call_text("date", {})
+    uses = (
+        ToolUse((good, '{"name": "ti', unknown), ("九点", "?", "??"), "看。"),
+        ToolUse((unknown,), ("!",)),
+    )
+    dialogue = Dialogue("短", (Turn("几点？", "九点。", tool_uses=uses),), tools)
+    assert dialogue.save(tmp_path / "d.jsonl") == 3
+    kept = replace(dialogue.turns[0], tool_uses=(ToolUse((good,), ("九点",), "看。"),))
+    loaded, waiting = load_dialogue(tmp_path / "d.jsonl", tools)
+    assert (loaded.system, loaded.turns, loaded.tools, waiting) == ("短", (kept,), tools, None)
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 6, 7])
+def test_a_dialogue_goes_on_from_wherever_its_file_ends(tmp_path: Path, length: int) -> None:
+    """A call without its result is asked for again; results are read, and the answer follows."""
+    messages = LEARNT_WITH_TOOLS[1][:length]
+    row = {"messages": messages, "tools": TOOLS}
+    dialogue, waiting = load_dialogue(Path(write_rows(tmp_path / "d.jsonl", [row])), ("{}",))
+    turn = waiting or dialogue.turns[-1]
+    assert [use.results for use in turn.tool_uses] == [("九点", "9"), ("十点",)][
+        : (length > 3) + (length > 5)
+    ]
+    assert (turn.yayi, len(dialogue.turns)) == (("十点了。", 1) if length == 7 else (None, 0))
 
 
 def test_the_home_of_a_user_who_does_not_exist_is_no_file() -> None:

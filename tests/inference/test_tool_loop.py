@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.tool_loop import REFUSED, TOO_MANY, ToolLoop, answer_with_tools
+from inference.tool_loop import GOES_ON, REFUSED, TOO_LONG, TOO_MANY, ToolLoop, answer_with_tools
 from inference.tool_process import ToolFile
 from training.text.calls import Call, answer_with_calls, call_text, declaration, error_text
 from training.text.conversation import Conversation, Turn
@@ -104,7 +104,7 @@ def test_a_model_that_goes_on_calling_is_told_to_answer_and_then_stopped(tools: 
     answer = answer_with_calls("再算。", [call(4), "no call"])
     rounds = 0
     while loop.is_open:
-        assert not loop.failed
+        assert not loop.problem
         list(loop.take(answer))
         rounds += 1
     results = [result for use in loop.conversation.turns[-1].tool_uses for result in use.results]
@@ -112,7 +112,7 @@ def test_a_model_that_goes_on_calling_is_told_to_answer_and_then_stopped(tools: 
     assert "not JSON" in results[1]
     assert results[3:] == [error_text(TOO_MANY)]
     assert rounds == 3
-    assert loop.failed
+    assert loop.problem == GOES_ON
     assert loop.conversation.turns[-1].yayi == "再算。"
 
     told = [*[answer_with_calls("", [call(4)])] * 2, "8"]
@@ -132,13 +132,18 @@ def test_results_that_the_model_cannot_read_are_replaced_the_longest_first(tools
     short = error_text("a result of 301 characters is too long")
     assert prompts[1].turns[-1].tool_uses[0].results[:3] == ("20", short, "200")
 
+    loop = ToolLoop(ASKED, tools, fits=lambda prompt: not prompt.turns[-1].tool_uses)
+    list(loop.take(answers[0]))
+    assert (loop.is_open, loop.problem, loop.conversation.turns[-1].yayi) == (False, TOO_LONG, "")
+
 
 def test_stopping_a_tool_is_a_result_and_closing_the_iterator_ends_it(tools: ToolFile) -> None:
     loop = ToolLoop(ASKED, tools)
     loop.stop()  # nothing runs
     said = answer_with_calls("", [call_text("sleep", {}), call(1)])
-    for _ in loop.take(said):
-        loop.stop()
+    for number, _ in enumerate(loop.take(said)):
+        if not number:
+            loop.stop()
     assert loop.conversation == with_uses(
         ToolUse((call_text("sleep", {}), call(1)), (error_text("stopped by the user"), "2"))
     )

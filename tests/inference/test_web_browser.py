@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,7 +32,9 @@ from tests.conftest import LEARNT, write_rows
 from tests.inference.test_web_page import options_of, said
 from tests.launching import Running, free_port, kill
 from training import trainer
+from training.text.calls import call_text
 from training.text.conversation import Conversation, Turn, from_row
+from training.text.turns import ToolUse
 
 REPORTER = from_row(LEARNT[3])
 HEADLINE, SHORTER = REPORTER.turns
@@ -268,11 +271,16 @@ $\\href{javascript:alert(5)}{i} \\includegraphics{http://elsewhere.invalid/j}$ a
 """
 
 
+# A call of a tool, which is folded on the page.
+TYPED_TAG = "<img src=x onerror=alert(1)>"
+USE = ToolUse((call_text("f", {"a": TYPED_TAG}),), (f"</pre>{TYPED_TAG}",))
+
+
 @pytest.mark.slow
 def test_in_a_browser_an_answer_does_nothing_and_is_copied_as_it_was_said(browser: Browser) -> None:
     def answer(messages: Messages, *_: object) -> Iterator[Messages]:
-        yield with_answer(messages, ANSWER[:150])
-        yield with_answer(messages, ANSWER)
+        yield with_answer(messages, ANSWER[:150], (replace(USE, results=()),))
+        yield with_answer(messages, ANSWER, (USE,))
 
     context = browser.new_context(
         locale="zh-CN",
@@ -305,6 +313,12 @@ def test_in_a_browser_an_answer_does_nothing_and_is_copied_as_it_was_said(browse
         for tag in ("script", "img", "iframe", "style", "a[href^=javascript]", "a[href^=data]", "[onerror]"):
             assert said.locator(tag).count() == 0
         assert said.locator("a").count() == 0
+        call, result = said.locator(".call summary"), said.locator(".call pre")
+        assert call.inner_text() == f'f {{"a": "{TYPED_TAG}"}}'
+        expect(result).to_be_hidden()
+        call.click()
+        expect(result).to_be_visible()
+        assert result.inner_text() == f"</pre>{TYPED_TAG}"
         assert page.evaluate("document.documentElement.scrollWidth") == 400  # nothing is wider than the page
 
         def copied_by(button: Locator) -> str:
