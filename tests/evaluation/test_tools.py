@@ -24,6 +24,7 @@ from evaluation.tool_scores import (
     judge_calls,
 )
 from tests.conftest import LEARNT, LEARNT_WITH_TOOLS, ROOT, TOOLS, write_rows
+from tests.test_readme import blocks
 from tests.tool_calls import hard_answers
 from training.common.errors import UserError
 from training.text.calls import answer_with_calls, call_text, declaration, read_call, split_answer
@@ -234,6 +235,15 @@ def test_the_sample_questions_are_right_by_the_functions_that_they_are_asked_wit
         assert any(len(question.expected) > 1 for question in several)
         assert sum(not question.expected for question in several) >= 7
     assert len(trained_on) == 50
+
+
+def test_the_questions_on_the_page_are_questions(tmp_path: Path) -> None:
+    (block,) = blocks((ROOT / "docs" / "tools.md").read_text("utf-8"), "json")
+    path = write_rows(tmp_path / "q.jsonl", list(map(json.loads, block.splitlines())))
+    offered = read_tool_questions(str(TRAINING_SAMPLE))[0].conversation.tools
+    two_calls, none = read_tool_questions(path, offered)
+    assert [call.arguments for call in two_calls.expected] == [{"currency": "日元"}, {"currency": "港元"}]
+    assert (two_calls.held, none.expected, none.held) == (("0.048", "0.91"), [], ())
 
 
 @pytest.fixture
