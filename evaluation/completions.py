@@ -7,7 +7,7 @@
 """
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 # Statuses that may pass: a time-out, a conflict, too many requests; and all from 500.
 PASSING_STATUSES = (408, 409, 425, 429)
@@ -27,6 +27,14 @@ CUT_OFF = ("length", "max_tokens")
 
 # The most characters of a server's message that are shown.
 MESSAGE_LENGTH = 200
+
+
+class Completion(NamedTuple):
+    """What a model said: its text, whether it ended by itself, and its calls of tools, as they were sent."""
+
+    answer: str
+    ended: bool
+    tool_calls: list[Any]
 
 
 class RefusedQuestion(Exception):
@@ -49,8 +57,8 @@ class UnusableEndpoint(Exception):
     """The key, the model or the URL is wrong, or nobody is there: no question will be answered."""
 
 
-def read_completion(body: str) -> dict[str, Any]:
-    """{"answer", "ended"} of a response with the status 200, and "tool_call" where it is only one.
+def read_completion(body: str) -> Completion:
+    """What a response with the status 200 says.
 
     Raises RefusedQuestion, FailedRequest or UnusableEndpoint for a body that is no answer.
     """
@@ -68,7 +76,9 @@ def read_completion(body: str) -> dict[str, Any]:
         choice = completion["choices"][0]
         message = choice["message"]
         answer, refusal = _text_of(message.get("content")), message.get("refusal")
-        calls_tool = bool(message.get("tool_calls") or message.get("function_call"))
+        tool_calls = [*(message.get("tool_calls") or ())]
+        if not tool_calls and (older_form := message.get("function_call")):
+            tool_calls = [{"type": "function", "function": older_form}]
     except (LookupError, TypeError, AttributeError):
         raise FailedRequest(
             f"neither an answer nor an error: {_in_unicode(body.strip())[:MESSAGE_LENGTH]}"
@@ -78,8 +88,7 @@ def read_completion(body: str) -> dict[str, Any]:
         raise RefusedQuestion("content filter")
     if refusal and not answer:
         raise RefusedQuestion(_in_unicode(str(refusal))[:MESSAGE_LENGTH])
-    entry = {"answer": answer, "ended": reason not in CUT_OFF}
-    return entry | {"tool_call": True} if calls_tool and not answer else entry
+    return Completion(answer, reason not in CUT_OFF, tool_calls)
 
 
 def failure_of(status: int, body: str, wait_s: float = 0) -> Exception:

@@ -10,12 +10,13 @@ import os
 import re
 import time
 import urllib.parse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
 from evaluation.completions import (
+    Completion,
     FailedRequest,
     RefusedQuestion,
     UnusableEndpoint,
@@ -65,10 +66,40 @@ def check_endpoint(url: str) -> str:
     return key
 
 
+class EndpointQuestion(Protocol):
+    """A question for a server, which may take several requests."""
+
+    @property
+    def text(self) -> str:
+        """What is asked, for messages about it."""
+        ...
+
+    def request(self) -> dict[str, Any]:
+        """What the next request has beside the model and how to sample: "messages", for one."""
+        ...
+
+    async def take(self, completion: Completion) -> dict[str, Any] | None:
+        """The entry for the journal, without its row, or None where there is another request to send."""
+        ...
+
+
+class PlainQuestion(NamedTuple):
+    """A question that is answered at once."""
+
+    text: str
+
+    def request(self) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": self.text}]}
+
+    async def take(self, completion: Completion) -> dict[str, Any]:
+        entry = {"answer": completion.answer, "ended": completion.ended}
+        return entry | {"tool_call": True} if completion.tool_calls and not completion.answer else entry
+
+
 def ask_endpoint(
     url: str,
     request: dict[str, Any],
-    questions: dict[int, str],
+    questions: Mapping[int, EndpointQuestion],
     journal: Journal,
     *,
     total: int,
@@ -77,10 +108,10 @@ def ask_endpoint(
 ) -> None:
     """Ask the questions, and keep in `journal` an entry for each, as it comes.
 
-    request: "model" and how to sample, as the endpoint takes it. questions: the text of each row that is
+    request: "model" and how to sample, as the endpoint takes it. questions: that of each row that is
     asked; total: the number of all rows. timeout_s: the longest wait for the first byte of an answer, and
-    between two of them. An entry is {"row", "answer", "ended"}, with "tool_call" where the answer is only
-    one, and with the reason as "refused" or "failed" where there is no answer.
+    between two of them. An entry has "row" and what the question makes of an answer; where there is none,
+    it is {"row", "answer", "ended"}, with the reason as "refused" or "failed".
 
     Raises UserError for a server that cannot be reached or answers nothing.
     """
@@ -119,7 +150,7 @@ class _EndpointRun:
         self.bar.clear()
         say(line, on_stderr=True)
 
-    async def ask_all(self, questions: dict[int, str], at_a_time: int) -> None:
+    async def ask_all(self, questions: Mapping[int, EndpointQuestion], at_a_time: int) -> None:
         """Ask the questions, `at_a_time` of them at once. Raises UnusableEndpoint."""
         import openai  # takes seconds, which a model that is loaded here does without
 
@@ -143,40 +174,46 @@ class _EndpointRun:
             raise UnusableEndpoint(self.failed[0]["failed"])
         self.keep(self.failed)
 
-    async def ask(self, client: Any, row: int, question: str) -> None:
+    async def ask(self, client: Any, row: int, question: EndpointQuestion) -> None:
         """Ask one question until there is an answer, a refusal, or no hope. Raises UnusableEndpoint."""
-        wait_s = FIRST_WAIT_S
         no_answer = {"row": row, "answer": "", "ended": False}
-        for retries_left in range(RETRIES, -1, -1):
-            try:
-                entry = {"row": row} | await self.send(client, question)
-            except RefusedQuestion as refusal:
-                entry = no_answer | {"refused": str(refusal)}
-                self.tell(f"{question[:40]!r} is refused ({refusal})")
-            except FailedRequest as failure:
-                if retries_left:
-                    await asyncio.sleep(min(max(wait_s, failure.wait_s), self.timeout_s))
-                    wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-                    continue
-                if failure.nobody_is_there:
-                    raise UnusableEndpoint(str(failure)) from None
-                self.failed.append(no_answer | {"failed": str(failure)})
-                if len(self.failed) >= FAILURES_IN_A_ROW:
-                    raise UnusableEndpoint(str(failure)) from None
-                self.tell(f"{question[:40]!r} has no answer ({failure})")
-                return
-            self.keep([*self.failed, entry])
-            self.failed.clear()
+        try:
+            while (taken := await question.take(await self.complete(client, question.request()))) is None:
+                pass
+            entry = {"row": row} | taken
+        except RefusedQuestion as refusal:
+            entry = no_answer | {"refused": str(refusal)}
+            self.tell(f"{question.text[:40]!r} is refused ({refusal})")
+        except FailedRequest as failure:
+            self.failed.append(no_answer | {"failed": str(failure)})
+            if failure.nobody_is_there or len(self.failed) >= FAILURES_IN_A_ROW:
+                raise UnusableEndpoint(str(failure)) from None
+            self.tell(f"{question.text[:40]!r} has no answer ({failure})")
             return
+        self.keep([*self.failed, entry])
+        self.failed.clear()
 
-    async def send(self, client: Any, question: str) -> dict[str, Any]:
-        """The entry of an answer. Raises RefusedQuestion, FailedRequest or UnusableEndpoint."""
+    async def complete(self, client: Any, question: dict[str, Any]) -> Completion:
+        """The answer to one request, which is sent again while that may help.
+
+        Raises RefusedQuestion, FailedRequest or UnusableEndpoint.
+        """
+        wait_s = FIRST_WAIT_S
+        for _ in range(RETRIES):
+            try:
+                return await self.send(client, question)
+            except FailedRequest as failure:
+                await asyncio.sleep(min(max(wait_s, failure.wait_s), self.timeout_s))
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        return await self.send(client, question)
+
+    async def send(self, client: Any, question: dict[str, Any]) -> Completion:
+        """The answer to a request. Raises RefusedQuestion, FailedRequest or UnusableEndpoint."""
         import openai
 
-        messages = [{"role": "user", "content": question}]
         sent = dict(self.request)
         try:
-            raw = await client.chat.completions.with_raw_response.create(messages=messages, **sent)
+            raw = await client.chat.completions.with_raw_response.create(**question, **sent)
             return read_completion(raw.http_response.text)
         except openai.APIStatusError as error:
             response = error.response

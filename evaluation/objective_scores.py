@@ -191,9 +191,9 @@ def objective_report(result: dict[str, Any]) -> str:
     def line(name: str, figure: Callable[[dict[str, Any]], str]) -> list[str]:
         return [name, *map(figure, ways.values())]
 
-    rows = [line("all", lambda way: _accuracy_text(way["overall"]))]
+    rows = [line("all", lambda way: accuracy_text(way["overall"]))]
     for name in ways[GENERATED]["categories"]:
-        rows.append(line(name, lambda way, name=name: _accuracy_text(way["categories"][name])))
+        rows.append(line(name, lambda way, name=name: accuracy_text(way["categories"][name])))
     text = markdown(["accuracy, 95 % interval", *ways], rows)
     text += f"\n{result['unread']:.1%} of the generated answers could not be read, "
     text += f"{result['cut_off']:.1%} were cut off.\n"
@@ -202,7 +202,7 @@ def objective_report(result: dict[str, Any]) -> str:
     rows = []
     for turn in range(len(ways[GENERATED]["rotations"])):
         rows.append(
-            line(f"options rotated by {turn}", lambda way, turn=turn: _accuracy_text(way["rotations"][turn]))
+            line(f"options rotated by {turn}", lambda way, turn=turn: accuracy_text(way["rotations"][turn]))
         )
     for name in ways[GENERATED]["letters"]:
         rows.append(line(f"{name} is chosen", lambda way, name=name: f"{way['letters'][name]:.1%}"))
@@ -211,7 +211,8 @@ def objective_report(result: dict[str, Any]) -> str:
     return text + markdown(["", *ways], rows)
 
 
-def _accuracy_text(figure: dict[str, Any] | None) -> str:
+def accuracy_text(figure: dict[str, Any] | None) -> str:
+    """A figure of `accuracy` as a cell of a table, or a dash where there is none."""
     if figure is None:
         return "–"
     low, high = figure["interval"]

@@ -18,6 +18,7 @@ from evaluation.picture import draw
 from evaluation.published import inconsistencies, read_published
 from evaluation.ranking import ratings_report
 from evaluation.tables import MODEL, RANK, markdown, mean, rank, scores
+from evaluation.tool_scores import tool_report, tool_table
 from inference.resumable import write_output
 from training.common.command_line import UserPath
 from training.common.console import say
@@ -32,6 +33,7 @@ RESULT_FILE, REPORT, PICTURE = "result.json", "evaluation.md", "evaluation.png"
 KINDS = {
     "objective": (objective_report, "Objective questions"),
     "subjective": (ratings_report, "Ratings"),
+    "tools": (tool_report, "Calls of tools"),
     "perplexity": (lambda result: perplexity_report([result]), "Held-out loss"),
 }
 
@@ -100,6 +102,8 @@ def _tables_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     """A result's scores in the shape of the published tables; a held-out loss has none."""
     if result["kind"] == "objective":
         return [objective_table(result)]
+    if result["kind"] == "tools":
+        return [tool_table(result)]
     return result["tables"] if result["kind"] == "subjective" else []
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import click
 import numpy as np
 
-from evaluation.endpoint import ask_endpoint, check_endpoint
+from evaluation.endpoint import PlainQuestion, ask_endpoint, check_endpoint
 from evaluation.output import check_no_model
 from evaluation.ranking import agreement, ratings_report, score_tables
 from evaluation.ratings import KEY, read_sheets, write_sheets
@@ -132,11 +132,11 @@ def collect(options: SimpleNamespace) -> None:
         )
         rest = [row for row in range(len(questions)) if row not in journal.answers]
         if rest and options.endpoint:
-            texts = {row: questions[row].question for row in rest}
+            plain = {row: PlainQuestion(questions[row].question) for row in rest}
             ask_endpoint(
                 options.endpoint,
                 request_of(options),
-                texts,
+                plain,
                 journal,
                 total=len(questions),
                 at_a_time=options.batch_size,

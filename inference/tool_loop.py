@@ -7,9 +7,10 @@ answered.turns[-1]                                         Turn(human, yayi, too
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Protocol
 
-from inference.tool_process import ToolFile
 from training.text.calls import Call, error_text, json_text, read_call, split_answer
 from training.text.turns import Conversation, ToolUse
 
@@ -28,6 +29,24 @@ TOO_LONG = "the results of the calls are longer than what the model can read"
 TOO_MANY = "no more calls can be made for this question, and this one was not; answer it"
 
 
+class RunningCall(Protocol):
+    """A call of a tool, such as a `ToolProcess`."""
+
+    def is_running(self, patience_s: float) -> bool: ...
+
+    def stop(self) -> None: ...
+
+    def result(self) -> str: ...
+
+
+class Tools(Protocol):
+    """What reads and runs calls: a `ToolFile`, or what has their results already."""
+
+    def read(self, text: str) -> Call: ...
+
+    def start(self, call: Call) -> AbstractContextManager[RunningCall]: ...
+
+
 class ToolLoop:
     """A question that is being answered.
 
@@ -39,7 +58,7 @@ class ToolLoop:
     def __init__(
         self,
         prompt: Conversation,
-        tools: ToolFile | None,
+        tools: Tools | None,
         *,
         allow: Callable[[Call], bool] = lambda call: True,
         fits: Callable[[Conversation], bool] = lambda prompt: True,
@@ -122,7 +141,7 @@ class ToolLoop:
 def answer_with_tools(
     prompt: Conversation,
     generate: Callable[[Conversation], str],
-    tools: ToolFile,
+    tools: Tools,
     *,
     allow: Callable[[Call], bool] = lambda call: True,
     fits: Callable[[Conversation], bool] = lambda prompt: True,

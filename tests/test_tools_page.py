@@ -16,7 +16,7 @@ CHINESE = (ROOT / "docs" / "zh" / "tools.md").read_text("utf-8")
 
 
 def test_both_pages_show_the_same_blocks_and_words_of_code() -> None:
-    for kind in ("bash", "python", "text"):
+    for kind in ("bash", "python", "text", "json"):
         assert blocks(ENGLISH, kind) == blocks(CHINESE, kind)
         assert blocks(ENGLISH, kind)
     for shown in (r"^(#+) ", r"--[a-z-]+", r"`[^`\n]+`"):

@@ -6,6 +6,7 @@ import pytest
 
 from evaluation.completions import (
     IS_NO_API,
+    Completion,
     FailedRequest,
     RefusedQuestion,
     UnusableEndpoint,
@@ -45,5 +46,5 @@ def test_a_page_speaks_of_the_url_only_where_the_url_can_be_at_fault() -> None:
 
 def test_an_emoji_that_was_cut_in_two_can_be_written() -> None:
     body = json.dumps({"choices": [{"message": {"content": "好\ud83d"}, "finish_reason": "length"}]})
-    assert read_completion(body) == {"answer": "好?", "ended": False}
+    assert read_completion(body) == Completion("好?", ended=False, tool_calls=[])
     assert str(failure_of(500, json.dumps({"error": "\ud83d"}))) == "500: ?"

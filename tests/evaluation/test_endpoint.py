@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import endpoint, subjective
-from tests.conftest import ROOT, write_rows
+from evaluation import endpoint, subjective, tools
+from tests.conftest import HARD_ARGUMENTS, LEARNT_WITH_TOOLS, ROOT, TOOLS, write_rows
+from training.text.calls import answer_with_calls, call_text
 
 QUESTIONS = [{"domain": "媒体领域", "question": f"第{number}题？"} for number in range(3)]
 ANSWERED = {"role": "assistant", "content": "好。"}
@@ -346,6 +348,66 @@ def test_a_key_or_a_url_that_cannot_be_sent_is_said_before_anything_is_asked(
     assert message in err
     assert server.requests == []
     assert list(tmp_path.iterdir()) == [tmp_path / "questions.jsonl"]
+
+
+def test_a_question_for_tools_takes_a_request_for_each_answer(
+    outcome, server: Server, tmp_path: Path, monkeypatch
+) -> None:
+    """Calls come without arguments, with broken ones, or as text; the server is busy, or refuses them."""
+    monkeypatch.setattr(endpoint, "FIRST_WAIT_S", 0.01)
+    weather, two = LEARNT_WITH_TOOLS[:2]
+
+    def calling(*calls: tuple[str, str | None]) -> tuple[int, bytes]:
+        sent = [{"id": "x", "type": "function", "function": {"name": n, "arguments": a}} for n, a in calls]
+        return 200, completion({"content": None, "tool_calls": sent}, "tool_calls")
+
+    def asked(number: int, dialogue: list[dict]) -> list[dict]:
+        return [dialogue[0] | {"content": f"第{number}题"}, *dialogue[1:]]
+
+    arguments = json.dumps(HARD_ARGUMENTS)
+    text = answer_with_calls("", [call_text("天气", HARD_ARGUMENTS)])
+    server.plan = {
+        "第0题": [calling(("天气", arguments)), (503, b"busy"), (200, completion({"content": "是21度"}))],
+        "第1题": [
+            calling(("time", ""), ("天气", '{"城": "x"}')),
+            calling(("time", "{}")),
+            (200, completion({"content": "十点"})),
+        ],
+        "第2题": [(200, completion({"content": text})), (200, completion({"content": "二十一度"}))],
+        "第3题": [calling(("天气", "{")), (200, completion({"content": "21"}))],
+        "第4题": [calling(("天气", "{}")), (200, completion({"content": "21"}))],
+        "第5题": [(400, error("no tools here"))],
+        "第6题": [calling(("天气", arguments)), (200, completion({"content": "21"}, "length"))],
+    }
+    dialogues = [asked(0, weather), asked(1, two), *(asked(number, weather) for number in range(2, 7))]
+    rows = [{"messages": messages, "tools": TOOLS} for messages in dialogues]
+    files = f"--questions {write_rows(tmp_path / 'q.jsonl', rows)} --output {tmp_path / 'out'}"
+    how = f"--endpoint {server.url} --model org/other --batch-size 3"
+    status, out, err = outcome(tools.main, f"{how} {files}")
+    assert status == 0, err
+    assert "'第5题' is refused (400: no tools here)" in err
+    assert "1 questions refused, of which nothing counts as right." in out
+    judged = rows_in(tmp_path / "out")
+    is_right = [list(row["is_right"].values()) for row in judged]
+    assert is_right == [
+        [True, True, True, True, True],
+        [True, True, True, True, True],
+        [True, True, True, False, False],
+        [True, False, False, False, False],
+        [True, True, False, True, False],
+        [False, False, False, False, False],
+        [True, True, True, True, True],
+    ]
+    assert judged[4]["results"] == ['{"error": "this call has no result"}']
+    assert [row["ended"] for row in judged] == [True, True, True, True, True, False, False]
+    # What is sent after the calls is the dialogue as the row has it.
+    of_second = [request for request in server.requests if request["messages"][0]["content"] == "第1题"]
+    sent = [message | {"content": message["content"] or ""} for message in of_second[-1]["messages"]]
+    assert sent == json.loads(re.sub(r'"c(\d)"', r'"call_\1"', json.dumps(dialogues[1][:-1])))
+    greedy = {"model": "org/other", "temperature": 0, "frequency_penalty": 0, "max_tokens": 256}
+    for request in server.requests:
+        del request["messages"]
+        assert request == greedy | {"tools": TOOLS}
 
 
 @pytest.mark.slow

@@ -10,12 +10,13 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from evaluation import objective, perplexity, picture, report, subjective
+from evaluation import objective, perplexity, picture, report, subjective, tools
 from evaluation.objective_scores import GENERATED, GUESSED, objective_figures
 from evaluation.output import check_no_model
 from evaluation.published import inconsistencies, read_published, sizes_of
 from evaluation.ranking import score_tables
 from evaluation.ratings import Item, Ratings
+from evaluation.tool_scores import MEASURES, tool_figures
 from tests.conftest import ROOT, write_rows
 from training.common.errors import UserError
 
@@ -160,6 +161,26 @@ def ratings_result() -> dict:
     return {"kind": "subjective", "raters": 3, "alpha": 1.0, "tables": score_tables(Ratings(items, scores))}
 
 
+def tools_result() -> dict:
+    """Two questions that take a call, of one domain, and one that takes none."""
+    called, right_tool, right_arguments, none, holds, whole = MEASURES
+    rights = [
+        {called: True, right_tool: True, right_arguments: True, holds: True, whole: True},
+        {called: True, right_tool: True, right_arguments: False, whole: False},
+        {none: False, whole: False},
+    ]
+    judged = [
+        {
+            "domain": "金融" if called in is_right else "",
+            "expected": [{"name": "f|g"}] if called in is_right else [],
+            "ended": True,
+            "is_right": is_right,
+        }
+        for is_right in rights
+    ]
+    return {"kind": "tools", "model": "甲", "questions": "d/q.jsonl"} | tool_figures(judged)
+
+
 @pytest.mark.usefixtures("has_chinese_font", "quick_picture")
 def test_new_scores_stand_beside_the_published_ones(outcome, tmp_path: Path) -> None:
     write_result(
@@ -168,9 +189,10 @@ def test_new_scores_stand_beside_the_published_ones(outcome, tmp_path: Path) -> 
     write_result(tmp_path / "other", objective_result("乙", ["历史", "语文"]))
     write_result(tmp_path / "sheets", ratings_result())
     write_result(tmp_path / "loss", PERPLEXITY)
+    write_result(tmp_path / "calls", tools_result())
     status, _, err = outcome(report.main, str(tmp_path))
     assert status == 0
-    assert "4 results beside the published ones" in err
+    assert "5 results beside the published ones" in err
     document = (tmp_path / "evaluation.md").read_text("utf-8")
     beside = tables_in(document[document.index("## Beside the published results") :])
     # Two of two and none of one; the interval is Wilson's of 2 of 3.
@@ -193,6 +215,16 @@ def test_new_scores_stand_beside_the_published_ones(outcome, tmp_path: Path) -> 
         ["checkpoints/甲", "2", "2.00 [2.00, 2.00]"],
     ]
     assert "| 金融风控领域任务 | 甲 | 2 | 1,234 | 1.5000 | 4.4817 | 1.0000 |" in document
+    # Wilson's intervals of 2 and 1 of 2, 0 and 1 of 1, and 1 of 3.
+    both, one, none = "100.0% [34.2%, 100.0%] of 2", "50.0% [9.5%, 90.5%] of 2", "0.0% [0.0%, 79.3%] of 1"
+    held = "100.0% [20.7%, 100.0%] of 1"
+    assert measured["Calls of tools: calls, 甲, d/q.jsonl"] == [
+        ["share of questions, 95 % interval", *MEASURES],
+        ["all", both, both, one, none, held, "33.3% [6.1%, 79.2%] of 3"],
+        ["金融", both, both, one, "–", held, one],
+        ["`f\\|g`", both, both, one, "–", held, one],
+    ]
+    assert "\n3 questions; 0.0% of the answers were cut off.\n" in document
 
 
 def test_the_picture_has_a_panel_for_each_table_and_a_radar_for_categories(
@@ -204,12 +236,15 @@ def test_the_picture_has_a_panel_for_each_table_and_a_radar_for_categories(
         picture.Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.touch())
     )
     results = {"here": objective_result("ChatGPT", ["知识题", "文学题"]), "sheets": ratings_result()}
+    results["calls"] = tools_result()
     tables = report.beside_published(results)
     picture.draw(tables, tmp_path / "evaluation.png")
     (figure,) = drawn
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
-    assert list(panels) == [*printed(), "新领域"]
-    assert sum(axes.name == "polar" for axes in figure.axes) == 2
+    assert list(panels) == [*printed(), "新领域", "工具调用 q.jsonl"]
+    assert sum(axes.name == "polar" for axes in figure.axes) == 3
+    (called,) = panels["工具调用 q.jsonl"].patches
+    assert called.get_width() == pytest.approx(1 / 3)
     bars = panels["基础能力-客观题"]
     assert len(bars.patches) == 9
     assert [label.get_text() for label in bars.get_yticklabels()].count("ChatGPT") == 2
@@ -259,6 +294,7 @@ def test_no_command_writes_into_the_directory_of_a_model_or_a_run(
     commands = [
         (objective.main, f"--model m --questions {rows} --output {output}"),
         (perplexity.main, f"--model m --data-path {rows} --output {output}"),
+        (tools.main, f"--model m --questions {rows} --output {output}"),
         (subjective.main, f"ask --model m --questions {rows} --output {output / 'a.jsonl'}"),
         (subjective.main, f"sheets --answers {rows} --output {output}"),
     ]

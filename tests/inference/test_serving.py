@@ -22,8 +22,9 @@ from transformers import (
     pipeline,
 )
 
+from evaluation import tools
 from inference.generation import load, reply
-from tests.conftest import LEARNT, LEARNT_WITH_TOOLS, TOOLS
+from tests.conftest import LEARNT, LEARNT_WITH_TOOLS, TOOLS, write_rows
 from tests.inference.prompts import TYPED, Messages, messages_of
 from tests.launching import Running, free_port, kill, run
 from training.consts import END, HUMAN, SYSTEM, YAYI
@@ -256,6 +257,20 @@ def test_the_server_finds_the_calls_of_a_model_that_was_taught_tools(
             assert found == [call | {"arguments": json.loads(call["arguments"])} for call in taught]
             assert said == message["content"]
             sent.append(message)
+
+
+def test_evaluation_asks_the_server_for_calls(
+    outcome, server: tuple[Running, str], tuned_with_tools: str, tmp_path: Path
+) -> None:
+    rows = [{"messages": messages, "tools": TOOLS} for messages in LEARNT_WITH_TOOLS]
+    files = f"--questions {write_rows(tmp_path / 'questions.jsonl', rows)} --output {tmp_path / 'out'}"
+    how = f"--model {tuned_with_tools} --endpoint {server[1]}/v1"
+    status, _, err = outcome(tools.main, f"{how} {files}")
+    assert status == 0, err
+    figures = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["all"].values()
+    assert [(figure["right"], figure["asked"]) for figure in figures] == [
+        (2, 2), (2, 2), (2, 2), (1, 1), (2, 2), (3, 3),
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
