@@ -2,14 +2,16 @@
 
 import re
 import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import BloomConfig
+from transformers import Qwen2Config
 
 from tests.commands.test_plan import BLOOMZ
 from tests.conftest import MULTI_TURN, SINGLE_TURN
-from tests.pages import README, blocks, headings, prose, tables, text_of
+from tests.pages import README, blocks, headings, prose, shell_lines, tables, text_of
 from training import plan
 
 ENGLISH, CHINESE = (text_of(page) for page in README)
@@ -56,26 +58,49 @@ def test_the_reader_learns_where_a_row_format_goes() -> None:
     assert "`FORMATS` in [training/text/formats.py](training/text/formats.py)" in ENGLISH
 
 
+# Qwen2.5-14B
+QWEN = Qwen2Config(
+    vocab_size=152_064, hidden_size=5120, intermediate_size=13_824, num_hidden_layers=48,
+    num_attention_heads=40, num_key_value_heads=8, tie_word_embeddings=False,
+)  # fmt: skip
+
+
 @pytest.fixture
-def bloomz(base: str, tmp_path: Path) -> str:
-    """The sizes of bloomz-7b1-mt, with a small tokenizer and without weights."""
-    for file in Path(base).glob("*token*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    BLOOMZ.save_pretrained(tmp_path)
-    return str(tmp_path)
+def planned(base: str, tmp_path: Path, outcome) -> Callable[[str], list[str]]:
+    """What `training.plan` says to a command line: what to take, GB of a card, of the host, of a checkpoint.
+
+    The models are their sizes, with a small tokenizer and without weights.
+    """
+    sizes = {"bigscience/bloomz-7b1-mt": BLOOMZ, "Qwen/Qwen2.5-14B": QWEN}
+    for name, config in sizes.items():
+        directory = tmp_path / name
+        directory.mkdir(parents=True)
+        for file in Path(base).glob("*token*"):
+            shutil.copy(file, directory)
+        config.save_pretrained(directory)
+
+    def run(command: str) -> list[str]:
+        status, out, err = outcome(plan.main, command.replace("--input-model ", f"--input-model {tmp_path}/"))
+        assert (status, err) == (0, "")
+        taken, way, host = re.search(r"^take: (.*) \((.*); ([\d.]+) GB of host memory\)$", out, re.M).groups()
+        *_, on_card, fits, _, checkpoint = re.search(rf"^{re.escape(way)} .*$", out, re.M)[0].split()
+        assert fits == "fits"
+        return [taken, on_card, host, checkpoint]
+
+    return run
 
 
-def table_of_cards(text: str) -> list[list[str]]:
-    section = text.split("<!-- begin: cards -->")[1].split("<!-- end: cards -->")[0]
+def rows_between(text: str, name: str) -> list[list[str]]:
+    section = text.split(f"<!-- begin: {name} -->")[1].split(f"<!-- end: {name} -->")[0]
     ((_, *rows),) = tables(section)
     return rows
 
 
 @pytest.mark.slow
-def test_the_table_of_cards_is_what_the_plan_says(bloomz: str, outcome) -> None:
-    talk, *rows = table_of_cards(ENGLISH)
+def test_the_table_of_cards_is_what_the_plan_says(planned: Callable[[str], list[str]]) -> None:
+    talk, *rows = rows_between(ENGLISH, "cards")
     assert talk[3] == "20"  # the original authors' figure
-    in_chinese = table_of_cards(CHINESE)
+    in_chinese = rows_between(CHINESE, "cards")
     assert [[row[1], *row[3:]] for row in (talk, *rows)] == [[row[1], *row[3:]] for row in in_chinese]
     assert len(rows) == 5
     options = ""
@@ -86,18 +111,26 @@ def test_the_table_of_cards_is_what_the_plan_says(bloomz: str, outcome) -> None:
         else:
             options = written if written.startswith("--") else ""
         count, size = re.fullmatch(r"(\d+) x (\d+) GB", cards).groups()
-        command = f"--input-model {bloomz} --num-gpus {count} --gpu-memory {size} {options}"
-        status, out, err = outcome(plan.main, command)
-        assert (status, err) == (0, "")
-        taken, way, host = re.search(r"^take: (.*) \((.*); ([\d.]+) GB of host memory\)$", out, re.M).groups()
-        figures = re.search(rf"^{re.escape(way)} .*$", out, re.M)[0].split()
-        assert (figures[-4], host) == (on_card, on_host), command
+        command = f"--input-model bigscience/bloomz-7b1-mt --num-gpus {count} --gpu-memory {size} {options}"
+        taken, *figures, _ = planned(command)
+        assert figures == [on_card, on_host], command
         assert options or written in taken
 
 
+@pytest.mark.slow
+def test_the_table_of_the_hardware_page_is_what_its_commands_say(
+    planned: Callable[[str], list[str]],
+) -> None:
+    page = text_of("docs/hardware.md")
+    commands = [line for line in shell_lines(page) if line.startswith("python -m training.plan ")]
+    rows, in_chinese = (rows_between(text, "plan") for text in (page, text_of("docs/zh/hardware.md")))
+    assert [row[3:] for row in rows] == [row[3:] for row in in_chinese]
+    for command, row in zip(commands, rows, strict=True):
+        assert planned(command.partition("training.plan ")[2])[1:] == row[4:], command
+
+
 def test_what_the_pages_say_of_talking_is_the_plans_count_of_weights() -> None:
-    config = BloomConfig(**BLOOMZ.to_dict())
-    cache = 2 * 2 * config.num_hidden_layers * config.hidden_size  # keys and values in 2 bytes each
+    cache = 2 * 2 * BLOOMZ.num_hidden_layers * BLOOMZ.hidden_size  # keys and values in 2 bytes each
     page = text_of("docs/inference.md")
     assert "7,069 million parameters are 14.1 GB" in page
     assert f"{cache / 1e6:.2f} MB a token" in page
