@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2Config
 
+from tests import walk_readme
 from tests.commands.test_plan import BLOOMZ
 from tests.conftest import MULTI_TURN, SINGLE_TURN
 from tests.pages import README, blocks, headings, prose, shell_lines, tables, text_of
@@ -169,3 +170,21 @@ def test_the_arguments_of_the_originals_command_are_all_there() -> None:
     )
     assert shlex.join(given).endswith(end)
     assert [level for level, _ in headings(ENGLISH)].count(1) == 1
+
+
+def test_few_blocks_are_not_run_as_they_stand_each_with_a_reason() -> None:
+    shown = blocks(ENGLISH, "bash")
+    assert len(walk_readme.SPECIAL) <= 5
+    for special in walk_readme.SPECIAL:
+        assert sum(special.shows in block for block in shown) == 1
+        assert special.reason.endswith(".")
+        assert bool(special.instead) != bool(special.asks)
+    for replaced in walk_readme.REPLACED:
+        assert replaced in "".join(shown)
+    assert [block for block, _ in walk_readme.steps(ENGLISH)] == shown
+    assert sum(text != "" for _, text in walk_readme.steps(ENGLISH)) == 1
+
+
+def test_ci_walks_through_the_page() -> None:
+    assert "bash scripts/walk_readme.sh" in text_of("scripts/test.sh")
+    assert "python -m tests.walk_readme" in text_of("scripts/walk_readme.sh")
