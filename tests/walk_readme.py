@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -98,16 +99,17 @@ def special(block: str) -> Special | None:
 def run_block(block: str, directory: Path) -> str:
     """What a block prints. Raises CalledProcessError unless it ends with status 0."""
     command = ["bash", "-euo", "pipefail", "-c", block]
-    with subprocess.Popen(
-        command, cwd=directory, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace",
-    ) as process:  # fmt: skip
-        process.stdin.write(TYPED)
-        process.stdin.close()
-        printed = []
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            printed.append(line)
+    printed = []
+    with tempfile.TemporaryFile("w+") as typed:  # a block may end without reading what is typed
+        typed.write(TYPED)
+        typed.seek(0)
+        with subprocess.Popen(
+            command, cwd=directory, env=environment(), stdin=typed, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace",
+        ) as process:  # fmt: skip
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                printed.append(line)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return "".join(printed)
