@@ -1,15 +1,13 @@
 """The page about data, in both languages: its commands run, its rows are rows, no kind of file is missing."""
 
 import json
-import re
 import shlex
 from pathlib import Path
 
 import openpyxl
 import pytest
 
-from tests.conftest import ROOT
-from tests.test_readme import assert_parses, blocks
+from tests.pages import blocks, text_of
 from training import check, convert
 from training.common.columns import PARTS
 from training.data.faq import read_faq
@@ -17,28 +15,13 @@ from training.data.file_kinds import KIND_OF_SUFFIX
 from training.data.reader import read_rows
 from training.text.conversation import from_row
 from training.text.messages import SPEAKERS
+from training.text.template import render
 
-ENGLISH = (ROOT / "docs" / "data.md").read_text("utf-8")
-CHINESE = (ROOT / "docs" / "zh" / "data.md").read_text("utf-8")
+ENGLISH, CHINESE = text_of("docs/data.md"), text_of("docs/zh/data.md")
 
 
 def commands(block: str) -> list[list[str]]:
     return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
-
-
-def test_both_pages_show_the_same_blocks_and_options() -> None:
-    for kind in ("bash", "json", "text"):
-        assert blocks(ENGLISH, kind) == blocks(CHINESE, kind)
-        assert blocks(ENGLISH, kind)
-    options = [set(re.findall(r"--[a-z0-9-]+", page)) for page in (ENGLISH, CHINESE)]
-    assert options[0] == options[1]
-
-
-def test_every_command_parses() -> None:
-    for block in blocks(ENGLISH, "bash"):
-        for program, kind, module, *arguments in commands(block):
-            assert (program, kind) == ("python", "-m")
-            assert_parses(module, arguments)
 
 
 def test_a_table_a_gbk_table_and_a_faq_become_rows_by_the_commands(
@@ -63,11 +46,11 @@ def test_a_table_a_gbk_table_and_a_faq_become_rows_by_the_commands(
 
 
 def test_the_rows_and_the_faq_of_the_page_are_read(tmp_path: Path) -> None:
-    (rows,) = blocks(ENGLISH, "json")
-    for line in rows.splitlines():
+    rows, with_tools = blocks(ENGLISH, "json")
+    for line in (rows + with_tools).splitlines():
         assert from_row(json.loads(line), answered=True)
     path = tmp_path / "faq.md"
-    (faq,) = blocks(ENGLISH, "text")
+    faq, _ = blocks(ENGLISH, "text")
     path.write_text(faq)
     assert [from_row(raw.content).turns[0].human for raw in read_faq(str(path))] == [
         "What is a deposit?",
@@ -81,8 +64,6 @@ def test_every_speaker_part_and_kind_of_file_is_named(page: str) -> None:
         assert f"`{name}`" in page, name
 
 
-@pytest.mark.parametrize("name", ["docs/data.md", "docs/zh/data.md"])
-def test_links_to_files_lead_somewhere(name: str) -> None:
-    page = ROOT / name
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+def test_the_text_of_the_page_is_our_text() -> None:
+    _, text = blocks(ENGLISH, "text")
+    assert text == render(from_row({"instruction": "你是谁", "output": "我是雅意……"})) + "\n"

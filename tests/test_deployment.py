@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_readme import assert_parses, blocks
+from tests.pages import assert_parses, blocks
 
 PAGE = (ROOT / "docs" / "clusters.md").read_text("utf-8")
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
@@ -59,8 +59,6 @@ def test_every_command_of_the_page_parses() -> None:
     assert len(started) == 4
     for line in started:
         assert_parses("training.trainer", shlex.split(line.partition(" training.trainer ")[2]))
-    for target in re.findall(r"\]\(([^)#]+)", PAGE):
-        assert (ROOT / "docs" / target).exists(), target
 
 
 def test_every_step_of_the_dockerfile_is_a_script_and_copies_what_is_there() -> None:

@@ -11,10 +11,11 @@ from packaging.specifiers import SpecifierSet
 
 from tests import conftest, skips
 from tests.conftest import ROOT
+from tests.pages import prose, text_of
 
 pytest_plugins = ["pytester"]
 
-PAGES = ("README.md", "README_zh.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "README_zh.md", "CONTRIBUTING.md", "docs/hardware.md", "docs/zh/hardware.md")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
@@ -65,7 +66,7 @@ def test_the_checkers_the_scripts_and_the_pages_name_the_python_floor() -> None:
 
 def map_of(page: str) -> str:
     """The section of a page that is the map of the code."""
-    text = (ROOT / page).read_text("utf-8")
+    text = prose(text_of(page))
     (section,) = re.findall(r"^## (?:A map of the code|代码地图)\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
     return section
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from inference.generation import load
 from tests.conftest import ROOT, write_rows
 from tests.launching import run
-from tests.test_readme import blocks
+from tests.pages import blocks
 from training import trainer
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode, encode_prompt

@@ -151,7 +151,7 @@ def serving_here(app: FastAPI, port: int) -> Iterator[str]:
 
 
 def proxy(address: str) -> FastAPI:
-    """What nginx does with `location /yayi/ { proxy_pass ADDRESS/; }` and the headers that README names."""
+    """What nginx does with `location /yayi/ { proxy_pass ADDRESS/; }` and the headers that the page names."""
     app, client = FastAPI(), httpx.AsyncClient(base_url=address, timeout=None)
 
     @app.api_route("/yayi/{path:path}", methods=["GET", "POST"])

@@ -9,10 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tests.conftest import ROOT
-from tests.test_readme import FOREIGN, assert_parses, blocks
-
-# Commands of other tools, which have no parser here.
-OTHERS = (*FOREIGN, "transformers serve ", "vllm serve ", "ct2-transformers-converter ")
+from tests.pages import FOREIGN, assert_parses, blocks
 
 # The keys that our cards have; the hub knows more of them.
 KEYS = {
@@ -41,7 +38,7 @@ def checked_card(directory: Path) -> ModelCard:
     for target in re.findall(r"\]\(([^)]+)\)", body):
         assert target.startswith("https://") or (directory / target).is_file(), target
     for command in "".join(blocks(body, "bash")).splitlines():
-        if not command.startswith(OTHERS):
+        if not command.startswith(FOREIGN):
             program, flag, module, *arguments = shlex.split(command)
             assert (program, flag) == ("python", "-m")
             assert_parses(module, arguments)

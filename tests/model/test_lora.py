@@ -17,7 +17,7 @@ from inference.generation import load, reply
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
 from tests.inference.prompts import TYPED, messages_of
 from tests.model.card_checks import checked_card
-from tests.test_readme import ENGLISH, blocks
+from tests.pages import blocks, text_of
 from tests.tiny_models import make_qwen
 from training import merge_adapter, plan, trainer
 from training.consts import CONTEXT, END
@@ -149,7 +149,8 @@ def test_merged_and_unmerged_answers_are_the_same_and_the_base_is_not_touched(
         assert [greedy(model, tokenizer, prompt) for prompt in prompts] == expected, path
     assert reply(model, tokenizer, prompts[0], temperature=0, max_new_tokens=24) == "我是雅意。"
 
-    snippet = blocks(ENGLISH, "python")[0].replace("checkpoints/my-lora/model", str(trained))
+    (snippet,) = blocks(text_of("docs/training.md"), "python")
+    snippet = snippet.replace("checkpoints/my-lora/model", str(trained))
     capsys.readouterr()
     exec(snippet.replace("bigscience/bloomz-7b1-mt", base), {})
     assert capsys.readouterr().out == "我是雅意。\n"

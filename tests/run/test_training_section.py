@@ -10,7 +10,7 @@ import yaml
 
 from tests.conftest import LEARNT
 from tests.model.card_checks import checked_card, listed_names, unlisted
-from tests.test_readme import blocks
+from tests.pages import blocks
 from training.common.options import Options, Source
 from training.run.training_section import data_table, findings, hub_data_sets
 

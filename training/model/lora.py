@@ -228,5 +228,5 @@ def save_adapter(
     model.save_pretrained(staging, state_dict=state_dict)
     remove_pefts_card(staging)
     save_tokenizer(tokenizer, staging)
-    default_generation_config(tokenizer).save_pretrained(staging)  # for peft's users, see the README
+    default_generation_config(tokenizer).save_pretrained(staging)  # for peft's users, see docs/training.md
     place_files(staging, directory, last=ADAPTER_CONFIG)
