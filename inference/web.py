@@ -100,7 +100,7 @@ def serve(options: SimpleNamespace) -> None:
                 file=sys.stderr,
             )
         model, tokenizer = load_from_options(options)
-        heard = page_feedback(model, tokenizer, feedback) if feedback else None
+        heard = page_feedback(feedback) if feedback else None
         blocks = page(page_answerer(model, tokenizer), heard, options, presets)
         app = web_app(blocks, password, root_path)
         # Browsers are still connected at the end: that is not waited for, and is no error.

@@ -15,7 +15,15 @@ from inference.feedback import FeedbackFile
 from inference.generation import room_for_prompt, stream
 from inference.kv_cache import KVCache
 from inference.options import SAMPLING
-from inference.web_messages import Messages, ends_in_question, follow, text_of, with_answer
+from inference.web_messages import (
+    Messages,
+    WasRead,
+    ends_in_question,
+    follow,
+    text_of,
+    what_was_read,
+    with_answer,
+)
 from inference.web_texts import text_for
 from training.common.errors import UserError, first_line
 from training.text.conversation import Conversation, Turn
@@ -30,8 +38,8 @@ REFRESH_S = 0.1
 
 # answer(request, messages, dialogue, system, *values of NUMBERS)
 Answerer = Callable[..., Iterator[Messages]]
-# heard(messages up to the answer, system, max_new_tokens, label)
-Heard = Callable[[Messages, str, float, bool | None], None]
+# heard(messages up to the answer, system text of the page, label, whether that is taken back)
+Heard = Callable[[Messages, str, bool | None, bool], None]
 
 
 def page_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Answerer:
@@ -59,14 +67,15 @@ def page_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
             prompt = dialogue.prompt(human, tokenizer, room_for_prompt(model, settings["max_new_tokens"]))
             if (count := dialogue.left_out) > before:
                 gr.Info(text_for(language, "yayi_left_out", count=count))
+            was_read = WasRead(len(prompt.conversation.turns), system)
             encoded = {"input_ids": prompt.input_ids, "kv_cache": kv_cache}
             with turn, stream(model, tokenizer, prompt.conversation, **encoded, **settings) as pieces:
                 shown_at = 0.0
                 for _ in pieces:
                     if time.monotonic() - shown_at > REFRESH_S:
                         shown_at = time.monotonic()
-                        yield with_answer(messages, pieces.text)
-                yield with_answer(messages, pieces.text)
+                        yield with_answer(messages, pieces.text, was_read)
+                yield with_answer(messages, pieces.text, was_read)
             if not pieces.text.strip():
                 gr.Warning(text_for(language, "yayi_empty"))
             if not pieces.ended:
@@ -80,19 +89,19 @@ def page_answerer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
     return answer
 
 
-def page_feedback(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, file: FeedbackFile) -> Heard:
-    """A function that appends to `file` what a person says about an answer."""
+def page_feedback(file: FeedbackFile) -> Heard:
+    """A function that writes to `file` what a person says about an answer."""
 
-    def heard(messages: Messages, system: str, max_new_tokens: float, label: bool | None) -> None:
-        """Append the dialogue up to its last message, the answer, as far as the model reads it.
+    def heard(messages: Messages, system: str, label: bool | None, is_taken_back: bool) -> None:
+        """Append the dialogue up to its last message, the answer, as far as the model had read it.
 
-        label: whether it is a good one; None where the person has corrected it.
+        system: the system text, where the answer does not say with which it was made. label: whether it is a
+        good answer; None where the person has corrected it. is_taken_back: remove the row instead.
         """
-        dialogue = Dialogue()
-        human = follow(dialogue, messages[:-1], system)
-        read = dialogue.prompt(human, tokenizer, room_for_prompt(model, int(max_new_tokens))).conversation
-        turns = (*read.turns[:-1], Turn(human, text_of(messages[-1])))
-        file.add(Conversation(turns, read.system), label=label)
+        dialogue, read = Dialogue(), what_was_read(messages[-1]) or WasRead(len(messages), system)
+        human = follow(dialogue, messages[:-1], read.system)
+        turns = (*dialogue.turns, Turn(human, text_of(messages[-1])))[-read.turns :]
+        (file.take_back if is_taken_back else file.add)(Conversation(turns, read.system), label=label)
 
     return heard
 

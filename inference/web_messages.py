@@ -1,14 +1,16 @@
 """The messages of the web page: gradio's, which hold what is shown, and hidden in it the text that was said.
 
 {"role": "assistant", "content": [{"type": "text", "text":
-    '<div class="said good"><pre>\n**Yes**</pre><p><strong>Yes</strong></p>\n</div>'}]}
+    '<div class="said good" data-turns="1" data-system="You are a judge."><pre>\n**Yes**</pre>'
+    '<p><strong>Yes</strong></p>\n</div>'}]}
 
-The text is what the model reads, what is copied, corrected and kept.
+The text is what the model reads, what is copied, corrected and kept. An answer also holds its rating, and
+what the model read for it.
 """
 
 import html
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from inference.answer_html import answer_html
 from inference.dialogue import Dialogue
@@ -16,19 +18,29 @@ from training.text.conversation import from_row
 
 Messages = list[dict[str, Any]]
 
-SAID = re.compile(r'<div class="said ?(|good|bad)"><pre>\n([^<]*)</pre>')
+SAID = re.compile(
+    r'<div class="said ?(|good|bad)"(?: data-turns="(\d+)" data-system="([^"]*)")?><pre>\n([^<]*)</pre>'
+)
 RATINGS = {"good": "Like", "bad": "Dislike"}  # gradio's names of the thumbs
 
 
-def message(role: str, text: str, rating: str = "") -> dict[str, Any]:
+class WasRead(NamedTuple):
+    """What the model read for an answer: how many turns, with the answer's own, and the system text."""
+
+    turns: int
+    system: str
+
+
+def message(role: str, text: str, rating: str = "", was_read: WasRead | None = None) -> dict[str, Any]:
     """A message that shows a user's text as it is, and an assistant's as Markdown.
 
-    rating: "good" or "bad" where a person called an answer that.
+    rating: "good" or "bad" where a person called an answer that. was_read: None where it is not known.
     """
     shown = answer_html(text) if role == "assistant" else ""
     # A browser leaves out the newline after <pre>, and KaTeX finds no formula in there.
     said = f"<pre>\n{html.escape(text, quote=False)}</pre>"
-    content = f'<div class="{f"said {rating}".strip()}">{said}{shown}</div>'
+    data = f' data-turns="{was_read.turns}" data-system="{html.escape(was_read.system)}"' if was_read else ""
+    content = f'<div class="{f"said {rating}".strip()}"{data}>{said}{shown}</div>'
     return {"role": role, "content": [{"type": "text", "text": content}]}
 
 
@@ -36,12 +48,18 @@ def text_of(message: dict[str, Any]) -> str:
     """The text that was said. What a person has just edited is nothing but the text."""
     content = _content(message)
     said = SAID.match(content)
-    return html.unescape(said[2]) if said else content
+    return html.unescape(said[4]) if said else content
 
 
 def rating_of(message: dict[str, Any]) -> str:
     said = SAID.match(_content(message))
     return said[1] if said else ""
+
+
+def what_was_read(message: dict[str, Any]) -> WasRead | None:
+    """What the model read for an answer; None for a message that does not hold it."""
+    said = SAID.match(_content(message))
+    return WasRead(int(said[2]), html.unescape(said[3])) if said and said[2] else None
 
 
 def thumbs(messages: Messages) -> list[str | None]:
@@ -65,9 +83,9 @@ def with_question(messages: Messages, text: str) -> Messages:
     return [*(messages[:-1] if ends_in_question(messages) else messages), message("user", text)]
 
 
-def with_answer(messages: Messages, text: str) -> Messages:
+def with_answer(messages: Messages, text: str, was_read: WasRead | None = None) -> Messages:
     """The messages and an answer to the last of them; white space alone is no answer."""
-    return [*messages, message("assistant", text)] if text.strip() else messages
+    return [*messages, message("assistant", text, was_read=was_read)] if text.strip() else messages
 
 
 def follow(dialogue: Dialogue, messages: Messages, system: str) -> str:
@@ -81,10 +99,19 @@ def follow(dialogue: Dialogue, messages: Messages, system: str) -> str:
 
 def kept(messages: Messages, identity: str, system: str) -> dict[str, Any]:
     """A conversation as the browser keeps it; `shown` is the inverse."""
-    said = [{"role": m["role"], "text": text_of(m), "rating": rating_of(m)} for m in messages]
+    said = [
+        {"role": m["role"], "text": text_of(m), "rating": rating_of(m), "read": what_was_read(m)}
+        for m in messages
+    ]
     title = " ".join(said[0]["text"].split())[:40] if said else ""
     return {"id": identity, "title": title, "system": system, "messages": said}
 
 
 def shown(conversation: dict[str, Any]) -> Messages:
-    return [message(said["role"], said["text"], said["rating"]) for said in conversation["messages"]]
+    """The messages of a conversation; one that an earlier version kept does not say what was read."""
+    return [
+        message(
+            said["role"], said["text"], said["rating"], WasRead(*read) if (read := said.get("read")) else None
+        )
+        for said in conversation["messages"]
+    ]
