@@ -67,9 +67,12 @@ class Talk:
         # What the model read for the last of these turns; /system may have changed the system text since.
         self._prompts: dict[tuple[Turn, ...], Conversation] = {}
         self._is_answer_empty = False
+        # The latest question, as long as it has no answer.
+        self._unanswered: str | None = None
 
     def say(self, human: str, label: str = "") -> None:
         """Print the answer as it comes, and add the turn, with a partial answer if Ctrl-C stopped it."""
+        self._unanswered = human
         longest, left_out = self.sampling["max_new_tokens"], self.dialogue.left_out
         prompt = self.dialogue.prompt(human, self.tokenizer, room_for_prompt(self.model, longest))
         if self.dialogue.left_out > left_out:
@@ -101,6 +104,7 @@ class Talk:
             self.screen.note(EMPTY_ANSWER)
         else:
             self.dialogue.add(Turn(human, answer.text))
+            self._unanswered = None
             self._prompts[self.dialogue.turns] = prompt.conversation
 
     def system(self, text: str) -> None:
@@ -119,6 +123,9 @@ class Talk:
         self.screen.note(f"taken back: {self._take_back().human}")
 
     def retry(self, _: str) -> None:
+        if self._unanswered is not None:
+            self.say(self._unanswered, YAYI_LABEL)
+            return
         before = self._take_back()
         count = len(self.dialogue.turns)
         try:
@@ -126,10 +133,11 @@ class Talk:
         finally:
             if len(self.dialogue.turns) == count:  # no other answer came
                 self.dialogue.add(before)
+                self._unanswered = None
 
     def _take_back(self) -> Turn:
         self._check_has_turns()
-        self._is_answer_empty = False
+        self._is_answer_empty, self._unanswered = False, None
         return self.dialogue.take_back()
 
     def _check_has_turns(self) -> None:
@@ -137,7 +145,8 @@ class Talk:
             raise UserError("nothing was said yet")
 
     def reset(self, _: str) -> None:
-        self.dialogue, self._is_answer_empty = Dialogue(self.dialogue.system), False
+        self.dialogue = Dialogue(self.dialogue.system)
+        self._is_answer_empty, self._unanswered = False, None
         self.screen.note("a new dialogue")
 
     def save(self, path: str) -> None:
@@ -147,7 +156,7 @@ class Talk:
 
     def load(self, path: str) -> None:
         self.dialogue, waiting = load_dialogue(path_of(path))
-        self._is_answer_empty = False
+        self._is_answer_empty, self._unanswered = False, None
         self._prompts.clear()
         for turn in self.dialogue.turns:
             self.screen.labelled(HUMAN_LABEL, turn.human)

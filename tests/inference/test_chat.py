@@ -170,6 +170,22 @@ def test_retry_asks_again_and_keeps_the_answer_where_no_other_comes(
     assert said(asked[3]) == [("标题？", "大桥通车"), ("再短一点。", None)]
 
 
+def test_retry_asks_the_question_again_that_got_no_answer(
+    outcome, tuned: str, monkeypatch, asked: list
+) -> None:
+    answers = iter([generation.Answer, StoppedAtOnce, StoppedAtOnce, generation.Answer])
+    monkeypatch.setattr(generation, "Answer", lambda *args: next(answers)(*args))
+    type_lines(monkeypatch, [TITLE[0], TITLE[1], "/retry", "/retry", "长" * 3000, "/retry", "/undo", "/undo"])
+    _, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} {SYSTEM}")
+    assert out == "YaYi: 大桥通车\nYaYi: \nYaYi: \nYaYi: 通车\n\n"
+    assert said(asked[1]) == said(asked[2]) == said(asked[3]) == [("标题？", "大桥通车"), (TITLE[1], None)]
+    assert len(asked) == 4
+    assert err.count("too long") == 2
+    assert [line for line in err.splitlines() if "taken" in line] == [
+        f"[taken back: {text}]" for text in reversed(TITLE)
+    ]
+
+
 def test_reset_and_system(outcome, tuned: str, monkeypatch, asked: list) -> None:
     type_lines(monkeypatch, ["/system", "/system 你是一名记者。", "标题？", "/reset", "标题？"])
     _, out, _ = outcome(chat.main, f"--model {tuned} {GREEDY}")
