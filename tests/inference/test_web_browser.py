@@ -414,7 +414,7 @@ def test_in_a_browser_a_thumb_and_a_correction_are_written_and_the_correction_is
     rows = write_rows(tmp_path / "rows.jsonl", LEARNT[1:])
     options = (
         f"--data-path {rows} --data-path {said} --input-model {base} --local-output-dir {tmp_path} "
-        f"--run-name run --cache-dir {tmp_path / 'cache'} --test-size 0 --max-steps 120 --lr 1e-2 "
+        f"--run-name run --cache-dir {tmp_path / 'cache'} --test-size 0 --max-steps 120 --lr 5e-3 "
         "--lr-scheduler linear --warmup-steps 5 --per-device-train-batch-size 4 "
         "--no-gradient-checkpointing --no-bf16 --logging-steps 40"
     )
