@@ -1,10 +1,12 @@
 import builtins
+import io
 import itertools
+import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from inference import chat, generation, talk
 from inference.screen import Screen
 from tests.conftest import write_rows
 from tests.inference.test_terminal import CTRL_D, ENTER
+from training.common.errors import run_command
 from training.consts import INTRO
 from training.data.reader import read_rows
 from training.text.conversation import Conversation, from_row
@@ -121,6 +124,51 @@ def test_a_line_in_another_encoding_is_not_sent(outcome, tuned: str, monkeypatch
     status, out, err = outcome(chat.main, f"--model {tuned} {GREEDY}")
     assert (status, out) == (0, "YaYi: 我是雅意。\n\n")
     assert "[not UTF-8, not sent]" in err
+    assert len(asked) == 1
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], list[io.BytesIO]]:
+    """A function that gives this process a stdin with those bytes, and returns its stdout and stderr.
+
+    All three have the encoding.
+    """
+
+    def given(encoding: str, typed: bytes) -> list[io.BytesIO]:
+        streams = [io.BytesIO(typed), io.BytesIO(), io.BytesIO()]
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding=encoding))
+        return streams[1:]
+
+    return given
+
+
+def test_a_terminal_in_another_encoding_shows_what_it_can(tuned: str, streams, monkeypatch) -> None:
+    out, err = streams("gbk", "笑一个\n".encode("gbk") + b"\xff\n" + "/不\n".encode("gbk"))
+    monkeypatch.setattr(sys, "argv", ["chat", "--model", tuned, *GREEDY.split()])
+    with pytest.raises(SystemExit) as exit_:
+        run_command(chat.main)
+    assert not exit_.value.code
+    assert out.getvalue().decode("gbk") == "YaYi: \\U0001f600\\U0001f004\\U00020bb7 好\n\n"
+    assert err.getvalue().decode("gbk").splitlines()[-2:] == [
+        "[not GBK, not sent]",
+        "[there is no /不; /help shows what there is]",
+    ]
+
+
+def test_where_nobody_reads_the_answers_any_longer_the_chat_ends(
+    outcome, tuned: str, monkeypatch, asked: list
+) -> None:
+    """As in `inference.chat ... | head -3`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    type_lines(monkeypatch, ["你是谁", "标题？"])
+    with open(writing, "w", encoding="utf-8") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        monkeypatch.setattr(sys, "argv", ["chat", "--model", tuned, *GREEDY.split()])
+        with pytest.raises(SystemExit) as exit_:
+            run_command(chat.main)
+    assert not exit_.value.code
     assert len(asked) == 1
 
 
