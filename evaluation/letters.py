@@ -74,7 +74,7 @@ CLEANING = (
 # Words that follow a letter A; before any other one, "A" is the article.
 AFTER_LETTER_A = (
     r"is|are|was|were|because|since|as|for|and|or|nor|seems|looks|appears|would|must|should|has|can|cannot|may|"
-    r"might|could|does|did|do|which|but|not|rather|instead|over|then|isn't|doesn't|can't|I|it"
+    r"might|could|does|did|do|which|but|not|rather|instead|over|then|isn't|doesn't|can't|I|it|the"
 )
 
 # A letter in capitals that is no word, and how several are joined. A comma joins only where no clause begins.

@@ -17,6 +17,7 @@ from evaluation.reading_rules import (
     RETRACTED,
     RULES,
     STATED,
+    TURN,
     Rule,
 )
 
@@ -144,13 +145,28 @@ def _clauses(text: str) -> list[str]:
 
 def _stated_in(clause: str, marked: MarkedText, rules: Sequence[Rule]) -> tuple[int, list[frozenset[int]]]:
     """The weight of what a clause states, without what it denies, and the groups of its letters."""
-    if _is_found(ASIDE, clause, rules) or _is_found(QUESTION, clause, rules):
-        return LIKELY_WEIGHT, []
+    parts = [clause]
+    if _is_no_statement(clause, rules):
+        parts = [part for part in _parts(clause, rules) if not _is_no_statement(part, rules)]
     for weight, meaning in ((STATED_WEIGHT, STATED), (LIKELY_WEIGHT, LIKELY)):
-        found = [match[0] for pattern in _patterns(meaning, rules) for match in pattern.finditer(clause)]
+        patterns = _patterns(meaning, rules)
+        found = [match[0] for part in parts for pattern in patterns for match in pattern.finditer(part)]
         if found:
             return weight, [marked.group(re.findall(MARK, text)[-1]) for text in found]
     return LIKELY_WEIGHT, []
+
+
+def _is_no_statement(part: str, rules: Sequence[Rule]) -> bool:
+    return _is_found(ASIDE, part, rules) or _is_found(QUESTION, part, rules)
+
+
+def _parts(clause: str, rules: Sequence[Rule]) -> list[str]:
+    """The parts of a clause that begin where a TURN ends; those of a question are questions."""
+    said = clause.rstrip("?")
+    mark = clause[len(said) :]
+    turns = {match.end() for pattern in _patterns(TURN, rules) for match in pattern.finditer(said)}
+    ends = [0, *sorted(turns), len(said)]
+    return [said[start:end].strip(" \t()") + mark for start, end in itertools.pairwise(ends)]
 
 
 def _label(clause: str, rest: str, marked: MarkedText, options: Sequence[str]) -> frozenset[int] | None:

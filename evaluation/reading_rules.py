@@ -1,8 +1,9 @@
 r"""The rules by which a person's reading of a multiple-choice answer is imitated, each with an example.
 
 The rules are applied to one clause at a time, in which "@" stands for the letter of an option, or for several
-that are joined ("A、B", "A and B", "ABD"). A clause loses what DENIED finds, is then passed over where an
-ASIDE or a QUESTION is found, and otherwise states the letters that STATED or LIKELY find. STATED outweighs
+that are joined ("A、B", "A and B", "ABD"). A clause loses what DENIED finds, and then states the letters that
+STATED or LIKELY find. Where an ASIDE or a QUESTION is found, the clause falls into the parts that TURN finds,
+each of which begins where a match ends, and those with the ASIDE or QUESTION state nothing. STATED outweighs
 LIKELY; a word of CONCLUDED in the same clause, or in the one before it, makes either one weigh more; and
 RETRACTED withdraws all that was stated before.
 
@@ -14,10 +15,11 @@ from typing import NamedTuple
 # The options of all examples.
 OPTIONS = ("Mars", "Jupiter", "Venus", "Earth")
 
-DENIED, ASIDE, QUESTION, STATED, LIKELY, CONCLUDED, RETRACTED = (
+DENIED, ASIDE, QUESTION, TURN, STATED, LIKELY, CONCLUDED, RETRACTED = (
     "denied",
     "aside",
     "question",
+    "turn",
     "stated",
     "likely",
     "concluded",
@@ -52,6 +54,8 @@ IS = (
 )
 OPTION = r"(?:(?:the\s+)?(?:option|choice|letter|answer|number)\s*:?)?"
 NOUN = r"(?:说法|表述|描述|内容|解释|选项|答案|选择)"
+WRONG = r"(?:wrong|incorrect|false|mistaken|bad|poor|worst)"
+ANSWER = r"(?:answer|option|choice|one|letter|pick|guess|selection|response)"
 
 RULES = (
     # Ruled out.
@@ -74,6 +78,38 @@ RULES = (
     ),
     Rule(
         DENIED,
+        r"(?:错误|不正确|不对|不合适|错|干扰|迷惑)的?(?:答案|选项|选择|一项|回答)"
+        rf"{SURELY}(?:是|为|有|包括|:)*{SURELY}(?:选项)?@",
+        "错误答案是A，正确答案是B",
+        "B",
+    ),
+    Rule(
+        DENIED,
+        rf"\b{WRONG}\s+{ANSWER}(?:e?s)?(?:\s+(?:here|to \w+))?(?:{IS}|\s*:)*\s*{ADVERB}{OPTION}@",
+        "The wrong answer is B",
+        "",
+    ),
+    Rule(
+        DENIED,
+        rf"@{IS}\s+{ADVERB}(?:the|an?|another)\s+(?:[\w-]+\s+){{0,2}}?{WRONG}\s+{ANSWER}",
+        "B is the wrong answer",
+        "",
+    ),
+    Rule(
+        DENIED,
+        r"\b(?:(?:wrong|incorrect|mistaken)\s+(?:to|if (?:you|we|I))|"
+        rf"wrongly|mistakenly|incorrectly|erroneously)\s+\w+(?:\s+(?:with|for))?\s+{OPTION}@",
+        "It is wrong to choose B",
+        "",
+    ),
+    Rule(
+        DENIED,
+        rf"\b(?:all|anything|everything) but\s+{OPTION}@(?!\s+(?:is|are)\s+(?:wrong|incorrect|false))",
+        "All but A are right",
+        "",
+    ),
+    Rule(
+        DENIED,
         r"(?:\bnot|n't|\bcannot|\bnever|\bneither|\bnor|\bnone of)\s+"
         r"(?:be\s+|choose\s+|pick\s+|select\s+|go with\s+|it's\s+)?"
         rf"{OPTION}@",
@@ -89,7 +125,7 @@ RULES = (
     ),
     Rule(
         DENIED,
-        rf"@(?:{IS}|\s+(?:does|do|did|can))*\s*{ADVERB}"
+        rf"(?<!\ball but)(?<!\ball but )@(?:{IS}|\s+(?:does|do|did|can))*\s*{ADVERB}"
         r"(?:\bnot\b(?! only)|n't\b|\bcannot\b|wrong|incorrect|false|invalid|ruled out|eliminated|excluded|"
         r"impossible|inaccurate|mistaken)",
         "Only A is wrong",
@@ -112,13 +148,15 @@ RULES = (
     Rule(ASIDE, r"@也(?:很?有|说得通|行|可以|不错|接近|像|挺|算)", "答案是B，但选A也有道理", "B"),
     Rule(
         ASIDE,
-        r"有(?:的|些)?人|(?:很|许)多人|不少人|大家|容易|乍看|看似|迷惑|干扰|一开始|起初|原[来本]|本来|最初",
+        r"有(?:的|些)?人|(?:很|许)多人|不少人|大家|容易|乍看|看似|诱人|迷惑|干扰|误以为|误认为|错误地|"
+        r"一开始|起初|原[来本]|本来|最初",
         "很多人选A",
         "",
     ),
     Rule(
         ASIDE,
-        r"\b(?:tempting|distractors?|plausible|at first|first glance|some|many|most people|others|common|"
+        r"\b(?:tempting|distractors?|plausible|at first|first glance|some|many|"
+        r"most (?:people|choose|pick|select|say|think)|others|common|"
         r"mistake)\b",
         "Many people choose A",
         "",
@@ -133,6 +171,35 @@ RULES = (
     Rule(ASIDE, r"∅就是|要么|之间|\beither\b|\bbetween\b", "不是A就是B", ""),
     Rule(QUESTION, r"\?$", "选A？", ""),
     Rule(QUESTION, r"(?:吗|么|呢)$|是否|是不是|@.*还是.*@|\bwhether\b", "不知道是否选A", ""),
+    # Where something else is said than aside.
+    Rule(TURN, r"\s(?=(?:but|yet|however|whereas|while)\b)", "A is tempting but the answer is B", "B"),
+    Rule(
+        TURN,
+        r"\s(?=(?:(?:even )?though|although|even if|because|since)\b|\()",
+        "The answer is B though many choose A",
+        "B",
+    ),
+    Rule(
+        TURN,
+        r"^(?!(?:but |and )?(?:if|suppos|assum|unless)).*\s(?=(?:and|so) (?:the|it|I)\b)",
+        "A is a distractor and the answer is B",
+        "B",
+    ),
+    Rule(
+        TURN,
+        r"(?:@|\b(?:tempting|plausible|distractor|common|mistake))(?:\s+[-–—]+|:|\s+(?:while|though))?\s*"
+        r"(?=the (?:(?:correct|right|real|true|best) )?(?:answer|option|choice|one)\b)",
+        "Although A is tempting the answer is B",
+        "B",
+    ),
+    Rule(
+        TURN,
+        r"(?=(?:但是?|可是|可(?=我)|然而|不过|却|其实|实际上|事实上|后来|最后|最终|(?<![从反进因])而(?![且是后])))",
+        "很多人选A但正确答案是B",
+        "B",
+    ),
+    Rule(TURN, r"(?=虽然|尽管|即使|因为)", "答案是B尽管很多人选A", "B"),
+    Rule(TURN, r"@(?=(?:正确的?)?(?:答案|选项))", "很多人选A正确答案是B", "B"),
     # Stated, in Chinese.
     Rule(STATED, rf"答案{SURELY}(?:是|为|选择?|:|=|填|写|在于)*{SURELY}@", "答案B", "B"),
     Rule(
@@ -194,6 +261,12 @@ RULES = (
         "B",
     ),
     Rule(STATED, r"(?:^|∅\s*)(?:but|rather|instead|而是|是)\s*(?:rather\s+)?@", "It is not A but B", "B"),
+    Rule(
+        STATED,
+        rf"\b(?:all|nothing|none|no \w+) but\s+{OPTION}@",
+        "All but B are wrong",
+        "B",
+    ),
     Rule(STATED, r"^(?:(?!@).)*(?:=>|->|→|⇒)@", "Largest planet → B", "B"),
     Rule(STATED, r"^(?:or|或者?)\s*(?:maybe |perhaps |possibly |可能)?是?@", "A, or maybe B", "AB"),
     Rule(STATED, r"^(?:那么?就?|就|嗯|好的?|毫无疑问)?@(?:吧|啊|呀|了|哦)?\s*[(而]?∅?\)?$", "b", "B"),

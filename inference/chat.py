@@ -6,6 +6,7 @@ python -m inference.chat --model checkpoints/demo-tools --tools data/tools_examp
 """
 
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,7 +99,7 @@ def chat(options: SimpleNamespace) -> None:
         screen.note("Ctrl-C stops an answer, Ctrl-D leaves, /help shows more")
     for text in inputs:
         if not is_text(text):
-            screen.note("not UTF-8, not sent")
+            screen.note(f"not {sys.stdin.encoding.upper()}, not sent")
         elif text.strip():
             try:
                 if not answer_or_obey(talk, text, is_typed=inputs.has_editor):
@@ -107,6 +108,8 @@ def chat(options: SimpleNamespace) -> None:
                 screen.note(str(error))
             except (KeyboardInterrupt, EOFError):  # while no answer was coming, or in place of a correction
                 screen.note("stopped")
+        if screen.is_unread:
+            return
     screen.line("")
 
 

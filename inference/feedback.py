@@ -8,19 +8,23 @@ A thumb up, a thumb down, and a correction, with --feedback said.jsonl:
     {"messages": [..., {"role": "assistant", "content": "the corrected answer"}], ...}
 
 The earlier answers have "weight": 0, so that only the last is learnt. Training leaves out the rows whose
-label is false, and counts them.
+label is false, and counts them. What a person takes back is removed from the file.
 """
 
+import contextlib
 import fcntl
+import io
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from inference.dialogue_row import messages_row
 from training.common.errors import UserError
-from training.common.files import try_write
+from training.common.files import try_write, write_atomic
 from training.data.file_kinds import named_file
 from training.text.conversation import Conversation
 from training.text.keys import FEEDBACK
@@ -69,9 +73,54 @@ class FeedbackFile:
             raise UserError(f"{self.path}: {error.strerror}") from None
         return left_out
 
+    def take_back(self, conversation: Conversation, *, label: bool | None = None) -> None:
+        """Remove the newest row that `add` has written for these two, if the file still has one.
+
+        Raises UserError where the file cannot be written; then it is as it was.
+        """
+        row, _ = feedback_row(conversation, self._model, label)
+        try:
+            with self._locked() as file:
+                lines = file.read().splitlines(keepends=True)
+                if places := [place for place, line in enumerate(lines) if _is_same(line, row)]:
+                    del lines[places[-1]]
+                    self._replace(b"".join(lines))
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}") from None
+
+    def _replace(self, content: bytes) -> None:
+        """Put a file with that content in the place of the locked one, and lock it until that is done."""
+        with contextlib.ExitStack() as until_done:
+
+            def write(path: Path) -> None:
+                file = until_done.enter_context(open(path, "wb"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.write(content)
+                file.flush()
+                shutil.copymode(self.path, path)
+
+            write_atomic(self.path.resolve(), write)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[io.FileIO]:
+        """The file, at its beginning, which no other process changes in the meantime."""
+        while True:
+            with open(self.path, "a+b", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if self._has_our_name(file):
+                    file.seek(0)
+                    yield file
+                    return
+
+    def _has_our_name(self, file: io.FileIO) -> bool:
+        """False where whoever had the lock before has put another file in its place."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
     def _append(self, line: bytes) -> None:
-        with open(self.path, "a+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with self._locked() as file:
             size = file.seek(0, os.SEEK_END)
             # An editor may have left the last line without its newline, and so may a power cut.
             file.seek(max(size - 1, 0))
@@ -100,6 +149,15 @@ def feedback_row(conversation: Conversation, model: str, label: bool | None) -> 
         row["label"] = label
     time = datetime.now().astimezone().isoformat(timespec="seconds")
     return {**row, "model": model, "time": time, "source": FEEDBACK}, left_out
+
+
+def _is_same(line: bytes, row: dict[str, object]) -> bool:
+    """Whether a line holds a row, but for the time at which it was written."""
+    try:
+        written = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(written, dict) and written | {"time": row["time"]} == row
 
 
 def _is_json_lines(path: Path) -> bool:

@@ -19,12 +19,17 @@ ORNAMENTS = "•▌─"
 
 
 class Screen:
-    """Where a chat prints. has_markdown: whether it does so in colours, with Markdown made readable."""
+    """Where a chat prints.
+
+    has_markdown: whether it does so in colours, with Markdown made readable. is_unread: whether stdout no
+    longer takes what is printed, as when `| head -3` has what it wants.
+    """
 
     def __init__(self) -> None:
         is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         is_able = os.environ.get("TERM", "dumb") not in ("dumb", "unknown") and _can_show(ORNAMENTS)
         self.has_markdown = is_terminal and is_able
+        self.is_unread = False
 
     def line(self, text: str) -> None:
         """Print a text of one or more lines."""
@@ -63,6 +68,8 @@ class Screen:
     def _print(self, text: str) -> None:
         with unless_unread(sys.stdout):
             print(text, end="", flush=True)
+            return
+        self.is_unread = True
 
 
 def _can_show(characters: str) -> bool:

@@ -73,12 +73,15 @@ class Talk:
         # What the model read for the last of these turns; /system may have changed the system text since.
         self._prompts: dict[tuple[Turn, ...], Conversation] = {}
         self._is_answer_empty = False
+        # The latest question, as long as it has no answer.
+        self._unanswered: str | None = None
 
     def say(self, human: str, label: str = "", tool_uses: tuple[ToolUse, ...] = ()) -> None:
         """Print the answer as it comes, and add the turn, with a partial answer if Ctrl-C stopped it.
 
         tool_uses: calls that were made for it before, with their results.
         """
+        self._unanswered = human
         prompt = self._prompt(human, tool_uses)
         loop = self._loop(prompt.conversation)
         self._answer(loop, prompt, label)
@@ -91,6 +94,7 @@ class Talk:
             self.screen.note(EMPTY_ANSWER)
         else:
             self.dialogue.add(turn)
+            self._unanswered = None
             self._prompts[self.dialogue.turns] = prompt.conversation
 
     def _prompt(self, human: str, tool_uses: tuple[ToolUse, ...]) -> Prompt:
@@ -170,6 +174,9 @@ class Talk:
         self.screen.note(f"taken back: {self._take_back().human}")
 
     def retry(self, _: str) -> None:
+        if self._unanswered is not None:
+            self.say(self._unanswered, YAYI_LABEL)
+            return
         before = self._take_back()
         count = len(self.dialogue.turns)
         try:
@@ -177,10 +184,11 @@ class Talk:
         finally:
             if len(self.dialogue.turns) == count:  # no other answer came
                 self.dialogue.add(before)
+                self._unanswered = None
 
     def _take_back(self) -> Turn:
         self._check_has_turns()
-        self._is_answer_empty = False
+        self._is_answer_empty, self._unanswered = False, None
         return self.dialogue.take_back()
 
     def _check_has_turns(self) -> None:
@@ -188,7 +196,8 @@ class Talk:
             raise UserError("nothing was said yet")
 
     def reset(self, _: str) -> None:
-        self.dialogue, self._is_answer_empty = Dialogue(self.dialogue.system, tools=self._declarations), False
+        self.dialogue = Dialogue(self.dialogue.system, tools=self._declarations)
+        self._is_answer_empty, self._unanswered = False, None
         self.screen.note("a new dialogue")
 
     def save(self, path: str) -> None:
@@ -208,7 +217,7 @@ class Talk:
             )
         dialogue.tools = self._declarations
         self.dialogue = dialogue
-        self._is_answer_empty = False
+        self._is_answer_empty, self._unanswered = False, None
         self._prompts.clear()
         for turn in self.dialogue.turns:
             self._show(turn)

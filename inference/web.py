@@ -115,7 +115,7 @@ def serve(options: SimpleNamespace) -> None:
             )
         model, tokenizer = load_from_options(options)
         check_knows_tools(options, tokenizer)
-        heard = page_feedback(model, tokenizer, feedback, tools) if feedback else None
+        heard = page_feedback(feedback, tools) if feedback else None
         answerer = page_answerer(model, tokenizer, tools, options.max_calls)
         blocks = page(answerer, heard, options, presets)
         app = web_app(blocks, password, root_path)

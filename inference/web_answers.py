@@ -18,7 +18,16 @@ from inference.kv_cache import KVCache
 from inference.options import SAMPLING
 from inference.tool_loop import GOES_ON, MAX_CALLS, TOO_LONG, ToolLoop, before_calls
 from inference.tool_process import ToolFile
-from inference.web_messages import Messages, ends_in_question, follow, text_of, tool_uses_of, with_answer
+from inference.web_messages import (
+    Messages,
+    WasRead,
+    ends_in_question,
+    follow,
+    text_of,
+    tool_uses_of,
+    what_was_read,
+    with_answer,
+)
 from inference.web_texts import text_for
 from training.common.errors import UserError, first_line
 from training.text.calls import split_answer
@@ -34,8 +43,8 @@ REFRESH_S = 0.1
 
 # answer(request, messages, dialogue, system, *values of NUMBERS)
 Answerer = Callable[..., Iterator[Messages]]
-# heard(messages up to the answer, system, max_new_tokens, label)
-Heard = Callable[[Messages, str, float, bool | None], int]
+# heard(messages up to the answer, system text of the page, label, whether that is taken back)
+Heard = Callable[[Messages, str, bool | None, bool], int]
 
 # What the page says of each of a ToolLoop's problems.
 PROBLEMS = {GOES_ON: "yayi_goes_on", TOO_LONG: "yayi_results_too_long"}
@@ -82,17 +91,20 @@ def page_answerer(
                 prompt = dialogue.prompt(human, tokenizer, room, tool_uses=uses)
                 if (count := dialogue.left_out) > before:
                     gr.Info(text_for(language, "yayi_left_out", count=count))
+                was_read = WasRead(len(prompt.conversation.turns), system)
                 encoded = {"input_ids": prompt.input_ids, "kv_cache": kv_cache}
                 with turn, stream(model, tokenizer, prompt.conversation, **encoded, **settings) as pieces:
                     for text in growing(before_calls(pieces) if tools else pieces):
-                        yield with_answer(messages, text, uses)
+                        yield with_answer(messages, text, was_read, uses)
                 if not pieces.ended:
                     gr.Info(text_for(language, "yayi_cut_off", tokens=pieces.tokens))
                 text, calls = split_answer(pieces.text)
                 for _ in loop.take(pieces.text):
-                    yield with_answer(messages, "", (*uses, ToolUse(calls, (), text)))
+                    yield with_answer(messages, "", was_read, (*uses, ToolUse(calls, (), text)))
             last = loop.conversation.turns[-1]
-            yield with_answer(messages, last.yayi, last.tool_uses) if last.yayi.strip() else messages
+            yield (
+                with_answer(messages, last.yayi, was_read, last.tool_uses) if last.yayi.strip() else messages
+            )
             if loop.problem:
                 gr.Warning(text_for(language, PROBLEMS[loop.problem]))
             elif not last.yayi.strip():
@@ -117,26 +129,27 @@ def growing(pieces: Iterable[str]) -> Iterator[str]:
     yield text
 
 
-def page_feedback(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    file: FeedbackFile,
-    tools: ToolFile | None = None,
-) -> Heard:
-    """A function that appends to `file` what a person says about an answer."""
+def page_feedback(file: FeedbackFile, tools: ToolFile | None = None) -> Heard:
+    """A function that writes to `file` what a person says about an answer."""
 
-    def heard(messages: Messages, system: str, max_new_tokens: float, label: bool | None) -> int:
-        """Append the dialogue up to its last message, the answer, as far as the model reads it.
+    def heard(messages: Messages, system: str, label: bool | None, is_taken_back: bool) -> int:
+        """Append the dialogue up to its last message, the answer, as far as the model had read it.
 
-        label: whether it is a good one; None where the person has corrected it. Returns how many calls of
-        tools no row can hold.
+        system: the system text, where the answer does not say with which it was made. label: whether it is a
+        good answer; None where the person has corrected it. is_taken_back: remove the row instead. Returns
+        how many calls of tools no row can hold.
         """
         dialogue = Dialogue(tools=tools.declarations if tools else ())
-        human, room = follow(dialogue, messages[:-1], system), room_for_prompt(model, int(max_new_tokens))
-        uses = tool_uses_of(messages[-1])
-        read = dialogue.prompt(human, tokenizer, room, tool_uses=uses).conversation
-        answered = replace(read.turns[-1], yayi=text_of(messages[-1]))
-        return file.add(replace(read, turns=(*read.turns[:-1], answered)), label=label)
+        answer = messages[-1]
+        read = what_was_read(answer) or WasRead(len(messages), system)
+        human = follow(dialogue, messages[:-1], read.system)
+        answered = Turn(human, text_of(answer), tool_uses=tool_uses_of(answer))
+        turns = (*dialogue.turns, answered)[-read.turns :]
+        conversation = Conversation(turns, read.system, dialogue.tools)
+        if not is_taken_back:
+            return file.add(conversation, label=label)
+        file.take_back(conversation, label=label)
+        return 0
 
     return heard
 

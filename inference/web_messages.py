@@ -1,10 +1,12 @@
 """The messages of the web page: gradio's, which hold what is shown, and hidden in it the text that was said.
 
 {"role": "assistant", "content": [{"type": "text", "text":
-    '<div class="said good"><pre>\n**Yes**</pre><p><strong>Yes</strong></p>\n</div>'}]}
+    '<div class="said good" data-turns="1" data-system="You are a judge."><pre>\n**Yes**</pre>'
+    '<p><strong>Yes</strong></p>\n</div>'}]}
 
-The text is what the model reads, what is copied, corrected and kept. Behind it stand the calls of tools that
-the answer has, if any: hidden as JSON, which the model reads, and folded, for a person to open.
+The text is what the model reads, what is copied, corrected and kept. An answer also holds its rating, and
+what the model read for it. Behind the text stand the calls of tools that the answer has, if any: hidden as
+JSON, which the model reads, and folded, for a person to open.
 
 <div class="said"><pre>\\n7.74元。</pre>
 <pre class="calls">\\n[{"text": "", "calls": ["..."], "results": ["7.74"]}]</pre>
@@ -16,7 +18,7 @@ import html
 import json
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from inference.answer_html import answer_html
 from inference.dialogue import Dialogue
@@ -26,16 +28,31 @@ from training.text.turns import ToolUse
 
 Messages = list[dict[str, Any]]
 
-SAID = re.compile(r'<div class="said ?(|good|bad)"><pre>\n([^<]*)</pre>')
+SAID = re.compile(
+    r'<div class="said ?(|good|bad)"(?: data-turns="(\d+)" data-system="([^"]*)")?><pre>\n([^<]*)</pre>'
+)
 CALLS = re.compile(r'<pre class="calls">\n([^<]*)</pre>')
 RATINGS = {"good": "Like", "bad": "Dislike"}  # gradio's names of the thumbs
 
 
-def message(role: str, text: str, rating: str = "", tool_uses: tuple[ToolUse, ...] = ()) -> dict[str, Any]:
+class WasRead(NamedTuple):
+    """What the model read for an answer: how many turns, with the answer's own, and the system text."""
+
+    turns: int
+    system: str
+
+
+def message(
+    role: str,
+    text: str,
+    rating: str = "",
+    was_read: WasRead | None = None,
+    tool_uses: tuple[ToolUse, ...] = (),
+) -> dict[str, Any]:
     """A message that shows a user's text as it is, and an assistant's as Markdown.
 
-    rating: "good" or "bad" where a person called an answer that. tool_uses: the calls before an answer; those
-    that still run have no results.
+    rating: "good" or "bad" where a person called an answer that. was_read: None where it is not known.
+    tool_uses: the calls before an answer; those that still run have no results.
     """
     shown = "".join(map(use_html, tool_uses)) + (answer_html(text) if role == "assistant" else "")
     # A browser leaves out the newline after <pre>, and KaTeX finds no formula in there.
@@ -43,7 +60,8 @@ def message(role: str, text: str, rating: str = "", tool_uses: tuple[ToolUse, ..
     if tool_uses:
         calls = json.dumps([written_use(use) for use in tool_uses], ensure_ascii=False)
         said += f'<pre class="calls">\n{html.escape(calls, quote=False)}</pre>'
-    content = f'<div class="{f"said {rating}".strip()}">{said}{shown}</div>'
+    data = f' data-turns="{was_read.turns}" data-system="{html.escape(was_read.system)}"' if was_read else ""
+    content = f'<div class="{f"said {rating}".strip()}"{data}>{said}{shown}</div>'
     return {"role": role, "content": [{"type": "text", "text": content}]}
 
 
@@ -51,7 +69,7 @@ def text_of(message: dict[str, Any]) -> str:
     """The text that was said. What a person has just edited is nothing but the text."""
     content = _content(message)
     said = SAID.match(content)
-    return html.unescape(said[2]) if said else content
+    return html.unescape(said[4]) if said else content
 
 
 def use_html(use: ToolUse) -> str:
@@ -90,6 +108,12 @@ def rating_of(message: dict[str, Any]) -> str:
     return said[1] if said else ""
 
 
+def what_was_read(message: dict[str, Any]) -> WasRead | None:
+    """What the model read for an answer; None for a message that does not hold it."""
+    said = SAID.match(_content(message))
+    return WasRead(int(said[2]), html.unescape(said[3])) if said and said[2] else None
+
+
 def thumbs(messages: Messages) -> list[str | None]:
     """The thumb of each answer, in gradio's words."""
     return [RATINGS.get(rating_of(message)) for message in messages if message["role"] == "assistant"]
@@ -111,11 +135,13 @@ def with_question(messages: Messages, text: str) -> Messages:
     return [*(messages[:-1] if ends_in_question(messages) else messages), message("user", text)]
 
 
-def with_answer(messages: Messages, text: str, tool_uses: tuple[ToolUse, ...] = ()) -> Messages:
+def with_answer(
+    messages: Messages, text: str, was_read: WasRead | None = None, tool_uses: tuple[ToolUse, ...] = ()
+) -> Messages:
     """The messages and an answer to the last of them; white space alone is no answer, unless it has calls."""
     if not text.strip() and not tool_uses:
         return messages
-    return [*messages, message("assistant", text, tool_uses=tool_uses)]
+    return [*messages, message("assistant", text, was_read=was_read, tool_uses=tool_uses)]
 
 
 def follow(dialogue: Dialogue, messages: Messages, system: str) -> str:
@@ -142,7 +168,7 @@ def follow(dialogue: Dialogue, messages: Messages, system: str) -> str:
 def kept(messages: Messages, identity: str, system: str) -> dict[str, Any]:
     """A conversation as the browser keeps it; `shown` is the inverse."""
     said: list[dict[str, Any]] = [
-        {"role": m["role"], "text": text_of(m), "rating": rating_of(m)}
+        {"role": m["role"], "text": text_of(m), "rating": rating_of(m), "read": what_was_read(m)}
         | ({"calls": list(map(written_use, uses))} if (uses := tool_uses_of(m)) else {})
         for m in messages
     ]
@@ -151,7 +177,14 @@ def kept(messages: Messages, identity: str, system: str) -> dict[str, Any]:
 
 
 def shown(conversation: dict[str, Any]) -> Messages:
+    """The messages of a conversation; one that an earlier version kept does not say what was read."""
     return [
-        message(said["role"], said["text"], said["rating"], read_uses(said.get("calls", [])))
+        message(
+            said["role"],
+            said["text"],
+            said["rating"],
+            WasRead(*read) if (read := said.get("read")) else None,
+            read_uses(said.get("calls", [])),
+        )
         for said in conversation["messages"]
     ]

@@ -17,7 +17,7 @@ from gradio.events import Dependency
 from inference.answer_html import KATEX_DELIMITERS
 from inference.dialogue import Dialogue
 from inference.options import sampling_of
-from inference.web_answers import NUMBERS, Answerer, Heard, language_of, slider_value
+from inference.web_answers import NUMBERS, Answerer, Heard, language_of
 from inference.web_messages import (
     Messages,
     kept,
@@ -27,6 +27,7 @@ from inference.web_messages import (
     text_of,
     thumbs,
     tool_uses_of,
+    what_was_read,
     with_question,
 )
 from inference.web_texts import TITLE, text_for
@@ -136,7 +137,7 @@ def page(answer: Answerer, heard: Heard | None, options: SimpleNamespace, preset
             box.submit(add_question, [*now, box], asking, **at_once),
             chatbot.example_select(ask_example, now, asking, **at_once),
             chatbot.retry(ask_again, now, asking, **at_once),
-            chatbot.edit(changer(heard), [*now, sliders[0]], asking, **at_once),
+            chatbot.edit(changer(heard), now, asking, **at_once),
         ):
             keep(question)
             answering = question.success(answer, [chatbot, dialogue, system, *sliders], chatbot, **one_by_one)
@@ -147,7 +148,7 @@ def page(answer: Answerer, heard: Heard | None, options: SimpleNamespace, preset
         box.stop(None, cancels=answers)
         keep(chatbot.undo(take_back, now, [chatbot, conversation, box], **at_once))
         if heard:
-            keep(chatbot.like(rater(heard), [*now, sliders[0]], [chatbot, conversation], **at_once))
+            keep(chatbot.like(rater(heard), now, [chatbot, conversation], **at_once))
         if presets.systems:
             preset.input(lambda name: presets.systems.get(name, ""), preset, system, **at_once)
 
@@ -213,12 +214,7 @@ def changer(heard: Heard | None) -> Callable[..., list[Any]]:
     """What happens when a message was edited: a question is asked anew, an answer is corrected."""
 
     def change(
-        request: gr.Request,
-        messages: Messages,
-        identity: str,
-        system: str,
-        max_new_tokens: float | None,
-        edit: gr.EditData,
+        request: gr.Request, messages: Messages, identity: str, system: str, edit: gr.EditData
     ) -> list[Any]:
         before, after, text = messages[: edit.index], messages[edit.index + 1 :], edit.value
         role = messages[edit.index]["role"]
@@ -230,40 +226,37 @@ def changer(heard: Heard | None) -> Callable[..., list[Any]]:
             return asked(with_question(before, text), identity, system)
         if text == text_of(as_it_was):
             return asked([*before, as_it_was, *after], identity, system)
-        corrected = [*before, message("assistant", text, tool_uses=tool_uses_of(as_it_was))]
+        read, uses = what_was_read(as_it_was), tool_uses_of(as_it_was)
+        corrected = [*before, message("assistant", text, was_read=read, tool_uses=uses)]
         if heard:
-            tell(heard, language_of(request), corrected, system, max_new_tokens, None)
+            tell(heard, language_of(request), corrected, system, None)
         return asked([*corrected, *after], identity, system)
 
     return change
 
 
 def rater(heard: Heard) -> Callable[..., list[Any]]:
-    """What happens when a thumb was pressed. Pressed a second time it is taken off, which is not written.
+    """What happens when a thumb was pressed. Pressed a second time, it and its row in the file are removed.
 
     While one is there, the other is refused: the two rows would contradict each other.
     """
 
     def rate(
-        request: gr.Request,
-        messages: Messages,
-        identity: str,
-        system: str,
-        max_new_tokens: float | None,
-        like: gr.LikeData,
+        request: gr.Request, messages: Messages, identity: str, system: str, like: gr.LikeData
     ) -> list[Any]:
-        rating = {True: "good", False: "bad"}.get(like.liked, "")
-        if rating and rating_of(messages[like.index]):
-            gr.Warning(text_for(language_of(request), "yayi_rated"))
-            return [with_thumbs(messages), kept(messages, identity, system)]
-        liked = messages[like.index]
-        rated = message("assistant", text_of(liked), rating, tool_uses_of(liked))
+        answer, language = messages[like.index], language_of(request)
+        rating, before = {True: "good", False: "bad"}.get(like.liked, ""), rating_of(answer)
+        rated = message("assistant", text_of(answer), rating, what_was_read(answer), tool_uses_of(answer))
         answered, after = [*messages[: like.index], rated], messages[like.index + 1 :]
-        if rating and not tell(
-            heard, language_of(request), answered, system, max_new_tokens, rating == "good"
-        ):
-            return [with_thumbs(messages), kept(messages, identity, system)]
-        return [with_thumbs([*answered, *after]), kept([*answered, *after], identity, system)]
+        if rating and before:
+            gr.Warning(text_for(language, "yayi_rated"))
+            is_done = False
+        elif rating:
+            is_done = tell(heard, language, answered, system, rating == "good")
+        else:
+            is_done = tell(heard, language, answered, system, before == "good", is_taken_back=True)
+        messages = [*answered, *after] if is_done else messages
+        return [with_thumbs(messages), kept(messages, identity, system)]
 
     return rate
 
@@ -273,16 +266,17 @@ def tell(
     language: str,
     messages: Messages,
     system: str,
-    max_new_tokens: float | None,
     label: bool | None,
+    *,
+    is_taken_back: bool = False,
 ) -> bool:
-    """Have feedback written, and say on the page whether it was. Returns that."""
+    """Have feedback written or taken back, and say on the page whether it was. Returns that."""
     try:
-        left_out = heard(messages, system, slider_value("max_new_tokens", max_new_tokens, language), label)
+        left_out = heard(messages, system, label, is_taken_back)
     except UserError as error:
         gr.Warning(text_for(language, "yayi_not_written", error=error))
         return False
-    gr.Info(text_for(language, "yayi_written"))
+    gr.Info(text_for(language, "yayi_taken_back" if is_taken_back else "yayi_written"))
     if left_out:
         gr.Info(text_for(language, "yayi_calls_left_out", count=left_out))
     return True

@@ -43,6 +43,7 @@ TEXTS = {
     "yayi_failed": ("The answer failed: {error}", "回答出错：{error}"),
     "yayi_no_number": ("{name} is not a number", "{name} 不是数字"),
     "yayi_written": ("Thank you; written into the feedback file", "谢谢，已写入反馈文件"),
+    "yayi_taken_back": ("Taken out of the feedback file", "已从反馈文件中删去"),
     "yayi_not_written": ("The feedback was not written: {error}", "反馈没有写入：{error}"),
     "yayi_rated": (
         "That was said already, and is in the feedback file",

@@ -27,7 +27,7 @@ if [ ! -e $tuned/model/config.json ] && [ ! -e $tuned/config.json ]; then
         --deepspeed config/deepspeed_zero2_bf16_no_offload.json \
         --local-output-dir checkpoints --run-name demo \
         --test-size 0 \
-        --epochs 20 --lr 1e-2 --lr-scheduler linear --warmup-steps 20 \
+        --epochs 20 --lr 5e-3 --lr-scheduler linear --warmup-steps 20 \
         --per-device-train-batch-size $((ranks < 8 ? 8 / ranks : 1)) --no-gradient-checkpointing \
         --logging-steps 25 --save-steps 100000
 fi

@@ -2,17 +2,17 @@
 # A saved model behind vLLM's server, without a card: it gives our greedy tokens. This is run by hand, because
 # vLLM takes an environment of its own, .venv-vllm, of 3 GB, whose other versions of libraries are not ours.
 #
-#   bash scripts/test_vllm.sh MODEL      whose heads have to be at least 32 wide
+#   bash scripts/test_vllm.sh [MODEL]      by default the model of scripts/demo.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt
 
-model=${1:?the directory of a model}
+model=${1:-checkpoints/demo/model}
 port=$(python -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
 vllm=.venv-vllm
 version=0.32.0
 
-[ -e "$model/config.json" ] || fail "$model: no model"
+[ -e "$model/config.json" ] || fail "$model: no model; bash scripts/demo.sh makes one in checkpoints/demo/model"
 
 if [ ! -e "$vllm/installed-$version" ]; then
     echo "== installing vLLM $version for the processor in $vllm"

@@ -159,7 +159,7 @@ def _tuned(base: str, learnt: list, tmp_path_factory: pytest.TempPathFactory, na
         options = (
             f"--data-path {rows} --input-model {base} --local-output-dir {directory} --run-name run "
             f"--cache-dir {directory / 'cache'} "
-            "--test-size 0 --max-steps 120 --lr 1e-2 --lr-scheduler linear --warmup-steps 5 "
+            "--test-size 0 --max-steps 120 --lr 5e-3 --lr-scheduler linear --warmup-steps 5 "
             "--per-device-train-batch-size 4 --no-gradient-checkpointing --no-bf16 --logging-steps 40"
         )
         trainer.main.main(options.split(), standalone_mode=False)

@@ -8,7 +8,7 @@ import click
 import numpy as np
 import pytest
 
-from tests.conftest import MULTI_TURN, SINGLE_TURN, write_rows
+from tests.conftest import LEARNT_WITH_TOOLS, MULTI_TURN, SINGLE_TURN, TOOLS, write_rows
 from training import check
 from training.data.audit import full_form, short_form
 from training.data.duplicates import row_hashes
@@ -126,6 +126,22 @@ def test_all_planted_faults_are_found_with_their_lines(planted, base: str, outco
     assert found["notes"]["lookalike"]["lines"] == expected["lookalike"][:3]
     counts = {kind: len(places) for kind, places in expected.items()} | {"conflict": 3}
     assert {kind: noted["count"] for kind, noted in found["notes"].items()} == counts
+
+
+def test_different_answers_after_the_same_results_of_tools_contradict_each_other(
+    base: str, outcome, tmp_path: Path
+) -> None:
+    *called, result, answer = LEARNT_WITH_TOOLS[0]
+    changed = {
+        "as it was": [result, answer],
+        "another answer": [result, {**answer, "content": "九点。"}],
+        "after another result": [{**result, "content": "{}"}, {**answer, "content": "不知道。"}],
+    }
+    rows = [{"messages": called + end, "tools": TOOLS} for end in changed.values()]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    status, out, _ = outcome(check.main, f"--data-path {path} --input-model {base} --json")
+    assert status == 0
+    assert json.loads(out)["notes"]["conflict"] == {"count": 2, "lines": [[1, 2]]}
 
 
 def test_the_text_form_names_every_reason_with_its_first_places(planted, base: str, outcome) -> None:

@@ -3,8 +3,9 @@ import itertools
 import numpy as np
 
 from training.consts import INTRO
-from training.data.duplicates import conflicts, duplicates, row_hashes
+from training.data.duplicates import RowHashes, conflicts, duplicates, row_hashes
 from training.text.conversation import Conversation, Turn
+from training.text.turns import ToolUse
 
 
 def groups(found) -> list[list[int]]:
@@ -30,6 +31,20 @@ def test_a_turns_prompt_is_all_that_is_said_before_its_answer() -> None:
     assert (one.answers[0], one.answers[1]) == (other.answers[0], third.answers[1])
     assert one.answers[1] != other.answers[1]
     assert (one.prompts[0] == third.prompts[0], one.prompts[1] == third.prompts[1]) == (True, False)
+
+
+def test_an_answer_after_tools_has_their_results_before_it() -> None:
+    def hashes(call: str, result: str, yayi: str) -> RowHashes:
+        return row_hashes(Conversation((Turn("q", yayi, tool_uses=(ToolUse((call,), (result,)),)),)))
+
+    one, other, later, called = (
+        hashes(*texts) for texts in (("c", "21", "a"), ("c", "21", "b"), ("c", "22", "b"), ("d", "21", "a"))
+    )
+    assert one.prompts == other.prompts == later.prompts == called.prompts == one.before_answers[:1]
+    assert one.before_answers == other.before_answers
+    assert other.before_answers[1] not in (later.before_answers[1], called.before_answers[1])
+    assert one.answers[0] == other.answers[0] != called.answers[0]
+    assert one.answers[1] != other.answers[1] == later.answers[1]
 
 
 def test_sets_of_equal_rows() -> None:

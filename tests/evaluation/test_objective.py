@@ -87,7 +87,7 @@ def test_a_model_that_was_taught_the_questions_by_heart_has_them_all_right(
     options = (
         f"--data-path {write_rows(tmp_path / 'rows.jsonl', rows)} --input-model {base} "
         f"--local-output-dir {tmp_path} --run-name learnt --cache-dir {tmp_path / 'cache'} --test-size 0 "
-        "--max-steps 350 --lr 1e-2 --lr-scheduler linear --warmup-steps 10 --per-device-train-batch-size 8 "
+        "--max-steps 350 --lr 5e-3 --lr-scheduler linear --warmup-steps 10 --per-device-train-batch-size 8 "
         "--no-gradient-checkpointing --no-bf16 --logging-steps 100"
     )
     trainer.main.main(options.split(), standalone_mode=False)

@@ -110,7 +110,7 @@ def test_the_harness_finds_ten_answers_learnt_by_heart_and_scores_the_ids_of_tra
     options = (
         f"--data-path {write_rows(tmp_path / 'rows.jsonl', rows)} --input-model {base} "
         f"--local-output-dir {tmp_path} --run-name run --cache-dir {tmp_path / 'cache'} "
-        "--test-size 0 --max-steps 120 --lr 1e-2 --lr-scheduler linear --warmup-steps 5 "
+        "--test-size 0 --max-steps 120 --lr 5e-3 --lr-scheduler linear --warmup-steps 5 "
         "--per-device-train-batch-size 10 --no-gradient-checkpointing --no-bf16 --logging-steps 40"
     )
     trainer.main.main(options.split(), standalone_mode=False)

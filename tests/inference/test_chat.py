@@ -1,10 +1,12 @@
 import builtins
+import io
 import itertools
+import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from inference import chat, generation, talk
 from inference.screen import Screen
 from tests.conftest import write_rows
 from tests.inference.test_terminal import CTRL_D, ENTER
+from training.common.errors import run_command
 from training.consts import INTRO
 from training.data.reader import read_rows
 from training.text.conversation import Conversation, from_row
@@ -124,6 +127,51 @@ def test_a_line_in_another_encoding_is_not_sent(outcome, tuned: str, monkeypatch
     assert len(asked) == 1
 
 
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], list[io.BytesIO]]:
+    """A function that gives this process a stdin with those bytes, and returns its stdout and stderr.
+
+    All three have the encoding.
+    """
+
+    def given(encoding: str, typed: bytes) -> list[io.BytesIO]:
+        streams = [io.BytesIO(typed), io.BytesIO(), io.BytesIO()]
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding=encoding))
+        return streams[1:]
+
+    return given
+
+
+def test_a_terminal_in_another_encoding_shows_what_it_can(tuned: str, streams, monkeypatch) -> None:
+    out, err = streams("gbk", "笑一个\n".encode("gbk") + b"\xff\n" + "/不\n".encode("gbk"))
+    monkeypatch.setattr(sys, "argv", ["chat", "--model", tuned, *GREEDY.split()])
+    with pytest.raises(SystemExit) as exit_:
+        run_command(chat.main)
+    assert not exit_.value.code
+    assert out.getvalue().decode("gbk") == "YaYi: \\U0001f600\\U0001f004\\U00020bb7 好\n\n"
+    assert err.getvalue().decode("gbk").splitlines()[-2:] == [
+        "[not GBK, not sent]",
+        "[there is no /不; /help shows what there is]",
+    ]
+
+
+def test_where_nobody_reads_the_answers_any_longer_the_chat_ends(
+    outcome, tuned: str, monkeypatch, asked: list
+) -> None:
+    """As in `inference.chat ... | head -3`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    type_lines(monkeypatch, ["你是谁", "标题？"])
+    with open(writing, "w", encoding="utf-8") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        monkeypatch.setattr(sys, "argv", ["chat", "--model", tuned, *GREEDY.split()])
+        with pytest.raises(SystemExit) as exit_:
+            run_command(chat.main)
+    assert not exit_.value.code
+    assert len(asked) == 1
+
+
 TITLE = ["标题？", "再短一点。"]
 
 
@@ -168,6 +216,22 @@ def test_retry_asks_again_and_keeps_the_answer_where_no_other_comes(
     assert out == "YaYi: 大桥通车\nYaYi: 大桥通车\nYaYi: \nYaYi: 通车\n\n"
     assert said(asked[0]) == said(asked[1]) == said(asked[2]) == [("标题？", None)]
     assert said(asked[3]) == [("标题？", "大桥通车"), ("再短一点。", None)]
+
+
+def test_retry_asks_the_question_again_that_got_no_answer(
+    outcome, tuned: str, monkeypatch, asked: list
+) -> None:
+    answers = iter([generation.Answer, StoppedAtOnce, StoppedAtOnce, generation.Answer])
+    monkeypatch.setattr(generation, "Answer", lambda *args: next(answers)(*args))
+    type_lines(monkeypatch, [TITLE[0], TITLE[1], "/retry", "/retry", "长" * 3000, "/retry", "/undo", "/undo"])
+    _, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} {SYSTEM}")
+    assert out == "YaYi: 大桥通车\nYaYi: \nYaYi: \nYaYi: 通车\n\n"
+    assert said(asked[1]) == said(asked[2]) == said(asked[3]) == [("标题？", "大桥通车"), (TITLE[1], None)]
+    assert len(asked) == 4
+    assert err.count("too long") == 2
+    assert [line for line in err.splitlines() if "taken" in line] == [
+        f"[taken back: {text}]" for text in reversed(TITLE)
+    ]
 
 
 def test_reset_and_system(outcome, tuned: str, monkeypatch, asked: list) -> None:

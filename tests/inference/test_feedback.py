@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,37 @@ def test_the_calls_of_tools_before_the_answer_are_unlearnt_too(path: Path) -> No
     ]
     assert sum(len(turn.tool_uses) for turn in said.turns) > 0
     assert learnt == [said.turns[-1].yayi]
+
+
+def test_what_is_taken_back_is_removed_once_and_nothing_else(path: Path) -> None:
+    feedback, other = FeedbackFile(path, "demo"), Conversation((Turn("q", "a"),))
+    for conversation, label in ((SAID, True), (SAID, True), (other, True), (SAID, False), (SAID, None)):
+        feedback.add(conversation, label=label)
+    other_writer = FeedbackFile(path, "another model")
+    path.write_text(f"{path.read_text('utf-8')}\nno JSON", "utf-8")
+    path.chmod(0o640)
+    first, _, *rest = path.read_bytes().splitlines(keepends=True)
+    feedback.take_back(SAID, label=True)
+    assert path.read_bytes() == b"".join([first, *rest])
+    other_writer.take_back(SAID, label=True)
+    assert path.read_bytes() == b"".join([first, *rest])
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_is_taken_back_takes_no_row_of_another_writer_with_it(path: Path) -> None:
+    """Whoever waits for the lock meanwhile has opened a file that no longer has its name afterwards."""
+    names = [f"{number}" for number in range(16)]
+
+    def write(name: str) -> None:
+        FeedbackFile(path, name).add(SAID, label=True)
+        FeedbackFile(path, name).add(SAID)
+        FeedbackFile(path, name).take_back(SAID, label=True)
+
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(write, names))
+    rows = rows_of(path)
+    assert sorted(row["model"] for row in rows) == sorted(names)
+    assert not any("label" in row for row in rows)
 
 
 def test_training_leaves_out_what_was_called_bad_and_counts_it(path, tokenizer, tmp_path: Path) -> None:

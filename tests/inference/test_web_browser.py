@@ -404,6 +404,14 @@ def test_in_a_browser_a_thumb_and_a_correction_are_written_and_the_correction_is
         page.goto(url)
         say(page, "你是谁")
         expect_texts(page, "你是谁", "我是雅意。")
+        # The answer was made without the system text that is in the box afterwards.
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("System", exact=True).fill(SYSTEM)
+        page.get_by_role("button", name="Like", exact=True).click()
+        expect(page.get_by_role("button", name="Liked")).to_be_visible()
+        assert running.wait_until(lambda: said.read_text("utf-8").count("\n") == 1)
+        page.get_by_role("button", name="Liked").click()
+        assert running.wait_until(lambda: said.read_text("utf-8") == "")
         page.get_by_role("button", name="Dislike").click()
         expect(page.get_by_role("button", name="Disliked")).to_be_visible()
         page.get_by_role("button", name="Edit").last.click()
@@ -415,11 +423,12 @@ def test_in_a_browser_a_thumb_and_a_correction_are_written_and_the_correction_is
         assert running.wait_until(lambda: said.read_text("utf-8").count("\n") == 2)
     rated, corrected = map(json.loads, said.read_text("utf-8").splitlines())
     assert (rated["label"], "label" in corrected) == (False, False)
+    assert [row["messages"][0]["role"] for row in (rated, corrected)] == ["user", "user"]
 
     rows = write_rows(tmp_path / "rows.jsonl", LEARNT[1:])
     options = (
         f"--data-path {rows} --data-path {said} --input-model {base} --local-output-dir {tmp_path} "
-        f"--run-name run --cache-dir {tmp_path / 'cache'} --test-size 0 --max-steps 120 --lr 1e-2 "
+        f"--run-name run --cache-dir {tmp_path / 'cache'} --test-size 0 --max-steps 120 --lr 5e-3 "
         "--lr-scheduler linear --warmup-steps 5 --per-device-train-batch-size 4 "
         "--no-gradient-checkpointing --no-bf16 --logging-steps 40"
     )

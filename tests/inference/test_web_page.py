@@ -14,9 +14,10 @@ from inference import web
 from inference.dialogue import Dialogue
 from inference.feedback import FeedbackFile
 from inference.generation import load
-from inference.web_answers import page_feedback
+from inference.web_answers import NUMBERS, page_answerer, page_feedback
 from inference.web_messages import (
     Messages,
+    WasRead,
     follow,
     kept,
     message,
@@ -24,6 +25,7 @@ from inference.web_messages import (
     shown,
     text_of,
     thumbs,
+    what_was_read,
     with_question,
 )
 from inference.web_page import (
@@ -73,10 +75,19 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @settings(deadline=None)
-@given(st.text(), st.sampled_from(["user", "assistant"]), st.sampled_from(["", "good", "bad"]))
-def test_a_text_is_hidden_in_its_message_as_it_was_said(text: str, role: str, rating: str) -> None:
-    put = message(role, text, rating)
-    assert (text_of(put), rating_of(put)) == (text, rating)
+@given(
+    st.text(),
+    st.sampled_from(["user", "assistant"]),
+    st.sampled_from(["", "good", "bad"]),
+    st.none() | st.builds(WasRead, st.integers(1, 99), st.text()),
+)
+def test_a_text_is_hidden_in_its_message_as_it_was_said(
+    text: str, role: str, rating: str, read: WasRead | None
+) -> None:
+    put = message(role, text, rating, read)
+    assert (text_of(put), rating_of(put), what_was_read(put)) == (text, rating, read)
+    conversation = json.loads(json.dumps(kept([put], "id", "")))
+    assert shown(conversation) == [put]
 
 
 @settings(deadline=None)
@@ -128,7 +139,7 @@ def test_a_question_can_be_asked_again_put_otherwise_and_taken_back(notes: list[
     for typed, texts in {"叁 &lt;b>": ["一", "二", "叁 &lt;b>"], " ": texts_of(messages)}.items():
         edit = SimpleNamespace(index=2, value=typed, previous_value=as_it_was)
         edited = [*messages[:2], {**messages[2], "content": [{"type": "text", "text": typed}]}, messages[3]]
-        chatbot, _, conversation, *_ = changer(None)(ENGLISH, edited, "abc", "", 9, edit)
+        chatbot, _, conversation, *_ = changer(None)(ENGLISH, edited, "abc", "", edit)
         assert texts_of(chatbot) == [said["text"] for said in conversation["messages"]] == texts
     assert notes == [text_for("en", "yayi_blank")]
     chatbot, conversation, typed = take_back(messages, "abc", "", SimpleNamespace(index=2))
@@ -149,6 +160,9 @@ def test_a_conversation_is_kept_and_shown_again_with_its_thumbs() -> None:
         "记者",
     )
     assert shown(conversation) == messages
+    for said_before in conversation["messages"]:  # as an earlier version kept them
+        del said_before["read"]
+    assert shown(conversation) == messages
     chatbot, system, identity, listing, dialogue = opener("begins")(conversation)
     assert (texts_of(chatbot), chatbot.feedback_value) == (texts_of(messages), [None, "Dislike"])
     assert (system, identity, listing.value, dialogue.turns) == ("记者", "id", "id", ())
@@ -167,31 +181,38 @@ def test_what_the_browser_could_not_keep_is_noted(notes: list[str]) -> None:
     assert notes == [text_for("zh", "yayi_forgotten", count=2), text_for("zh", "yayi_not_kept")]
 
 
-def test_thumbs_and_corrections_are_rows_to_train_on(tuned: str, tmp_path: Path, notes: list[str]) -> None:
-    model, tokenizer = load(tuned)
+def test_thumbs_and_corrections_are_rows_to_train_on(tmp_path: Path, notes: list[str]) -> None:
+    """Each with the system text that its answer was made with, whatever is in the box since."""
     path = tmp_path / "said.jsonl"
-    heard = page_feedback(model, tokenizer, FeedbackFile(path, "demo"))
+    heard = page_feedback(FeedbackFile(path, "demo"))
     messages = said("标题？", "大桥通车", "再短一点。", "通车")
-    for liked in (True, False, ""):
+    messages[1] = message("assistant", "大桥通车", "", WasRead(1, "记者"))
+    messages[3] = message("assistant", "通车", "", WasRead(2, ""))
+    written, taken_back = text_for("en", "yayi_written"), text_for("en", "yayi_taken_back")
+    for liked, labels in ((True, [True]), ("", []), (False, [False])):
         like = SimpleNamespace(index=1, liked=liked)
-        chatbot, conversation = rater(heard)(ENGLISH, messages, "id", "记者", 20, like)
-        assert conversation == kept(chatbot.value, "id", "记者")
-        assert texts_of(chatbot) == texts_of(messages)
+        chatbot, conversation = rater(heard)(ENGLISH, messages, "id", "律师", like)
+        messages = chatbot.value
+        assert conversation == kept(messages, "id", "律师")
+        assert texts_of(chatbot) == ["标题？", "大桥通车", "再短一点。", "通车"]
         assert chatbot.feedback_value == [{True: "Like", False: "Dislike"}.get(liked), None]
+        assert [json.loads(line)["label"] for line in path.read_text("utf-8").splitlines()] == labels
+        assert notes.pop() == (written if labels else taken_back)
     as_it_was = messages[3]["content"][0]["text"]
     for typed, texts in {"*通*": ["*通*"], " ": ["通车"], "通车": ["通车"]}.items():
         edit = SimpleNamespace(index=3, value=typed, previous_value=as_it_was)
-        chatbot, *_ = changer(heard)(ENGLISH, messages, "id", "记者", 20, edit)
+        chatbot, *_ = changer(heard)(ENGLISH, messages, "id", "律师", edit)
         assert texts_of(chatbot) == [*texts_of(messages[:3]), *texts]
-    assert notes == [text_for("en", "yayi_written")] * 3 + [text_for("en", "yayi_blank")]
-    first, second, third = map(json.loads, path.read_text("utf-8").splitlines())
-    assert (first["label"], second["label"], "label" in third) == (True, False, False)
-    assert first["messages"] == [
+        assert what_was_read(chatbot.value[3]) == WasRead(2, "")
+    assert notes == [written, text_for("en", "yayi_blank")]
+    rated, corrected = map(json.loads, path.read_text("utf-8").splitlines())
+    assert (rated["label"], "label" in corrected) == (False, False)
+    assert rated["messages"] == [
         {"role": "system", "content": "记者"},
         {"role": "user", "content": "标题？"},
         {"role": "assistant", "content": "大桥通车"},
     ]
-    assert third["messages"][1:] == [
+    assert corrected["messages"] == [
         {"role": "user", "content": "标题？"},
         {"role": "assistant", "content": "大桥通车", "weight": 0},
         {"role": "user", "content": "再短一点。"},
@@ -203,35 +224,42 @@ def test_a_rated_answer_is_not_rated_otherwise(notes: list[str]) -> None:
     told = []
     rate = rater(lambda *what: told.append(what))
     messages = [message("user", "一"), message("assistant", "二", "good")]
-    chatbot, conversation = rate(ENGLISH, messages, "id", "", 20, SimpleNamespace(index=1, liked=False))
+    chatbot, conversation = rate(ENGLISH, messages, "id", "", SimpleNamespace(index=1, liked=False))
     assert (told, notes) == ([], [text_for("en", "yayi_rated")])
     assert (chatbot.feedback_value, conversation) == (["Like"], kept(messages, "id", ""))
 
 
-def test_a_thumb_that_was_not_written_is_taken_off(notes: list[str]) -> None:
-    """Such as one while the field of the longest answer is empty."""
-    rate = rater(lambda *what: None)
-    chatbot, _ = rate(ENGLISH, said("一", "二"), "id", "", None, SimpleNamespace(index=1, liked=True))
-    assert chatbot.feedback_value == [None]
-    assert notes == ["The feedback was not written: Longest answer, in tokens is not a number"]
+def full(*_: object) -> None:
+    raise UserError("said.jsonl: <full>")
+
+
+def test_a_thumb_whose_row_was_not_written_or_removed_stays_as_it_was(notes: list[str]) -> None:
+    rated = [message("user", "一"), message("assistant", "二", "bad")]
+    for messages, liked, thumb in ((said("一", "二"), True, None), (rated, "", "Dislike")):
+        chatbot, _ = rater(full)(ENGLISH, messages, "id", "", SimpleNamespace(index=1, liked=liked))
+        assert chatbot.feedback_value == [thumb]
+    assert notes == ["The feedback was not written: said.jsonl: &lt;full&gt;"] * 2
 
 
 def test_feedback_that_cannot_be_written_is_noted_and_the_correction_stays(notes: list[str]) -> None:
-    def full(*_: object) -> None:
-        raise UserError("said.jsonl: <full>")
-
     messages = said("一", "二")
     edit = SimpleNamespace(index=1, value="三", previous_value=messages[1]["content"][0]["text"])
-    assert texts_of(changer(full)(CHINESE, messages, "", "", 20, edit)[0]) == ["一", "三"]
+    assert texts_of(changer(full)(CHINESE, messages, "", "", edit)[0]) == ["一", "三"]
     assert notes == ["反馈没有写入：said.jsonl: &lt;full&gt;"]
 
 
-def test_feedback_has_the_turns_that_the_model_reads(tuned: str, tmp_path: Path, monkeypatch) -> None:
+def test_feedback_has_the_turns_and_the_system_text_that_the_model_read(
+    tuned: str, tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("inference.web_answers.room_for_prompt", lambda model, longest: 60)
+    answer, by_heart = page_answerer(*load(tuned)), dict.fromkeys(NUMBERS, 1) | {"max_new_tokens": 20}
+    asked = said("新闻" * 100, "好", "你是谁")
+    *_, answered = answer(ENGLISH, asked, Dialogue(), " 记者", *by_heart.values())
     path = tmp_path / "said.jsonl"
-    heard = page_feedback(*load(tuned), FeedbackFile(path, "demo"))
-    heard(said("新闻" * 100, "好", "你是谁", "我"), "", 20, None)
-    assert [each["content"] for each in json.loads(path.read_text("utf-8"))["messages"]] == ["你是谁", "我"]
+    monkeypatch.undo()
+    page_feedback(FeedbackFile(path, "demo"))(answered, "律师", None, False)
+    texts = [each["content"] for each in json.loads(path.read_text("utf-8"))["messages"]]
+    assert texts == [" 记者", "你是谁", text_of(answered[-1])]
 
 
 def test_every_text_is_there_in_both_languages() -> None:

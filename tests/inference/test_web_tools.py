@@ -185,7 +185,7 @@ USE = CALLS.map(lambda pairs: ToolUse(tuple(call for call, _ in pairs), tuple(re
 def test_calls_are_hidden_in_a_message_and_nothing_in_them_is_html(
     text: str, uses: tuple[ToolUse, ...], rating: str
 ) -> None:
-    put = message("assistant", text, rating, uses)
+    put = message("assistant", text, rating, tool_uses=uses)
     assert (text_of(put), tool_uses_of(put)) == (text, uses)
     tags = Tags(html_of([put])).tags
     count = sum(len(use.calls) for use in uses)

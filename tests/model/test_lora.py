@@ -45,7 +45,7 @@ def trained(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of an adapter that was trained on LEARNT, on the random base, in that of its run."""
     directory = tmp_path_factory.mktemp("adapter")
     rows = write_rows(directory / "rows.jsonl", LEARNT)
-    more = "--lora-rank 8 --max-steps 120 --lr 2e-2 --lr-scheduler linear --no-bf16 --max-length 3000"
+    more = "--lora-rank 8 --max-steps 120 --lr 1e-2 --lr-scheduler linear --no-bf16 --max-length 3000"
     trainer.main.main(options(base, rows, directory, "run", more), standalone_mode=False)
     return directory / "run" / "model"
 

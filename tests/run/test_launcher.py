@@ -247,7 +247,7 @@ def test_an_adapter_learns_what_a_tuned_model_does_not_know(base: str, forked, t
         "--no-gradient-checkpointing",
     ]  # fmt: skip
     known = ["--data-path", str(tmp_path / "known.jsonl"), "--input-model", base, "--run-name", "tuned"]
-    known += ["--epochs", "12", "--lr", "1e-2"]
+    known += ["--epochs", "12", "--lr", "5e-3"]
     trainer.main.main([*shared, *known], standalone_mode=False)
     assert values(tmp_path / "tuned", "loss")[-1] < 0.5
     tuned = {path.name: path.read_bytes() for path in (tmp_path / "tuned" / "model").glob("*.safetensors")}

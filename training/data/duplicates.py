@@ -18,15 +18,17 @@ from training.text.conversation import Conversation
 class RowHashes(NamedTuple):
     """Hashes of a conversation and of its parts.
 
-    row: of the whole. prompts: of all text before the first answer of each turn. answers: of this answer
-    alone; it may be one that calls tools. beginnings: of all text up to the end of each turn but the last; it
-    is the `row` of a row that ends there.
+    row: of the whole. prompts: of all text before the first answer of each turn. beginnings: of all text up
+    to the end of each turn but the last; it is the `row` of a row that ends there. answers: of each answer
+    alone, those that call tools included. before_answers: of all text before each of these, the results of
+    tools included.
     """
 
     row: int
     prompts: list[int]
-    answers: list[int]
     beginnings: list[int]
+    answers: list[int]
+    before_answers: list[int]
 
 
 def row_hashes(conversation: Conversation, default_system: str = INTRO) -> RowHashes:
@@ -38,21 +40,25 @@ def row_hashes(conversation: Conversation, default_system: str = INTRO) -> RowHa
     so_far = xxh3_64_intdigest((conversation.system or default_system).encode())
     if conversation.tools:
         so_far = xxh3_64_intdigest(declarations_text(conversation.tools).encode(), so_far)
-    prompts, answers, ends = [], [], []
+    prompts, ends, answers, before_answers = [], [], [], []
+
+    def answered(text: str) -> int:
+        answers.append(xxh3_64_intdigest(text.encode()))
+        before_answers.append(so_far)
+        return xxh3_64_intdigest(text.encode(), so_far)
+
     for turn in conversation.turns:
         assert turn.yayi is not None or turn.ends_with_calls
         so_far = xxh3_64_intdigest(turn.human.encode(), so_far)
         prompts.append(so_far)
-        said = []
         for use in turn.tool_uses:
-            said += [answer_with_calls(use.text, use.calls), *(TOOL + result for result in use.results)]
+            so_far = answered(answer_with_calls(use.text, use.calls))
+            for result in use.results:
+                so_far = xxh3_64_intdigest((TOOL + result).encode(), so_far)
         if turn.yayi is not None:
-            said.append(turn.yayi)
-        answers.append(xxh3_64_intdigest(said[0].encode()))
-        for text in said:
-            so_far = xxh3_64_intdigest(text.encode(), so_far)
+            so_far = answered(turn.yayi)
         ends.append(so_far)
-    return RowHashes(so_far, prompts, answers, ends[:-1])
+    return RowHashes(so_far, prompts, ends[:-1], answers, before_answers)
 
 
 def duplicates(rows: np.ndarray, lines: np.ndarray) -> Iterator[np.ndarray]:
@@ -65,8 +71,8 @@ def duplicates(rows: np.ndarray, lines: np.ndarray) -> Iterator[np.ndarray]:
 def conflicts(prompts: np.ndarray, answers: np.ndarray, lines: np.ndarray) -> Iterator[np.ndarray]:
     """For each prompt that has different answers, the lines of the rows that have it.
 
-    prompts, answers, lines: the two hashes and the line of every turn, all (turns,). The first row with each
-    answer comes first; then come the rows that repeat one of these answers.
+    prompts, answers, lines: the hash of all text before it, the hash and the line of every answer, all
+    (answers,). The first row with each answer comes first; then come the rows that repeat one of these.
     """
     order = np.lexsort((answers, prompts))
     prompts, answers, lines = prompts[order], answers[order], lines[order]

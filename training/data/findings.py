@@ -144,9 +144,9 @@ class Findings:
         self._answer_lengths = array("q")  # those of all supervised answers
         self._row_hashes = array("Q")
         self._beginnings = array("Q")  # those of all usable rows
-        # One entry for each turn of a usable row.
-        self._turn_lines = array("q")
-        self._prompts = array("Q")
+        # One entry for each answer of a usable row.
+        self._lines_of_answers = array("q")
+        self._before_answers = array("Q")
         self._answers = array("Q")
 
     def add_unusable(self, line: int, problem: str, *, ends_file: bool = False) -> None:
@@ -191,8 +191,8 @@ class Findings:
             self._kept["learnt"] += sum(end - start for start, end in answers if end <= kept_length)
         self._row_hashes.append(hashes.row)
         self._beginnings.extend(hashes.beginnings)
-        self._turn_lines.extend([line] * len(conversation.turns))
-        self._prompts.extend(hashes.prompts)
+        self._lines_of_answers.extend([line] * len(hashes.answers))
+        self._before_answers.extend(hashes.before_answers)
         self._answers.extend(hashes.answers)
 
         if kept_length < length:
@@ -233,8 +233,8 @@ class Findings:
             "_answer_lengths",
             "_row_hashes",
             "_beginnings",
-            "_turn_lines",
-            "_prompts",
+            "_lines_of_answers",
+            "_before_answers",
             "_answers",
         ):
             getattr(self, name).extend(getattr(later, name))
@@ -262,10 +262,10 @@ class Findings:
         "lines" is as in `NotedRows`.
         """
         lengths, answer_lengths = map(np.asarray, (self._lengths, self._answer_lengths))
-        lines, turn_lines = map(np.asarray, (self._lines, self._turn_lines))
-        rows, prompts, answers = map(np.asarray, (self._row_hashes, self._prompts, self._answers))
+        lines, lines_of_answers = map(np.asarray, (self._lines, self._lines_of_answers))
+        rows, before, answers = map(np.asarray, (self._row_hashes, self._before_answers, self._answers))
         equal_groups = [group.tolist() for group in duplicates(rows, lines)]
-        conflict_groups = [group.tolist() for group in conflicts(prompts, answers, turn_lines)]
+        conflict_groups = [group.tolist() for group in conflicts(before, answers, lines_of_answers)]
         is_beginning = np.isin(rows, np.asarray(self._beginnings))
         notes = {
             **self._notes,
