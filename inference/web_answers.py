@@ -5,7 +5,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 
 import click
 import gradio as gr

@@ -107,7 +107,7 @@ def test_calls_and_results_are_folded_and_the_next_turn_reads_them(
     assert notes == []
     conversation = json.loads(json.dumps(kept(last, "id", "")))
     assert shown(conversation) == last
-    assert [set(each) for each in conversation["messages"]].count({"role", "text", "rating"}) == 3
+    assert [set(each) for each in conversation["messages"]].count({"role", "text", "rating", "read"}) == 3
 
 
 def test_an_answer_that_is_stopped_ends_its_tool(asked: SimpleNamespace, tools: ToolFile) -> None:
@@ -142,13 +142,13 @@ def test_rated_and_corrected_answers_keep_their_calls(
 ) -> None:
     asked.says = [answer_with_calls("", ["{"]), *answers(learnt(0))]
     *_, answered = asked.answer(with_question([], "里昂几度？"))
-    heard = page_feedback(asked.model, asked.tokenizer, FeedbackFile(Path("said.jsonl"), "m"), tools)
+    heard = page_feedback(FeedbackFile(Path("said.jsonl"), "m"), tools)
     like = SimpleNamespace(index=1, liked=True)
-    chatbot, _ = rater(heard)(ENGLISH, answered, "", "", 9, like)
+    chatbot, _ = rater(heard)(ENGLISH, answered, "", "", like)
     assert tool_uses_of(chatbot.value[1]) == tool_uses_of(answered[1])
     assert notes == [text_for("en", "yayi_written"), text_for("en", "yayi_calls_left_out", count=1)]
     edit = SimpleNamespace(index=1, value="二十一度。", previous_value=html_of(answered))
-    chatbot, *_ = changer(heard)(ENGLISH, answered, "", "", 9, edit)
+    chatbot, *_ = changer(heard)(ENGLISH, answered, "", "", edit)
     assert tool_uses_of(chatbot.value[1]) == tool_uses_of(answered[1])
     read = [from_row(row, answered=True) for _, row in read_rows("said.jsonl")]
     assert [each.turns[0].yayi for each in read] == ["21度。", "二十一度。"]
