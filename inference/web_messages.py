@@ -100,7 +100,12 @@ def follow(dialogue: Dialogue, messages: Messages, system: str) -> str:
 def kept(messages: Messages, identity: str, system: str) -> dict[str, Any]:
     """A conversation as the browser keeps it; `shown` is the inverse."""
     said = [
-        {"role": m["role"], "text": text_of(m), "rating": rating_of(m), "read": what_was_read(m)}
+        {
+            "role": m["role"],
+            "text": text_of(m),
+            "rating": rating_of(m),
+            "read": read._asdict() if (read := what_was_read(m)) else None,
+        }
         for m in messages
     ]
     title = " ".join(said[0]["text"].split())[:40] if said else ""
@@ -111,7 +116,10 @@ def shown(conversation: dict[str, Any]) -> Messages:
     """The messages of a conversation; one that an earlier version kept does not say what was read."""
     return [
         message(
-            said["role"], said["text"], said["rating"], WasRead(*read) if (read := said.get("read")) else None
+            said["role"],
+            said["text"],
+            said["rating"],
+            WasRead(**read) if (read := said.get("read")) else None,
         )
         for said in conversation["messages"]
     ]
