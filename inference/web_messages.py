@@ -168,7 +168,12 @@ def follow(dialogue: Dialogue, messages: Messages, system: str) -> str:
 def kept(messages: Messages, identity: str, system: str) -> dict[str, Any]:
     """A conversation as the browser keeps it; `shown` is the inverse."""
     said: list[dict[str, Any]] = [
-        {"role": m["role"], "text": text_of(m), "rating": rating_of(m), "read": what_was_read(m)}
+        {
+            "role": m["role"],
+            "text": text_of(m),
+            "rating": rating_of(m),
+            "read": read._asdict() if (read := what_was_read(m)) else None,
+        }
         | ({"calls": list(map(written_use, uses))} if (uses := tool_uses_of(m)) else {})
         for m in messages
     ]
@@ -183,7 +188,7 @@ def shown(conversation: dict[str, Any]) -> Messages:
             said["role"],
             said["text"],
             said["rating"],
-            WasRead(*read) if (read := said.get("read")) else None,
+            WasRead(**read) if (read := said.get("read")) else None,
             read_uses(said.get("calls", [])),
         )
         for said in conversation["messages"]
