@@ -126,11 +126,10 @@ class Dialogue:
         return left_out
 
 
-def load_dialogue(path: Path, tools: tuple[str, ...] = ()) -> tuple[Dialogue, Turn | None]:
+def load_dialogue(path: Path) -> tuple[Dialogue, Turn | None]:
     """(the dialogue, the turn that waits for its answer, if any) of a file with one row.
 
-    The row may have any format that training reads. tools: those that the model may call from now on, in
-    place of the row's. Raises UserError with the place of what is wrong.
+    The row may have any format that training reads. Raises UserError with the place of what is wrong.
     """
     rows = list(read_rows(os.path.expanduser(str(path))))
     if len(rows) != 1:
@@ -140,12 +139,8 @@ def load_dialogue(path: Path, tools: tuple[str, ...] = ()) -> tuple[Dialogue, Tu
         conversation = from_row(row)
     except ValueError as error:
         raise UserError(f"{place}: {error}") from None
-    if conversation.has_tools and not tools:
-        raise UserError(
-            f"{place}: a dialogue with tools; start the chat with --tools FILE.py to go on with it"
-        )
     *earlier, last = conversation.turns
     if last.yayi is not None:
-        return Dialogue(conversation.system, conversation.turns, tools), None
+        return Dialogue(conversation.system, conversation.turns, conversation.tools), None
     uses = last.tool_uses[:-1] if last.ends_with_calls else last.tool_uses  # calls without results come anew
-    return Dialogue(conversation.system, tuple(earlier), tools), replace(last, tool_uses=uses)
+    return Dialogue(conversation.system, tuple(earlier), conversation.tools), replace(last, tool_uses=uses)

@@ -39,8 +39,9 @@ HELP = """\
 /fix [TEXT]        correct the last answer, and write that into the file of --feedback
 /stats             tokens, speed, memory
 /exit              leave, as Ctrl-D does
-Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer, Tab completes a command. A text between
-\"\"\" and \"\"\" may have many lines, and is sent as it is; one that begins with // is sent with one /."""
+Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer or a tool, Tab completes a command.
+A text between \"\"\" and \"\"\" may have many lines, and is sent as it is; one that begins with // is sent
+with one /."""
 
 
 class Talk:
@@ -196,7 +197,17 @@ class Talk:
         self.screen.note(f"saved {path}{without(left_out)}")
 
     def load(self, path: str) -> None:
-        self.dialogue, waiting = load_dialogue(path_of(path), self._declarations)
+        dialogue, waiting = load_dialogue(path_of(path))
+        if dialogue.tools and not self._declarations:
+            raise UserError(
+                f"{path}: a dialogue with tools; start the chat with --tools FILE.py to go on with it"
+            )
+        if dialogue.tools and dialogue.tools != self._declarations:
+            self.screen.note(
+                "the dialogue had other tools; from here on, the model is offered those of --tools"
+            )
+        dialogue.tools = self._declarations
+        self.dialogue = dialogue
         self._is_answer_empty = False
         self._prompts.clear()
         for turn in self.dialogue.turns:

@@ -65,7 +65,7 @@ def functions_of(file: Path) -> dict[str, Callable[..., Any]]:
 
 
 def is_tool(name: str, value: Any, module: ModuleType) -> bool:
-    return inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    return inspect.isroutine(value) and value.__module__ == module.__name__ and not name.startswith("_")
 
 
 def declared(file: Path) -> dict[str, list[Any]]:

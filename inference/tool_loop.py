@@ -73,7 +73,7 @@ class ToolLoop:
         self._is_told_to_answer = False
         self._stop = lambda: None
 
-    def take(self, answer: str) -> Iterator[None]:
+    def take(self, answer: str) -> Generator[None, None, None]:
         """Run the calls of an answer, or end with it where it has none.
 
         Iterating does that, and yields again and again while a tool runs; closing the iterator ends it.

@@ -31,7 +31,7 @@ CHILD = Path(__file__).with_name("tool_child.py")
 # How long a call may take, and the import of the file for its declarations.
 TIME_LIMIT_S = 60
 
-# The Python types of a value that JSON Schema calls by these names.
+# The Python types of a value that JSON Schema calls by these names; of others, any value is taken.
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -187,11 +187,13 @@ class ToolProcess:
 
 def _check_arguments(arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     """Raise ValueError for arguments that are not those of a tool's "parameters"."""
-    properties = parameters.get("properties")
     missing = [name for name in parameters.get("required", ()) if name not in arguments]
     if missing:
         raise ValueError(f"missing arguments: {', '.join(missing)}")
-    for name, value in arguments.items() if properties is not None else ():
+    if "properties" not in parameters:  # any arguments are right
+        return
+    properties = parameters["properties"]
+    for name, value in arguments.items():
         if name not in properties:
             raise ValueError(f"there is no argument {name!r}; there are {', '.join(properties) or 'none'}")
         if not _is_valid(value, properties[name]):
@@ -208,7 +210,9 @@ def _is_valid(value: Any, schema: Mapping[str, Any]) -> bool:
     if "enum" in schema and value not in schema["enum"]:
         return False
     names = schema.get("type", list(TYPES))
-    types = [of_one for name in ([names] if isinstance(names, str) else names) for of_one in TYPES[name]]
-    if not isinstance(value, tuple(types)) or (isinstance(value, bool) and bool not in types):
+    if not any(
+        name not in TYPES or type(value) in TYPES[name]
+        for name in ([names] if isinstance(names, str) else names)
+    ):
         return False
     return not isinstance(value, list) or all(_is_valid(each, schema.get("items", {})) for each in value)

@@ -208,6 +208,24 @@ def test_results_that_wait_in_a_file_are_answered(
     assert asked == [Conversation((Turn(WEATHER, tool_uses=learnt(0).tool_uses),), tools=tools.declarations)]
 
 
+def test_a_dialogue_with_other_tools_is_said_and_one_with_tools_needs_some(
+    outcome, scripted: Scripted, tools: ToolFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [*TOOLS, {"name": "date"}]
+    write_rows(Path("d.jsonl"), [{"messages": LEARNT_WITH_TOOLS[0], "tools": others}])
+    asked = scripted(["我是雅意。"])
+    type_lines(monkeypatch, ["/load d.jsonl", "你是谁"])
+    _, _, err = outcome(chat.main, ARGUMENTS)
+    assert "[the dialogue had other tools; from here on, the model is offered those of --tools]" in err
+    assert asked == [Conversation((learnt(0), Turn("你是谁")), tools=tools.declarations)]
+
+    asked = scripted(["我是雅意。"])
+    type_lines(monkeypatch, ["/load d.jsonl", "你是谁"])
+    _, _, err = outcome(chat.main, "--model m")
+    assert err == "[d.jsonl: a dialogue with tools; start the chat with --tools FILE.py to go on with it]\n"
+    assert asked == [Conversation((Turn("你是谁"),))]
+
+
 def test_ctrl_c_stops_the_tool_and_the_model_reads_that(outcome, scripted: Scripted, tools: ToolFile) -> None:
     tools.path.write_text(
         f"import os, time as clock\n"

@@ -97,12 +97,6 @@ def test_a_question_that_is_too_long_changes_nothing(tokenizer) -> None:
     assert len(dialogue.prompt("new", tokenizer, room).input_ids) == room
 
 
-def test_a_dialogue_with_tools_is_refused_where_there_are_none(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "d.jsonl", [{"messages": LEARNT_WITH_TOOLS[0], "tools": TOOLS}])
-    with pytest.raises(UserError, match=r"d\.jsonl:1: a dialogue with tools; start the chat with --tools"):
-        load_dialogue(Path(path))
-
-
 def test_calls_of_a_dialogue_that_no_row_can_hold_are_left_out_and_counted(tmp_path: Path) -> None:
     tools = tuple(declaration(tool) for tool in TOOLS)
     good, unknown = call_text("time", {}), call_text("date", {})
@@ -113,7 +107,7 @@ def test_calls_of_a_dialogue_that_no_row_can_hold_are_left_out_and_counted(tmp_p
     dialogue = Dialogue("短", (Turn("几点？", "九点。", tool_uses=uses),), tools)
     assert dialogue.save(tmp_path / "d.jsonl") == 3
     kept = replace(dialogue.turns[0], tool_uses=(ToolUse((good,), ("九点",), "看。"),))
-    loaded, waiting = load_dialogue(tmp_path / "d.jsonl", tools)
+    loaded, waiting = load_dialogue(tmp_path / "d.jsonl")
     assert (loaded.system, loaded.turns, loaded.tools, waiting) == ("短", (kept,), tools, None)
 
 
@@ -122,7 +116,7 @@ def test_a_dialogue_goes_on_from_wherever_its_file_ends(tmp_path: Path, length: 
     """A call without its result is asked for again; results are read, and the answer follows."""
     messages = LEARNT_WITH_TOOLS[1][:length]
     row = {"messages": messages, "tools": TOOLS}
-    dialogue, waiting = load_dialogue(Path(write_rows(tmp_path / "d.jsonl", [row])), ("{}",))
+    dialogue, waiting = load_dialogue(Path(write_rows(tmp_path / "d.jsonl", [row])))
     turn = waiting or dialogue.turns[-1]
     assert [use.results for use in turn.tool_uses] == [("九点", "9"), ("十点",)][
         : (length > 3) + (length > 5)

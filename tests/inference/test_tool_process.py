@@ -17,7 +17,7 @@ from training.common.errors import UserError
 from training.text.calls import Call, declaration
 
 TOOLS = '''
-import os, subprocess, sys, time
+import functools, os, subprocess, sys, time
 from typing import Literal, Optional
 
 with open(os.path.join(os.path.dirname(__file__), "imported_by"), "a") as file:
@@ -85,6 +85,17 @@ def unannotated(a) -> str:
     Args:
         a: b
     """
+
+@functools.lru_cache
+def remembered(a: int) -> int:
+    """Remembered.
+
+    Args:
+        a: a number
+    """
+
+class Shop:
+    """No tool."""
 
 def undescribed(a: int) -> str:
     """A."""
@@ -252,6 +263,8 @@ def test_arguments_are_held_against_the_declaration(
         ('{"name": "add", "arguments": {"a": 1}', "not JSON"),
         ('{"name": "subtract", "arguments": {}}', "there is no tool 'subtract'; there are add"),
         ('{"name": "add"}', '"arguments" is missing'),
+        ('{"name": "add", "arguments": {"c": "\\ud800"}}', "half of a surrogate pair"),
+        ('{"name": "add", "arguments": {"b": 1e999}}', "Out of range float values"),
     ],
 )
 def test_what_is_no_call_of_a_tool_says_why(tools: ToolFile, text: str, problem: str) -> None:
@@ -278,7 +291,7 @@ def test_functions_are_declared_as_transformers_declares_them(tools: ToolFile, t
     declared = load_tools(tools.path)
     names = [json.loads(text)["name"] for text in declared.declarations]
     assert declared.declarations[0] == declaration(ADD)
-    assert names == ["add"]
+    assert names == ["add", "remembered"]
     undocumented = [line.split()[1] for line in declared.left_out if "no docstring" in line]
     assert {"hangs", "raises", "big"} <= set(undocumented)
     assert (

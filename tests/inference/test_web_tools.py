@@ -177,7 +177,7 @@ class Tags(HTMLParser):
 
 
 CALLS = st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=2)
-USE = CALLS.map(lambda pairs: ToolUse(*map(tuple, zip(*pairs, strict=True))))
+USE = CALLS.map(lambda pairs: ToolUse(tuple(call for call, _ in pairs), tuple(result for _, result in pairs)))
 
 
 @settings(deadline=None, max_examples=20)

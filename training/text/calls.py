@@ -73,7 +73,10 @@ def call_text(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def read_call(text: str) -> Call:
-    """The call that `call_text` wrote, or a model. Raises ValueError, which says what is wrong with it."""
+    """The call that `call_text` wrote, or a model. Raises ValueError, which says what is wrong with it.
+
+    What `json_text` cannot write is no call, though JSON may spell it: "\\ud800", or 1e999.
+    """
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -87,6 +90,7 @@ def read_call(text: str) -> Call:
         raise ValueError('"name" is missing, or not text')
     if not isinstance(arguments, dict):
         raise ValueError('"arguments" is missing, or not a JSON object')
+    json_text(value)
     return Call(name, arguments)
 
 
