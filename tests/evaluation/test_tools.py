@@ -24,7 +24,7 @@ from evaluation.tool_scores import (
     judge_calls,
 )
 from tests.conftest import LEARNT, LEARNT_WITH_TOOLS, ROOT, TOOLS, write_rows
-from tests.test_readme import blocks
+from tests.pages import blocks
 from tests.tool_calls import hard_answers
 from training.common.errors import UserError
 from training.text.calls import answer_with_calls, call_text, declaration, read_call, split_answer

@@ -60,7 +60,7 @@ def test_the_common_beginning_is_recalled(kept: list[int], prompt: list[int], re
 
 def test_a_turn_reads_its_own_tokens_only(loaded) -> None:
     model, tokenizer = loaded
-    kv_cache, turns, read = KVCache(), (), []
+    kv_cache, turns, read, was_ended = KVCache(), (), [], True
     hook = model.transformer.h[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
     for human in ("标题？", "再短一点。", "你是谁", "你是谁"):
         read.clear()
@@ -71,9 +71,10 @@ def test_a_turn_reads_its_own_tokens_only(loaded) -> None:
         assert read[0] == answer.prompt_tokens - answer.recalled_tokens
         assert read[1:] == [1] * (answer.tokens - 1)
         if turns:
-            # what stands around an answer, and the new turn
-            assert read[0] <= len(tokenizer(f"\n\n<|End|><|Human|>:\n{human}\n\n<|YaYi|>:").input_ids)
-        turns = (*turns, Turn(human, text))
+            # what stands around an answer, and the new turn; the last token of one that was cut off, too
+            around = tokenizer(f"\n\n<|End|><|Human|>:\n{human}\n\n<|YaYi|>:").input_ids
+            assert read[0] <= len(around) + (not was_ended)
+        turns, was_ended = (*turns, Turn(human, text)), answer.ended
     hook.remove()
 
 
