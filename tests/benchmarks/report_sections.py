@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from tests.benchmarks.attention import attention_seconds
 from tests.benchmarks.labels import supervised_by_both
 from tests.benchmarks.raters import QUESTIONS, separated_models
 from tests.benchmarks.train_step import BASES
+from training.common.console import say
 from training.common.errors import UserError
 from training.consts import NOT_SUPERVISED
 from training.cost.flops import Tokens, matrix_products
@@ -100,15 +101,25 @@ def printed(module: str, options: str) -> str:
 
 # Reading what benchmarks print
 
+STEP_HEAD = re.compile(
+    r"([\d,]+) examples, ([\d,]+) tokens, ([\d,]+) of them supervised, ([\d,]+) padded; (\w+), (\w+)"
+)
+STEP_ROW = re.compile(r"(trl|plain|ours)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+(\d+)%\s+([\d.]+)")
+NEW_ROW = re.compile(
+    r"^(mean|eos)\s+([\d.e-]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+(\d+)%$", re.MULTILINE
+)
+NEW_ROW_FIGURES = ("lr", "end before", "end after", "all before", "all after", "ended")
+
 
 def read_train_step(text: str) -> list[dict[str, Any]]:
-    """The tables of `tests.benchmarks.train_step`, one for each run of it. Raises UserError for none."""
+    """The tables of `tests.benchmarks.train_step`, one for each run of it.
+
+    A run that broke off before it had measured two ways compares nothing: it is left out, with a line.
+    Raises UserError where no run has two.
+    """
     tables: list[dict[str, Any]] = []
     for line in text.splitlines():
-        if head := re.match(
-            r"([\d,]+) examples, ([\d,]+) tokens, ([\d,]+) of them supervised, ([\d,]+) padded; (\w+), (\w+)",
-            line,
-        ):
+        if head := STEP_HEAD.match(line):
             examples, tokens, supervised, padded = (
                 int(number.replace(",", "")) for number in head.groups()[:4]
             )
@@ -116,17 +127,31 @@ def read_train_step(text: str) -> list[dict[str, Any]]:
                 "base": head[5], "dtype": head[6], "examples": examples, "tokens": tokens,
                 "supervised": supervised, "padded": padded, "ways": {},
             })  # fmt: skip
-        elif row := re.match(r"(trl|plain|ours)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+(\d+)%\s+([\d.]+)", line):
-            if not tables:
-                raise UserError("a row of train_step's table stands before its first line")
+        elif tables and (row := STEP_ROW.match(line)):
             seconds, speed, peak, share, loss = map(float, row.groups()[1:])
             tables[-1]["ways"][row[1]] = {
                 "seconds": seconds, "tokens a second": speed, "peak GB": peak, "of bound": share / 100,
                 "loss": loss,
             }  # fmt: skip
-    if not tables or not all({"plain", "ours"} <= table["ways"].keys() for table in tables):
-        raise UserError('not what train_step prints: no table with "plain" and "ours"')
-    return tables
+    complete = [table for table in tables if len(table["ways"]) > 1]
+    for table in tables:
+        if table not in complete:
+            say(f"left out: {table['base']}, {table['dtype']}: {len(table['ways'])} way(s) measured")
+    if not complete:
+        raise UserError("not what train_step prints, or no run of it that has measured two ways")
+    return complete
+
+
+def read_new_rows(text: str) -> list[dict[str, float | str]]:
+    """The lines of the table of `tests.benchmarks.new_rows`, without repetitions. UserError for none."""
+    lines: dict[tuple[str, ...], dict[str, float | str]] = {}
+    for start, *numbers in NEW_ROW.findall(text):
+        lines[start, *numbers] = {"start": start} | dict(
+            zip(NEW_ROW_FIGURES, map(float, numbers), strict=True)
+        )
+    if not lines:
+        raise UserError("not what new_rows prints: no line of its table")
+    return sorted(lines.values(), key=lambda line: (line["start"] == "eos", line["lr"]))
 
 
 def read_card_check(text: str) -> dict[str, Any]:
@@ -146,7 +171,9 @@ def card_of(found: dict[str, Any]) -> str:
     """The machine of a card check: its card, its driver and torch, without the host's name."""
     rows = {row["what"]: row["value"] for part in found["parts"] for row in part["rows"]}
     names = [str(value) for what, value in rows.items() if re.fullmatch(r"card( \d+)?", what)]
-    libraries = [f"{what} {rows[what]}" for what in ("driver", "torch") if what in rows]
+    libraries = [
+        f"{what} {rows[what]}" for what in ("driver", "torch") if rows.get(what) not in (None, "unknown")
+    ]
     return ", ".join([*names, *libraries])
 
 
@@ -294,31 +321,11 @@ def measure_evaluation(settings: Settings) -> list[dict[str, Any]]:
     return found
 
 
-def measure_new_rows(settings: Settings) -> list[dict[str, float | str]]:
-    if settings.base is None:
-        raise UserError(
-            "the section new_rows needs a real base: make one by tests.benchmarks.smollm2, give --base"
-        )
-    options = (
-        f"--input-model {settings.base} --data-path {SAMPLES} --rows 80 --held-out 16 --steps 20 "
-        "--batch-size 2 --max-new-tokens 64 --lr 1e-3 --max-length 512"
-    )
-    text = printed("tests.benchmarks.new_rows", options)
-    rows = re.findall(
-        r"^(mean|eos)\s+([\d.e-]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+(\d+)%$", text, re.MULTILINE
-    )
-    assert rows, text
-    names = ("lr", "end before", "end after", "all before", "all after", "ended")
-    lines = {start: dict(zip(names, map(float, numbers), strict=True)) for start, *numbers in rows}
-    return [{"start": start} | numbers for start, numbers in lines.items()]
-
-
 class Section(NamedTuple):
-    """A section that is measured here: by what function, and which of the settings it takes and needs."""
+    """A section that is measured here: by what function, and which of the settings it takes."""
 
     measure: Callable[[Settings], Any]
     takes: tuple[str, ...] = ()
-    needs_base: bool = False
 
 
 SECTIONS = {
@@ -333,7 +340,6 @@ SECTIONS = {
     "vocabulary": Section(measure_vocabulary, takes=("base", "corpus", "tokenizer")),
     "raters": Section(measure_raters),
     "evaluation": Section(measure_evaluation, takes=("base",)),
-    "new_rows": Section(measure_new_rows, takes=("base",), needs_base=True),
 }
 
 
@@ -344,14 +350,15 @@ class Added(NamedTuple):
     command: str
 
 
-ROWS_OF_STEP = "--data-path data/yayi_train_example.json --input-model checkpoints/tiny-bloom"
+TRAIN_STEP = "python -m tests.benchmarks.train_step --data-path FILE --input-model DIRECTORY --base bloom"
+NEW_ROWS = (
+    "python -m tests.benchmarks.new_rows --input-model checkpoints/smollm2-135m --data-path FILE --rows 80 "
+    "--held-out 16 --batch-size 2 --max-length 256 --max-new-tokens 64 --lr 1e-4 --lr 3e-4 --lr 1e-3"
+)
 ADDED = {
-    "train_step_bf16": Added(
-        read_train_step, f"python -m tests.benchmarks.train_step {ROWS_OF_STEP} --base bloom"
-    ),
-    "train_step_card": Added(
-        read_train_step, f"python -m tests.benchmarks.train_step {ROWS_OF_STEP} --base bloom"
-    ),
+    "train_step_bf16": Added(read_train_step, TRAIN_STEP),
+    "train_step_card": Added(read_train_step, f"{TRAIN_STEP} --rows 64"),
+    "new_rows": Added(read_new_rows, NEW_ROWS),
     "card_check": Added(read_card_check, "python -m training.card_check --output-dir checkpoints/card"),
 }
 
@@ -362,7 +369,7 @@ def command_of(name: str, settings: Settings | None = None) -> str:
         return ADDED[name].command
     section, command = SECTIONS[name], f"python -m tests.benchmarks.report --only {name}"
     if settings is None:
-        return command + (" --base checkpoints/smollm2-135m" if section.needs_base else "")
+        return command
     given = {
         "base": filter(None, [settings.base]),
         "corpus": settings.corpora,
@@ -371,8 +378,3 @@ def command_of(name: str, settings: Settings | None = None) -> str:
     for option in section.takes:
         command += "".join(f" --{option} checkpoints/{Path(path).name}" for path in given[option])
     return command
-
-
-def names_of(chosen: Sequence[str], base: str | None) -> list[str]:
-    """The sections to measure: those chosen, or all that are possible."""
-    return list(chosen) or [name for name, section in SECTIONS.items() if base or not section.needs_base]

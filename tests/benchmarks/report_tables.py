@@ -172,7 +172,7 @@ def of_train_step(found: list[dict[str, Any]], say: Say) -> list[str]:
             ways[way],
             f"{line['seconds']:.2f}",
             f"{line['tokens a second']:,.1f}",
-            f"{line['tokens a second'] / one['ways']['plain']['tokens a second']:.2f} x",
+            f"{one['ways']['plain']['seconds'] / line['seconds']:.2f} x" if "plain" in one["ways"] else "–",
             f"{line['peak GB']:.2f}",
             percent(line["of bound"]),
             f"{line['loss']:.4f}",
@@ -387,16 +387,23 @@ def of_card_check(found: dict[str, Any], say: Say) -> list[str]:
             f"{short(row['value'])} {row['unit']}",
             row["bound"],
             row["verdict"],
+            row["note"].replace("|", "\\|"),
         ]
         for part in found["parts"]
         for row in part["rows"]
         if row["unit"] and isinstance(row["value"], int | float)
     ]
-    details = [say("what", "项目"), say("value", "数值"), say("bound", "界"), say("verdict", "判定")]
+    details = [
+        say("what", "项目"),
+        say("value", "数值"),
+        say("bound", "界"),
+        say("verdict", "判定"),
+        say("note", "备注"),
+    ]
     return [
         *table(heads, rows, left=2), "", verdict, "",
         f"<details><summary>{say('All figures', '全部数值')}</summary>", "",
-        *table(details, figures), "", "</details>",
+        *table(details, figures, left=len(details)), "", "</details>",
     ]  # fmt: skip
 
 
