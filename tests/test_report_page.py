@@ -47,7 +47,7 @@ def test_both_pages_have_the_same_headings_commands_tables_and_pictures() -> Non
     english, chinese = TEXTS["en"], TEXTS["zh"]
     for pattern in (
         r"^#+ (?=\d|\S)",
-        r"\(\S*figures/(\w+)\.png\)",
+        r"^!.*figures/(\w+)\.png",
         r"<!-- measured: (\w+) -->",
         r"^\d+\. .*http.*",
     ):

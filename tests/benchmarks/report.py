@@ -33,7 +33,7 @@ from typing import Any
 
 import click
 
-from tests.benchmarks.report_figures import draw_figures
+from tests.benchmarks.report_figures import draw_figures, is_drawn
 from tests.benchmarks.report_sections import (
     ADDED,
     ROOT,
@@ -44,7 +44,7 @@ from tests.benchmarks.report_sections import (
     this_machine,
     today,
 )
-from tests.benchmarks.report_tables import LANGUAGES, TABLES, Say
+from tests.benchmarks.report_tables import CAPTIONS, LANGUAGES, TABLES, Say
 from training.common.errors import UserError, run_command
 from training.common.files import write_atomic
 
@@ -62,7 +62,17 @@ def read_results() -> Results:
 
 
 def block(name: str, results: Results, say: Say) -> str:
-    """What a page has of a section: its table, command, machine and date, or that it is not measured."""
+    """What a page has of a section: its table, command, machine and date, or that it is not measured.
+
+    A picture follows where one of the sections that it shows was measured.
+    """
+    shown = table_and_source(name, results, say)
+    if not is_drawn(name, results):
+        return shown
+    return f"{shown}\n\n![{say(*CAPTIONS[name])}]({say('', '../')}figures/{name}.png)"
+
+
+def table_and_source(name: str, results: Results, say: Say) -> str:
     if name not in results:
         command = f"`{command_of(name)}`"
         return say(f"*Not measured yet*: {command}", f"*尚未测量*：{command}")
@@ -124,6 +134,9 @@ def add(name: str, path: Path, machine: str | None) -> None:
 )  # fmt: skip
 @click.option("--machine", help="The machine of what is added.")
 @click.option("--base", help="The directory of a real base model.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), help="Where to keep models and answers, to go on from."
+)
 @click.option("--corpus", "corpora", multiple=True, help="Rows of a domain for the vocabulary section.")
 @click.option("--tokenizer", "tokenizers", multiple=True, help="A tokenizer's directory for that section.")
 def main(
@@ -132,6 +145,7 @@ def main(
     added: tuple[tuple[str, Path], ...],
     machine: str | None,
     base: str | None,
+    work: Path | None,
     corpora: tuple[str, ...],
     tokenizers: tuple[str, ...],
 ) -> None:
@@ -140,7 +154,7 @@ def main(
         add(name, path, machine)
     if not added and not only_pages:
         with tempfile.TemporaryDirectory() as directory:
-            settings = Settings(Path(directory), base, corpora, tokenizers)
+            settings = Settings(work or Path(directory), base, corpora, tokenizers)
             for name in only or SECTIONS:
                 start = time.monotonic()
                 found = SECTIONS[name].measure(settings)

@@ -20,7 +20,7 @@ def draw_figures(found: Found, directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, draw in FIGURES.items():
-        if not any(section in found for section in SECTIONS_OF.get(name, (name,))):
+        if not is_drawn(name, found):
             continue
         figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
@@ -28,6 +28,11 @@ def draw_figures(found: Found, directory: Path) -> list[Path]:
         paths.append(directory / f"{name}.png")
         write_atomic(paths[-1], lambda new, figure=figure: figure.savefig(new, format="png"))
     return paths
+
+
+def is_drawn(name: str, found: Found) -> bool:
+    """Whether there is a picture of this name, and a section that it shows was measured."""
+    return name in FIGURES and any(section in found for section in SECTIONS_OF.get(name, (name,)))
 
 
 def draw_alibi(figure: Figure, found: Found) -> None:
@@ -106,7 +111,7 @@ def draw_train_step(figure: Figure, found: Found) -> None:
         axes.axhline(1, color="0.6", lw=0.8)
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set(title=title, ylabel="times that of transformers, padded")
-        axes.legend(fontsize=8)
+    speed.legend(fontsize=8)
 
 
 def _cases(found: Found) -> Iterator[tuple[str, Found]]:

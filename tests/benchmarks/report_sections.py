@@ -56,7 +56,7 @@ PIECES = (30, 100, 300, 1000)
 class Settings(NamedTuple):
     """What the sections need that this repository does not hold."""
 
-    directory: Path  # for files that are not kept
+    directory: Path  # for models and answers; what is there already is taken as it is
     base: str | None = None  # a real base model
     corpora: tuple[str, ...] = ()  # rows of a domain, beside the samples
     tokenizers: tuple[str, ...] = ()  # directories of tokenizers, beside the tiny Bloom's
@@ -315,7 +315,8 @@ def measure_evaluation(settings: Settings) -> list[dict[str, Any]]:
     for name, path in models.items():
         output = settings.directory / f"objective-{name}"
         options = f"--model {path} --questions {QUESTIONS_FILE} --output {output} --max-new-tokens 64"
-        printed("evaluation.objective", options)
+        if not (output / "result.json").exists():
+            printed("evaluation.objective", options)
         result = json.loads((output / "result.json").read_text("utf-8"))
         found.append({"model": name} | {key: result[key] for key in ("asked", "chance", "unread", "ways")})
     return found

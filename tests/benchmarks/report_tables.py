@@ -279,7 +279,7 @@ def of_raters(found: list[dict[str, float]], say: Say) -> list[str]:
         [
             f"{line['questions']:.0f}",
             f"{line['alpha']:.2f}",
-            f"{line['alpha, random']:.2f}",
+            f"{round(line['alpha, random'], 2) + 0:.2f}",
             *(percent(line[name]) for name in ("apart, far", "apart, near", "out of order")),
         ]
         for line in found
@@ -406,6 +406,15 @@ def of_card_check(found: dict[str, Any], say: Say) -> list[str]:
         *table(details, figures, left=len(details)), "", "</details>",
     ]  # fmt: skip
 
+
+# What is written beside the pictures.
+CAPTIONS = {
+    "alibi": ("The error of the bias by position, with its bounds", "偏置的误差随位置的变化及其上界"),
+    "bf16": ("The error of the logits by position", "logits 的误差随位置的变化"),
+    "attention": ("Seconds and memory of three ways to have ALiBi", "三种实现 ALiBi 的方式的时间与内存"),
+    "train_step": ("Speed and memory as multiples of the padded way", "速度与内存，以填充方式为 1"),
+    "vocabulary": ("Tokens that new tokens save, by their number", "新增 token 省下的 token，随其个数的变化"),
+}
 
 TABLES: dict[str, Callable[[Any, Say], list[str]]] = {
     "alibi": of_alibi,
