@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.scaling
 
-The model of tests.benchmarks.train_step, our way, on rows of random tokens. The second half of each row is
+The Bloom of tests.benchmarks.train_step, our way, on rows of random tokens. The second half of each row is
 supervised. Every line is measured in a process of its own.
 """
 
@@ -13,10 +13,11 @@ import sys
 import click
 import torch
 
-from tests.benchmarks.train_step import DTYPES, VOCABULARY, Rows, measure, model_of, needed_flops, step_of
+from tests.benchmarks.train_step import BASES, DTYPES, Rows, measure, model_of, needed_flops, step_of
 from training.common.errors import run_command
 from training.consts import NOT_SUPERVISED
 
+BASE = "bloom"
 LENGTHS = (256, 512, 1024, 2048, 4096)
 ROW_COUNTS = (4, 16, 64)
 LENGTH_OF_COUNTED_ROWS = 256
@@ -24,7 +25,7 @@ LENGTH_OF_COUNTED_ROWS = 256
 
 def random_rows(count: int, length: int) -> Rows:
     torch.manual_seed(0)
-    ids = torch.randint(VOCABULARY, (count, length)).tolist()
+    ids = torch.randint(BASES[BASE].vocab_size, (count, length)).tolist()
     prompt = length // 2
     return [{"input_ids": row, "labels": [NOT_SUPERVISED] * prompt + row[prompt:]} for row in ids]
 
@@ -40,7 +41,7 @@ def random_rows(count: int, length: int) -> Rows:
 def main(lengths: str, row_counts: str, steps: int, dtype: str, one: tuple[int, int] | None) -> None:
     """Print a line for each size of batch."""
     if one:
-        model = model_of("ours", DTYPES[dtype])
+        model = model_of(BASE, "ours", DTYPES[dtype])
         step = step_of("ours", model, random_rows(*one), tokenizer=None)
         print(json.dumps(measure(step, model, steps)))
         return
@@ -53,7 +54,7 @@ def main(lengths: str, row_counts: str, steps: int, dtype: str, one: tuple[int, 
             [*command, "--one", str(count), str(length)], stdout=subprocess.PIPE, check=True
         )
         result = json.loads(finished.stdout.splitlines()[-1])
-        share = needed_flops(random_rows(count, length)) / result["seconds"] / result["bound"]
+        share = needed_flops(BASE, random_rows(count, length)) / result["seconds"] / result["bound"]
         click.echo(
             f"{count:6}{length:8}{result['seconds'] / count / length * 1000:12.2f}"
             f"{result['peak'] / 1e9:9.2f}{share:15.0%}"
