@@ -10,7 +10,7 @@ import pytest
 from tests.benchmarks import report
 from tests.benchmarks.report_sections import ADDED, SECTIONS, read_train_step
 from tests.benchmarks.report_tables import LANGUAGES, TABLES
-from tests.test_readme import assert_parses, blocks
+from tests.pages import assert_parses, blocks
 
 TEXTS = {language: path.read_text("utf-8") for language, path in report.PAGES.items()}
 PLACE = re.compile(r"<!-- measured: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
