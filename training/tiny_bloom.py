@@ -22,9 +22,9 @@ from training.model.save import save_model
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]
 WORD = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 
-# A model of these sizes gives back nearly all of the sample data after the 20 epochs of scripts/demo.sh, and
-# not at twice their rate. The heads are 32 wide because vLLM takes no narrower ones on a processor. BLOOM's
-# own initializer range, 0.02, is too small for so narrow a model.
+# A model of these sizes gives back nearly all the sample data after the 20 epochs of scripts/demo.sh; twice
+# that rate is too high. The heads are 32 wide: vLLM takes no narrower ones on a processor. BLOOM's own
+# initializer range, 0.02, is too small for so narrow a model.
 HIDDEN_SIZE = 128
 LAYERS = 2
 HEADS = 4

@@ -16,9 +16,8 @@ def test_it_builds_a_small_bloom_and_a_tokenizer_with_blooms_special_tokens(outc
     model = AutoModelForCausalLM.from_pretrained(directory)
     assert model.config.model_type == "bloom"
     assert model.num_parameters() < 1_000_000
-    assert (
-        model.config.hidden_size // model.config.n_head >= 32
-    )  # vLLM takes no narrower heads on a processor
+    # vLLM takes no narrower heads on a processor.
+    assert model.config.hidden_size // model.config.n_head >= 32
     assert model.config.vocab_size > len(tokenizer)
 
 

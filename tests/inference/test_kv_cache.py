@@ -11,6 +11,8 @@ from inference.kv_cache import KVCache
 from training.text.conversation import Conversation, Turn
 from training.text.encoding import encode_prompt
 
+# The system text with which the model knows its dialogue, and no answer is cut off.
+KNOWN = "你是一名记者。"
 GREEDY = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": 14}
 
 QUESTIONS = ["标题？", "再短一点。", "你是谁", "笑一个", "List two fruits.\nred, yellow"]
@@ -65,7 +67,7 @@ def test_a_turn_reads_its_own_tokens_only(loaded) -> None:
     for human in ("标题？", "再短一点。", "你是谁", "你是谁"):
         read.clear()
         with stream(
-            model, tokenizer, Conversation((*turns, Turn(human))), kv_cache=kv_cache, **GREEDY
+            model, tokenizer, Conversation((*turns, Turn(human)), KNOWN), kv_cache=kv_cache, **GREEDY
         ) as answer:
             text = "".join(answer)
         assert read[0] == answer.prompt_tokens - answer.recalled_tokens
