@@ -152,7 +152,7 @@ def test_rows_of_their_own_have_the_tools_of_the_file(tmp_path: Path) -> None:
         ([OWN], None, ':1: "calls" without results; give --tools'),
         ([OWN | {"calls": [{"name": "x"}]}], OFFERED, """[0] calls 'x', which "tools" does not"""),
         ([OWN | {"calls": "["}], OFFERED, '"calls" is not JSON'),
-        ([OWN | {"awnser": "9"}], OFFERED, '"answer" and "tools"; take "awnser" out'),
+        ([OWN | {"reply": "9"}], OFFERED, '"answer" and "tools"; take "reply" out'),
         ([OWN | {"answer": [True]}], OFFERED, '"answer" is a boolean, neither text nor a number'),
         ([OWN | {"answer": {"a": 1}}], OFFERED, '"answer" is an object, neither text nor a number'),
         ([OWN | {"question": " "}], OFFERED, '"question" is empty'),

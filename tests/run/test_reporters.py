@@ -80,6 +80,8 @@ def test_a_service_that_fails_ends_no_run(
     (tmp_path / "swanlab.py").write_text(SWANLAB)
     monkeypatch.syspath_prepend(tmp_path)
     trainer = make_trainer(base, tokenizer, tmp_path / "a-run", rows, 8, max_steps=4, report_to=["swanlab"])
+    kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
+    assert len(set(kinds)) == len(kinds)  # transformers warns of a second one
     trainer.train()
     swanlab = sys.modules.pop("swanlab")
     assert swanlab.setup[0]["experiment_name"] == "a-run"

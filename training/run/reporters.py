@@ -78,12 +78,13 @@ def add_reporters(trainer: Trainer) -> None:
     None of them ends the run where it fails.
     """
     trainer.args.run_name = trainer.run_dir.name
-    trainer.add_callback(Reporter(METRICS, MetricsFile(trainer.run_dir / METRICS)))
+    reporters: dict[str, TrainerCallback] = {METRICS: MetricsFile(trainer.run_dir / METRICS)}
     names = trainer.args.report_to
     if trainer.is_world_process_zero():
         keep_in(trainer.run_dir, names)
     for name, integration in zip(names, get_reporting_integration_callbacks(names), strict=True):
-        trainer.add_callback(Reporter(name, trainer.pop_callback(integration)))
+        reporters[name] = trainer.pop_callback(integration)
+    trainer.add_callback(Reporters(reporters))
 
 
 def keep_in(run_dir: Path, names: Sequence[str]) -> None:
@@ -114,12 +115,11 @@ def newest_id(directory: Path) -> str | None:
     return max(((match[1], match[2]) for match in found if match), default=(None, None))[1]
 
 
-class Reporter(TrainerCallback):
-    """A callback that may fail: one line says so, and the run goes on without it."""
+class Reporters(TrainerCallback):
+    """Callbacks by their names, each of which may fail: one line says so, and the run goes on without it."""
 
-    def __init__(self, name: str, callback: TrainerCallback) -> None:
-        self._name = name
-        self._callback: TrainerCallback | None = callback
+    def __init__(self, callbacks: dict[str, TrainerCallback]) -> None:
+        self._callbacks = callbacks
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -149,16 +149,15 @@ class Reporter(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        if self._callback is None:
-            return
-        try:
-            getattr(self._callback, event)(args, state, control, **kwargs)
-        except Exception as error:  # a network's, an account's, a disk's: each service has classes of its own
-            say(
-                f"WARNING: step {state.global_step}: {self._name} failed ({first_line(error)}); the run goes "
-                "on without it"
-            )
-            self._callback = None
+        for name, callback in list(self._callbacks.items()):
+            try:
+                getattr(callback, event)(args, state, control, **kwargs)
+            except Exception as error:  # a network's, an account's, a disk's: each has classes of its own
+                say(
+                    f"WARNING: step {state.global_step}: {name} failed ({first_line(error)}); the run goes "
+                    "on without it"
+                )
+                del self._callbacks[name]
 
 
 class MetricsFile(TrainerCallback):
