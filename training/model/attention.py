@@ -11,7 +11,7 @@ attention dropout, there is a call of torch's fused attention for each document.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -78,7 +78,7 @@ def attend_in_documents(
     if has_one_kernel(query, dropout):
         longest = max(documents.lengths)
         # torch 2.11 has the kernel, but not yet this argument of it.
-        grouped = {"enable_gqa": True} if is_grouped else {}
+        grouped: dict[str, Any] = {"enable_gqa": True} if is_grouped else {}
         attended = varlen_attn(
             query,
             key,
