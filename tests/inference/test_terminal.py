@@ -75,6 +75,7 @@ def test_where_no_history_can_be_kept_one_can_still_talk(keyboard: PipeInput, tm
 
 
 def test_ctrl_c_is_only_told_and_interrupts_again_afterwards() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     told = []
     with on_ctrl_c(lambda: told.append(1)):
         signal.raise_signal(signal.SIGINT)
