@@ -348,7 +348,11 @@ def test_a_model_that_knows_the_rows_by_heart_has_them_all_right(
         "    return {'度': 21} if 日 else 9\n"
         "def time():\n"
         '    """几点"""\n'
-        "    return '十点'\n"
+        "    from pathlib import Path\n"
+        "    asked = Path(__file__).with_name('asked')\n"
+        "    is_first = not asked.exists()\n"
+        "    asked.touch()\n"
+        "    return '九点' if is_first else '十点'\n"
     )
     rows = [*LEARNT_ROWS, {"messages": LEARNT_WITH_TOOLS[0][:2], "tools": TOOLS}]
     all_right = {
