@@ -26,5 +26,3 @@ python -m pytest -n 2 --dist loadgroup -m slow --ignore=tests/inference/test_web
 # A browser that waits for a busy machine waits too long.
 echo "== the slow tests of the web page"
 python -m pytest -m slow tests/inference/test_web_browser.py
-echo "== the commands of the README, in their order"
-bash scripts/walk_readme.sh
