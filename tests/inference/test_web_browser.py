@@ -279,8 +279,8 @@ USE = ToolUse((call_text("f", {"a": TYPED_TAG}),), (f"</pre>{TYPED_TAG}",))
 @pytest.mark.slow
 def test_in_a_browser_an_answer_does_nothing_and_is_copied_as_it_was_said(browser: Browser) -> None:
     def answer(messages: Messages, *_: object) -> Iterator[Messages]:
-        yield with_answer(messages, ANSWER[:150], (replace(USE, results=()),))
-        yield with_answer(messages, ANSWER, (USE,))
+        yield with_answer(messages, ANSWER[:150], tool_uses=(replace(USE, results=()),))
+        yield with_answer(messages, ANSWER, tool_uses=(USE,))
 
     context = browser.new_context(
         locale="zh-CN",
