@@ -21,7 +21,6 @@ The forms of questions are in `tool_questions.py`. A model that was taught no to
 --output is a directory: answers.jsonl has every question, result.json the figures.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +35,7 @@ from evaluation.tool_questions import ToolQuestion, read_tool_questions
 from evaluation.tool_scores import judge_calls, tool_figures, tool_report
 from inference.batch_answers import check_prompt_lengths
 from inference.generation import context_length
-from inference.options import load_from_options, model_options
+from inference.options import load_from_options, load_tools_from_options, model_options
 from inference.resumable import (
     Journal,
     claim_output,
@@ -46,7 +45,7 @@ from inference.resumable import (
     write_result,
     write_rows,
 )
-from inference.tool_process import ToolFile, load_tools
+from inference.tool_process import ToolFile
 from training.common.command_line import FiniteRange, PathOrName, UserPath
 from training.common.console import say
 from training.common.errors import run_command
@@ -98,14 +97,12 @@ def measure_calls(options: SimpleNamespace) -> None:
     if options.endpoint:
         check_endpoint(options.endpoint)
     check_no_model(options.output)
-    tools = load_tools(options.tools) if options.tools else None
-    for line in tools.left_out if tools else ():
-        say(line, on_stderr=True)
+    tools = load_tools_from_options(options)
     with refusals(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
     with claim_output(result_file):
         questions = read_tool_questions(options.questions, tools and tools.declarations)
-        about = {"--questions": fingerprint(options.questions), "--tools": digest_of(tools)}
+        about = {"--questions": fingerprint(options.questions), "--tools": tools.digest if tools else ""}
         journal = Journal(result_file, record_of(options, about, FREE_OPTIONS))
         if len(journal.answers) < len(questions):
             answer_questions(questions, tools, journal, options)
@@ -117,11 +114,6 @@ def measure_calls(options: SimpleNamespace) -> None:
         journal.path.unlink()
     print(tool_report(result), end="")
     say(f"{options.output}: {len(questions):,} questions, {journal.seconds:,.0f} s", on_stderr=True)
-
-
-def digest_of(tools: ToolFile | None) -> str:
-    """A hash of the file of --tools, or "" where there is none."""
-    return hashlib.blake2b(tools.path.read_bytes(), digest_size=16).hexdigest() if tools else ""
 
 
 def answer_questions(

@@ -105,7 +105,7 @@ def answer_file(options: SimpleNamespace) -> None:
     tools = load_tools_from_options(options)
     about = {INPUT: fingerprint(source)}
     if tools:
-        about |= {"--tools": file_digest(tools), "--max-calls": str(options.max_calls)}
+        about |= {"--tools": tools.digest, "--max-calls": str(options.max_calls)}
     record = record_of(options, about, (*FREE_OPTIONS, *TOOL_OPTIONS))
     output = unfinished_file(record) if to_stdout else options.output
     with claim_output(output):
@@ -121,12 +121,6 @@ def answer_file(options: SimpleNamespace) -> None:
             write_rows(output, rows_with_answers(prompts, journal))
         journal.path.unlink()
     say(speed_line(journal, options), on_stderr=True)
-
-
-def file_digest(tools: ToolFile) -> str:
-    """What the results of calls depend on, as far as it is known: the file, and its declarations."""
-    parts = (tools.path.read_bytes(), *(text.encode() for text in tools.declarations))
-    return hashlib.blake2b(b"\n".join(parts), digest_size=16).hexdigest()
 
 
 def unfinished_file(record: dict[str, Any]) -> Path:

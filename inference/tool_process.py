@@ -9,6 +9,7 @@ when the call has ended, at its time limit, and when it is stopped.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -59,6 +60,12 @@ class ToolFile:
     def _parameters(self) -> dict[str, dict[str, Any]]:
         """The JSON Schema of each tool's arguments."""
         return {declared_name(text): json.loads(text).get("parameters", {}) for text in self.declarations}
+
+    @property
+    def digest(self) -> str:
+        """A hash of what the results of calls depend on, as far as it is known: file and declarations."""
+        parts = (self.path.read_bytes(), *(text.encode() for text in self.declarations))
+        return hashlib.blake2b(b"\n".join(parts), digest_size=16).hexdigest()
 
     def read(self, text: str) -> Call:
         """The call in what a model says. Raises ValueError, which says what is wrong, where it is no call of

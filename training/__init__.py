@@ -22,6 +22,12 @@ ALLOCATOR = allocator_for(version("torch"))
 if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name, which a user may have set
     os.environ.setdefault("PYTORCH_ALLOC_CONF", ALLOCATOR)
 
+
+def allocator_settings() -> str | None:
+    """What PyTorch's allocator was told, by the older name of its variable or by the newer one."""
+    return os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF"))
+
+
 # transformers imports it through peft, needed or not; it tells of kernels that it did not find, and prints a
 # line for every product in 8 bits.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -122,7 +122,8 @@ def add(name: str, path: Path, machine: str | None) -> None:
     machine = machine or (card_of(found) if name == "card_check" else None)
     if not machine:
         raise UserError(f"--add {name}: name the machine, by --machine 'card, driver, torch'")
-    keep(name, found, machine, command_of(name))
+    quick = " --quick" if name == "card_check" and "--quick" in found["sizes"] else ""
+    keep(name, found, machine, command_of(name) + quick)
 
 
 @click.command()

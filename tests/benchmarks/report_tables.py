@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from training.card.page import FAILS, HOLDS
+
 # Chooses between an English and a Chinese text.
 Say = Callable[[str, str], str]
 
@@ -359,24 +361,24 @@ def of_new_rows(found: list[dict[str, Any]], say: Say) -> list[str]:
 
 def of_card_check(found: dict[str, Any], say: Say) -> list[str]:
     """A line for each part, and below it all figures with a unit."""
-    judged = [row for part in found["parts"] for row in part["rows"] if row["verdict"] in ("holds", "FAILS")]
     heads = [
         say("part", "部分"),
         say("outcome", "结果"),
         say("bounds that hold", "成立的界"),
         say("seconds", "秒"),
     ]
-    rows = []
+    rows, judged = [], []
     for part in found["parts"]:
-        verdicts = [row["verdict"] for row in part["rows"] if row["verdict"] in ("holds", "FAILS")]
-        held = verdicts.count("holds")
+        of_part = [row for row in part["rows"] if row["verdict"] in (HOLDS, FAILS)]
+        held = sum(row["verdict"] == HOLDS for row in of_part)
+        judged += of_part
         rows.append([
             f"{part['number']}. {part['title']}",
             part["outcome"] + (f": {part['reason']}" if part["reason"] else ""),
-            say(f"{held} of {len(verdicts)}", f"{held} / {len(verdicts)}"),
+            say(f"{held} of {len(of_part)}", f"{held} / {len(of_part)}"),
             f"{part['seconds']:.0f}",
         ])  # fmt: skip
-    failing = [row["what"] for row in judged if row["verdict"] == "FAILS"]
+    failing = [row["what"] for row in judged if row["verdict"] == FAILS]
     verdict = say(
         f"All {len(judged)} bounds hold." if not failing else f"Bounds that fail: {'; '.join(failing)}.",
         f"全部 {len(judged)} 个界成立。" if not failing else f"不成立的界：{'；'.join(failing)}。",

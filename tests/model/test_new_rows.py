@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.benchmarks import new_rows
 from tests.conftest import write_rows
+from tests.tiny_models import make_llama
 
 
 def test_both_adapter_rates_are_tried_and_paths_may_hold_blanks(
@@ -34,3 +37,22 @@ def test_both_adapter_rates_are_tried_and_paths_may_hold_blanks(
     arguments = ["--input-model", str(base), "--data-path", rows, "--rows", "1", "--start", "eos"]
     new_rows.main.main(arguments, standalone_mode=False)
     assert seen == [(str(base), 1e-4), (str(base), 3e-4)]
+
+
+def test_the_base_itself_is_asked_by_its_own_template(tmp_path: Path) -> None:
+    """An answer ends where its token is the tokenizer's end, here the first token that the base says."""
+    base, rows = (
+        make_llama(tmp_path / "base"),
+        [{"instruction": "你好", "input": "吗"}, {"instruction": "你"}],
+    )
+    assert new_rows.ended_share_of_base(base, rows, 3) is None
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    input_ids = tokenizer("你好\n吗", add_special_tokens=False, return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)(input_ids).logits[0, -1]
+    for token_id, first_row_ends in ((int(logits.argmax()), True), (int(logits.argmin()), False)):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token_id)
+        tokenizer.save_pretrained(base)
+        assert (new_rows.ended_share_of_base(base, rows[:1], 1) == 1) == first_row_ends
+        assert new_rows.ended_share_of_base(base, rows, 1) >= first_row_ends / 2

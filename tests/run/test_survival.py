@@ -98,7 +98,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_losses_of_one_that_is_no
         assert kills <= INTERRUPTIONS, running.output
     assert kills == INTERRUPTIONS
     assert in_saves > 0
-    print(f"{kills} kills, {in_saves} of them in a save")
+    print(f"{kills} kills, {in_saves} of them in a save, in {STEPS} steps")
     assert printed == expected
     assert values(run_dir, "loss") == values(uninterrupted[0], "loss")
     ours, theirs = (directory / "model" / "model.safetensors" for directory in (run_dir, uninterrupted[0]))

@@ -1,7 +1,6 @@
 """What a run takes of memory, computed from the configuration of a model: no weight is loaded."""
 
 import copy
-import os
 import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from training import allocator_settings
 from training.cost.flops import MatrixProducts, matrix_products
 from training.model.attention import documents_of
 from training.model.bloom import BloomForCausalLM, is_bloom, packed_documents
@@ -303,7 +303,7 @@ def pinned_bytes(count: int) -> int:
 
     Above the size that PYTORCH_ALLOC_CONF names (see training/__init__.py) it does not round.
     """
-    settings = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
+    settings = allocator_settings() or ""
     limit = re.search(r"pinned_max_round_threshold_mb:(\d+)", settings)
     if count == 0 or (limit and count > int(limit[1]) * 2**20):
         return count

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import torch
 
+from training import allocator_settings
 from training.common.errors import UserError, first_line
 
 # The oldest driver for each major version of CUDA on Linux (NVIDIA's release notes of the CUDA toolkit, the
@@ -64,10 +65,10 @@ def _start_card() -> None:
     try:
         torch.cuda.init()
     except (RuntimeError, ValueError) as error:
-        settings = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
         raise UserError(
             f"PyTorch {torch.__version__} cannot start the card: {first_line(error)}; if that is about its "
-            f"allocator, correct PYTORCH_ALLOC_CONF, which is {settings!r}; otherwise look at nvidia-smi"
+            f"allocator, correct PYTORCH_ALLOC_CONF, which is {allocator_settings()!r}; otherwise look at "
+            "nvidia-smi"
         ) from None
 
 

@@ -8,6 +8,7 @@ import psutil
 import torch
 from transformers import Trainer
 
+from training import allocator_settings
 from training.model.attention import WIDTH_MULTIPLE, has_one_kernel
 from training.model.bloom import is_bloom
 from training.model.load import takes_packed_batches
@@ -33,7 +34,7 @@ def describe_machine(trainer: Trainer) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
-        "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF")),
+        "allocator": allocator_settings(),
     }
 
 
