@@ -99,7 +99,7 @@ def test_what_was_measured_elsewhere_is_added_with_its_machine(place: Path, outc
     line = f"--add train_step_card {place}/steps.txt --machine H100"
     assert outcome(report.main, line)[0] == 0
     page = (place / "zh.md").read_text("utf-8")
-    assert "| llama, bfloat16 | 本项目 | 0.50 | 3,426.0 | 5.00 x | 2.57 | 70% | 12.3400 |" in page
+    assert "| llama, bfloat16 | 本项目 | 0.5 | 3,426.0 | 5.00 x | 2.57 | 70% | 12.3400 |" in page
     assert "；H100；" in page
     assert "尚未测量" not in page
     assert page.startswith("甲\n")

@@ -50,6 +50,10 @@ QUESTIONS_FILE = "data/evaluation/objective_example.jsonl"
 # Rows of a step, and steps, that three bases take in some minutes on two cores.
 STEP_ROWS, STEPS = 4, 1
 
+# Rows of a whole step, and the variables with which glibc keeps 16 GiB of freed memory for the next one.
+WHOLE_STEP_ROWS = 8
+KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
 PIECES = (30, 100, 300, 1000)
 
 
@@ -89,10 +93,12 @@ def today() -> str:
     return date.today().isoformat()
 
 
-def printed(module: str, options: str) -> str:
-    """What `python -m module` prints on stdout. Raises UserError where it fails."""
+def printed(module: str, options: str, **environment: str) -> str:
+    """What `python -m module` prints on stdout, with these variables set. Raises UserError where it fails."""
     command = [sys.executable, "-m", module, *shlex.split(options)]
-    finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    finished = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+    )
     if finished.returncode:
         sys.stderr.write(finished.stdout)
         raise UserError(f"python -m {module} {options}: ended with {finished.returncode}; see above")
@@ -234,6 +240,48 @@ def derive_head(settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def measure_whole_step(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Whole optimizer steps of a Bloom, with glibc as it is and with glibc keeping what was freed."""
+    options = (
+        f"--no-bf16 --data-path {SAMPLES} --input-model {settings.tiny_bloom} --rows {WHOLE_STEP_ROWS} "
+        f"--deepspeed {ROOT / 'config/deepspeed_zero2_bf16_no_offload.json'}"
+    )
+    found = {}
+    for memory, environment in (("given back", {}), ("kept", KEEPS_MEMORY)):
+        text = printed("tests.benchmarks.whole_step", options, **environment)
+        rows = re.findall(r"^(plain|ours|ours, LoRA 16) +([\d.]+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
+        assert len(rows) == 3, text
+        found[memory] = {
+            way: dict(zip(("seconds", "tokens a second", "peak GB"), map(float, figures), strict=True))
+            for way, *figures in rows
+        }
+    return found
+
+
+def measure_generate(settings: Settings) -> dict[str, Any]:
+    """The speed of answers, the library's and ours, and the time to the first token of a dialogue's turns."""
+    text = printed("tests.benchmarks.generate", "--way plain --way ours")
+    rows = re.findall(r"^(plain|ours) +([\d.]+) +(\d+)% +([\d.]+) +([\d.]+)", text, re.MULTILINE)
+    turns = re.search(r"turn 1 ([\d.]+) s, turn 10 ([\d.]+) s .*\(([\d,]+) tokens", text)
+    equal = re.search(r"(\d+) of (\d+) tokens equal", text)
+    assert len(rows) == 2, text
+    assert turns, text
+    assert equal, text
+    return {
+        "ways": {
+            name: {
+                "alone": float(alone), "of bound": int(share) / 100, "of 8": float(of_8),
+                "first": float(first),
+            }
+            for name, alone, share, of_8, first in rows
+        },
+        "turn 1": float(turns[1]),
+        "turn 10": float(turns[2]),
+        "tokens of turn 10": int(turns[3].replace(",", "")),
+        "equal": [int(equal[1]), int(equal[2])],
+    }  # fmt: skip
+
+
 def measure_plan(settings: Settings) -> list[dict[str, Any]]:
     text = printed("tests.benchmarks.plan", "--stage 2 --size '51 M' --size '162 M'")
     rows = re.findall(r"^(\d+ M)\s+(\S.*?)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", text, re.MULTILINE)
@@ -336,6 +384,8 @@ SECTIONS = {
     "labels": Section(measure_labels),
     "head": Section(derive_head),
     "train_step": Section(measure_train_step),
+    "whole_step": Section(measure_whole_step),
+    "generate": Section(measure_generate),
     "plan": Section(measure_plan),
     "survival": Section(measure_survival),
     "vocabulary": Section(measure_vocabulary, takes=("base", "corpus", "tokenizer")),

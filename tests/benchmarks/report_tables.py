@@ -152,6 +152,13 @@ def of_head(found: dict[str, Any], say: Say) -> list[str]:
     return [*table(heads, rows), "", about]
 
 
+def times_padded(ways: dict[str, dict[str, float]], line: dict[str, float]) -> str:
+    """How many times as many tokens a second as the padded way has; the seconds are printed less exactly."""
+    if "plain" not in ways:
+        return "–"
+    return f"{line['tokens a second'] / ways['plain']['tokens a second']:.2f} x"
+
+
 def of_train_step(found: list[dict[str, Any]], say: Say) -> list[str]:
     ways = {
         "trl": "TRL",
@@ -172,9 +179,9 @@ def of_train_step(found: list[dict[str, Any]], say: Say) -> list[str]:
         [
             f"{one['base']}, {one['dtype']}",
             ways[way],
-            f"{line['seconds']:.2f}",
+            f"{line['seconds']:.3g}",
             f"{line['tokens a second']:,.1f}",
-            f"{one['ways']['plain']['seconds'] / line['seconds']:.2f} x" if "plain" in one["ways"] else "–",
+            times_padded(one["ways"], line),
             f"{line['peak GB']:.2f}",
             percent(line["of bound"]),
             f"{line['loss']:.4f}",
@@ -191,6 +198,59 @@ def of_train_step(found: list[dict[str, Any]], say: Say) -> list[str]:
         for examples, tokens, supervised, padded in sizes
     ]
     return [*table(heads, rows, left=2), "", " ".join(about)]
+
+
+def of_whole_step(found: dict[str, dict[str, Any]], say: Say) -> list[str]:
+    ways = {
+        "plain": say("transformers' Trainer, padded", "transformers 的 Trainer，填充"),
+        "ours": say("this repository", "本项目"),
+        "ours, LoRA 16": say("this repository, `--lora-rank 16`", "本项目，`--lora-rank 16`"),
+    }
+    memories = {"given back": say("given back", "归还"), "kept": say("kept", "留用")}
+    heads = [
+        say("way", "方式"),
+        say("freed memory is", "释放的内存"),
+        say("s a step", "每步秒数"),
+        say("useful tokens/s", "有效 token/秒"),
+        say("peak GB", "峰值 GB"),
+    ]
+    rows = [
+        [
+            ways[way], memories[memory], f"{line['seconds']:.3g}", f"{line['tokens a second']:.1f}",
+            f"{line['peak GB']:.2f}",
+        ]
+        for way in ways
+        for memory, lines in found.items()
+        for line in [lines[way]]
+    ]  # fmt: skip
+    return table(heads, rows, left=2)
+
+
+def of_generate(found: dict[str, Any], say: Say) -> list[str]:
+    names = {"plain": "transformers", "ours": say("this repository", "本项目")}
+    heads = [
+        say("way", "方式"),
+        say("tokens/s, one prompt", "单个提示，token/秒"),
+        say("of the bound", "占上限"),
+        say("tokens/s, 8 prompts", "8 个提示，token/秒"),
+        say("s to the first token", "到首个 token 的秒数"),
+    ]
+    rows = [
+        [
+            names[name], f"{way['alone']:.1f}", percent(way["of bound"]), f"{way['of 8']:.1f}",
+            f"{way['first']:.2f}",
+        ]
+        for name, way in found["ways"].items()
+    ]  # fmt: skip
+    equal, of = found["equal"]
+    first, tenth, tokens = found["turn 1"], found["turn 10"], found["tokens of turn 10"]
+    about = say(
+        f"{equal} of {of} tokens of both are equal. In a dialogue with ours, the first turn took "
+        f"{first:.2f} s to its first token, and the tenth, of {tokens:,} tokens, {tenth:.2f} s.",
+        f"两者的 {of} 个 token 中有 {equal} 个相同。用本项目对话时，第一轮到首个 token 用了 {first:.2f} 秒；"
+        f"第十轮的提示有 {tokens:,} 个 token，用了 {tenth:.2f} 秒。",
+    )
+    return [*table(heads, rows), "", about]
 
 
 def of_plan(found: list[dict[str, Any]], say: Say) -> list[str]:
@@ -427,6 +487,8 @@ TABLES: dict[str, Callable[[Any, Say], list[str]]] = {
     "train_step": of_train_step,
     "train_step_bf16": of_train_step,
     "train_step_card": of_train_step,
+    "whole_step": of_whole_step,
+    "generate": of_generate,
     "plan": of_plan,
     "survival": of_survival,
     "vocabulary": of_vocabulary,

@@ -166,7 +166,10 @@ def main(
     rows = [in_vocabulary(encode(conversation, tokenizer), BASES[base]) for _, conversation in conversations]
     if way:
         model = model_of(base, way, DTYPES[dtype])
-        print(json.dumps(measure(step_of(way, model, rows, tokenizer), model, steps)))
+        try:
+            print(json.dumps(measure(step_of(way, model, rows, tokenizer), model, steps)))
+        except torch.OutOfMemoryError:  # of a card
+            print("null")
         return
     tokens = sum(len(row["input_ids"]) for row in rows)
     padded = len(rows) * max(len(row["input_ids"]) for row in rows)
@@ -183,15 +186,20 @@ def main(
             continue
         command = [sys.executable, "-m", "tests.benchmarks.train_step", *sys.argv[1:], "--way", name]
         finished = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-        found[name] = result = json.loads(finished.stdout.splitlines()[-1])
+        result = json.loads(finished.stdout.splitlines()[-1])
+        if result is None:
+            click.echo(f"{name:8}runs out of the card's memory")
+            continue
+        found[name] = result
         share = needed_flops(base, rows) / result["seconds"] / result["bound"]
         click.echo(
-            f"{name:8}{result['seconds']:10.2f}{tokens / result['seconds']:17.1f}"
+            f"{name:8}{result['seconds']:10.4g}{tokens / result['seconds']:17.1f}"
             f"{result['peak'] / 1e9:9.2f}{share:15.0%}{result['loss']:9.4f}"
         )
-    plain, ours = found["plain"], found["ours"]
-    speed, memory = plain["seconds"] / ours["seconds"], ours["peak"] / plain["peak"]
-    click.echo(f"ours is {speed:.2f} times as fast, at {memory:.2f} of the peak")
+    if "plain" in found and "ours" in found:
+        plain, ours = found["plain"], found["ours"]
+        speed, memory = plain["seconds"] / ours["seconds"], ours["peak"] / plain["peak"]
+        click.echo(f"ours is {speed:.2f} times as fast, at {memory:.2f} of the peak")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,25 @@ def test_a_rank_that_does_not_see_its_card_is_told_so(monkeypatch: pytest.Monkey
     check_card()
 
 
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023", "535.104.05"),
+        ("NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build", "580.159.04"),
+        ("NVIDIA UNIX Open Kernel Module for aarch64  570.86.15  Release Build", "570.86.15"),
+    ],
+)
+def test_the_driver_says_its_version_in_a_file(
+    line: str, version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The line of the open kernel module, which newer cards need, has the processor behind the module."""
+    file = tmp_path / "version"
+    file.write_text(f"NVRM version: {line}\nGCC version:  gcc version 13.3.0\n")
+    monkeypatch.setattr(cards, "DRIVER_VERSION", file)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert driver_version() == version
+
+
 def test_a_driver_without_its_file_is_asked_for_its_version(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

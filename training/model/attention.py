@@ -8,6 +8,7 @@ Two engines compute the same. On a card one kernel takes all documents. Elsewher
 attention dropout, there is a call of torch's fused attention for each document.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +25,9 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 # What the card's kernel is made for: cards from this compute capability on, and heads up to this width.
 KERNEL_CAPABILITY = (8, 0)
 KERNEL_WIDTH = 256
+
+# torch 2.13 wants to be told that several heads share a key; 2.11 has no such argument, and needs none.
+IS_TOLD_OF_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 # The attention kernels need an attention head's width to be a multiple of this.
 WIDTH_MULTIPLE = 8
@@ -77,8 +81,7 @@ def attend_in_documents(
     assert total == len(query) == len(key) == len(value), f"{len(query)} tokens, documents of {total}"
     if has_one_kernel(query, dropout):
         longest = max(documents.lengths)
-        # torch 2.11 has the kernel, but not yet this argument of it.
-        grouped: dict[str, Any] = {"enable_gqa": True} if is_grouped else {}
+        grouped: dict[str, Any] = {"enable_gqa": True} if is_grouped and IS_TOLD_OF_GROUPS else {}
         attended = varlen_attn(
             query,
             key,

@@ -25,14 +25,16 @@ ON_PROCESSOR = 'to train on the processor all the same, set CUDA_VISIBLE_DEVICES
 def driver_version() -> str | None:
     """The version of NVIDIA's driver, such as 535.104.05; None where there is none.
 
-    A virtual machine may have the driver without its file; then NVIDIA's own command is asked.
+    NVIDIA's own command is asked where the driver's file is missing or says something else. The version is
+    the first number with dots in the file; the name of its kernel module may hold another number, as in
+    "x86_64".
     """
     try:
         text = DRIVER_VERSION.read_text("utf-8")
     except OSError:
-        return _driver_of_command()
-    found = re.search(r"Kernel Module\D*(\d+(?:\.\d+)+)", text)
-    return found and found[1]
+        text = ""
+    found = re.search(r"^NVRM version:.*?\s(\d+(?:\.\d+)+)", text, re.MULTILINE)
+    return found[1] if found else _driver_of_command()
 
 
 def _driver_of_command() -> str | None:
