@@ -183,8 +183,3 @@ def test_few_blocks_are_not_run_as_they_stand_each_with_a_reason() -> None:
         assert replaced in "".join(shown)
     assert [block for block, _ in walk_readme.steps(ENGLISH)] == shown
     assert sum(text != "" for _, text in walk_readme.steps(ENGLISH)) == 1
-
-
-def test_a_script_walks_through_the_page() -> None:
-    assert "scripts/walk_readme.sh" in text_of("CONTRIBUTING.md")
-    assert "python -m tests.walk_readme" in text_of("scripts/walk_readme.sh")

@@ -1,13 +1,10 @@
-"""Run the commands of the README in their order, as a reader types them, on the demo's tiny model.
+"""How the commands of the README are run, as a reader types them, on the demo's tiny model.
 
-    bash scripts/walk_readme.sh
-
-They run in a copy of the repository, which is removed at the end. The 7B's name is replaced by that of the
-tiny model, eight cards by two processes; every block has to end with status 0, and a block of text that
-follows one has to be in what that has printed. SPECIAL are the blocks that are not run as they stand.
+They run in a copy of the repository. The 7B's name is replaced by that of the tiny model, eight cards by two
+processes; every block has to end with status 0, and a block of text that follows one has to be in what that
+has printed. SPECIAL are the blocks that are not run as they stand.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -24,7 +21,6 @@ from openai import OpenAI
 
 from tests.conftest import ROOT
 from tests.launching import Running, environment, free_port, kill
-from tests.pages import README, text_of
 
 TINY = "checkpoints/tiny-bloom"
 REPLACED = {"bigscience/bloomz-7b1-mt": TINY, "--num_gpus=8": "--num_gpus=2"}
@@ -64,7 +60,7 @@ SPECIAL = (
     Special(
         "hf download",
         "The weights of a 7B are 14 GB from the network; the tiny model stands in for them.",
-        instead=f"cp -r {TINY} checkpoints/yayi-7b",
+        instead=f"cp -r {TINY} checkpoints/yayi-7b\n",
     ),
     Special(
         "python -m inference.web",
@@ -139,39 +135,30 @@ def serve(block: str, directory: Path, asks: Callable[[str], str]) -> str:
         kill(running.family())
 
 
-def main() -> None:
-    """Run all blocks; the exit status is 1 where one fails."""
-    carried = ""  # what lasts in a reader's shell
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="readme-") as name:
-        directory = Path(name) / "YaYi"
+class Reader:
+    """Someone who follows the page in a copy of the repository."""
+
+    def __init__(self, directory: Path) -> None:
+        """directory: where the copy is made; it must not exist."""
+        self.directory = directory
+        self.carried = ""  # what lasts in the reader's shell
         shutil.copytree(ROOT, directory, ignore=shutil.ignore_patterns(*NOT_COPIED))
-        (directory / ".venv").symlink_to((ROOT / ".venv").resolve())
-        for number, (shown, expected) in enumerate(steps(text_of(README.english)), start=1):
-            block = shown
-            for what, instead in REPLACED.items():
-                block = block.replace(what, instead)
-            how = special(block)
-            print(f"\n== {number}: {shown.strip()}", flush=True)
-            if how:
-                print(f"== {how.reason}", flush=True)
-            started = time.monotonic()
-            if how and how.asks:
-                printed = serve(carried + block, directory, how.asks)
-                assert printed.strip(), "no answer"
-                print(printed if len(printed) < 1000 else f"{len(printed):,} characters")
-            else:
-                printed = run_block(carried + (how.instead if how else block), directory)
-            missing = [line for line in expected.splitlines() if line not in printed.splitlines()]
-            if missing:
-                sys.exit(f"error: the README shows what block {number} has not printed: {missing}")
-            carried += "".join(
-                f"{line}\n" for line in block.splitlines() if line.startswith(("source ", "export "))
+        (directory / ".venv").symlink_to(Path(sys.prefix).resolve())
+
+    def follow(self, block: str) -> str:
+        """Run a block of the page, and return what it prints, or what its server answers."""
+        for what, instead in REPLACED.items():
+            block = block.replace(what, instead)
+        how = special(block)
+        if how and how.asks:
+            printed = serve(self.carried + block, self.directory, how.asks)
+            assert printed.strip(), "no answer"
+            print(printed if len(printed) < 1000 else f"{len(printed):,} characters")
+        else:
+            printed = run_block(
+                self.carried + (how.instead if how and how.instead else block), self.directory
             )
-            print(f"== {time.monotonic() - started:.0f} s", flush=True)
-    print(f"\n== every block of the README ran, in {time.monotonic() - began:.0f} s")
-
-
-if __name__ == "__main__":
-    os.environ.pop("VIRTUAL_ENV", None)
-    main()
+        self.carried += "".join(
+            f"{line}\n" for line in block.splitlines() if line.startswith(("source ", "export "))
+        )
+        return printed

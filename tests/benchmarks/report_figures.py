@@ -111,14 +111,18 @@ def draw_train_step(figure: Figure, found: Found) -> None:
         axes.axhline(1, color="0.6", lw=0.8)
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set(title=title, ylabel="times that of transformers, padded")
+    speed.margins(y=0.3)  # room for the legend
     speed.legend(fontsize=8)
 
 
+SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+
+
 def _cases(found: Found) -> Iterator[tuple[str, Found]]:
-    where = {"train_step": "CPU", "train_step_bf16": "CPU", "train_step_card": "card"}
+    where = {"train_step_float32": "CPU", "train_step_bf16": "CPU", "train_step_card": "card"}
     for section, kind in where.items():
         for one in found.get(section, ()):
-            yield f"{one['base']}\n{one['dtype']}\n{kind}", one["ways"]
+            yield f"{one['base']}\n{SHORT_DTYPES[one['dtype']]}\n{kind}", one["ways"]
 
 
 def draw_vocabulary(figure: Figure, found: Found) -> None:
@@ -148,4 +152,4 @@ FIGURES: dict[str, Callable[[Figure, Found], None]] = {
     "vocabulary": draw_vocabulary,
 }
 # The sections that a picture shows, where they are not the one of its name.
-SECTIONS_OF = {"train_step": ("train_step", "train_step_bf16", "train_step_card")}
+SECTIONS_OF = {"train_step": ("train_step_float32", "train_step_bf16", "train_step_card")}

@@ -485,6 +485,7 @@ TABLES: dict[str, Callable[[Any, Say], list[str]]] = {
     "labels": of_labels,
     "head": of_head,
     "train_step": of_train_step,
+    "train_step_float32": of_train_step,
     "train_step_bf16": of_train_step,
     "train_step_card": of_train_step,
     "whole_step": of_whole_step,

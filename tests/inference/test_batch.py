@@ -294,22 +294,23 @@ def test_answers_to_something_else_are_not_continued(
 
 
 def test_answers_to_rows_that_are_as_they_were_are_kept(outcome, babbling, files, interrupt) -> None:
+    short = f"{GREEDY} --max-new-tokens 12"
     before = interrupt(1, KeyboardInterrupt())
-    outcome(batch.main, files.arguments(babbling))
+    outcome(batch.main, files.arguments(babbling, short))
     one, two, three = before[0]
     # One row goes, others change their places, one of them also what no model reads, and there are new ones.
     left = [row for number, row in enumerate(ROWS) if number not in (one, two)]
     edited = [{"prompt": "新的一行"}, *left, {**ROWS[two], "note": "not read"}, ROWS[three]]
     write_rows(Path(files.input), edited)
     rest = interrupt(0, None)
-    status, _, err = outcome(batch.main, files.arguments(babbling))
+    status, _, err = outcome(batch.main, files.arguments(babbling, short))
     assert status == 0
     kept = "2 answers are kept, of rows that are as they were; 1 others are dropped"
     assert f"the input has changed: {kept}" in err
     assert sum(map(len, rest)) == len(edited) - 2
     answers = files.answers()
     files.output.unlink()
-    assert outcome(batch.main, files.arguments(babbling))[0] == 0
+    assert outcome(batch.main, files.arguments(babbling, short))[0] == 0
     assert files.answers() == answers
 
 

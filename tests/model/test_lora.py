@@ -11,7 +11,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from inference.generation import load, reply
 from tests.conftest import LEARNT, SINGLE_TURN, write_rows
@@ -221,6 +229,16 @@ def test_impossible_options_are_refused(outcome, base: str, tmp_path: Path, more
     status, _, err = outcome(trainer.main, arguments)
     assert status == 2
     assert message in err
+
+
+def test_layers_that_have_their_weights_transposed_take_an_adapter_without_a_warning(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """Those of GPT-2."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=8))
+    adapted = add_adapter(model, [], rank=2, alpha=4, dropout=0.0, target="auto")
+    assert adapted.peft_config["default"].fan_in_fan_out
+    assert not [str(warning.message) for warning in recwarn if "fan_in_fan_out" in str(warning.message)]
 
 
 def test_blanks_beside_the_names_of_layers_are_no_part_of_them(base: str, tokenizer) -> None:

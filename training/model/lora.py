@@ -96,6 +96,7 @@ def add_adapter(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=_target_modules(model, target),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),  # as in GPT-2
         task_type="CAUSAL_LM",
         trainable_token_indices={name: list(new_tokens) for name in token_layers(model)}
         if new_tokens
