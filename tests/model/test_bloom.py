@@ -123,6 +123,14 @@ def test_slices_of_the_head_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal_gradients(ours, sliced)
 
 
+@pytest.mark.parametrize("vocabulary", [2008, 49_152, 128_256, 151_936, 250_880])
+def test_a_slice_has_a_multiple_of_512_tokens(vocabulary: int) -> None:
+    """A card's matrix products are slower with other numbers of rows."""
+    tokens = loss_module.tokens_at_once(vocabulary)
+    assert tokens > 0
+    assert tokens % 512 == 0
+
+
 class Products(TorchDispatchMode):
     """Records the types of the factors of each matrix product."""
 
