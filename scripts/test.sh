@@ -19,10 +19,10 @@ if [ $# -gt 0 ]; then
 fi
 echo "== the quick tests, in two processes"
 python -m pytest -n 2 --dist worksteal -m "not slow"
-# Each starts launchers and servers, which mostly load packages, on one core. Tests that share something costly
-# stay in one process, by their mark xdist_group.
+# Each starts launchers and servers, which mostly load packages, on one core. The tests of a file stay in one
+# process: they share what is costly to make, and those of the README follow each other.
 echo "== the slow tests but those of the web page, in two processes"
-python -m pytest -n 2 --dist loadgroup -m slow --ignore=tests/inference/test_web_browser.py --durations=25
+python -m pytest -n 2 --dist loadfile -m slow --ignore=tests/inference/test_web_browser.py --durations=25
 # A browser that waits for a busy machine waits too long.
 echo "== the slow tests of the web page"
 python -m pytest -m slow tests/inference/test_web_browser.py

@@ -5,7 +5,7 @@ import pytest
 from tests.pages import README, text_of
 from tests.walk_readme import Reader, steps
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

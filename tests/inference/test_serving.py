@@ -31,7 +31,7 @@ from training.consts import END, HUMAN, SYSTEM, YAYI
 from training.text.conversation import Conversation, Turn, from_row
 from training.text.encoding import encode, encode_prompt
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
+pytestmark = pytest.mark.slow
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0}

@@ -17,7 +17,7 @@ from tests.launching import ZERO2, ZERO3, values
 from tests.run.test_deepspeed_config import LLAMA_FACTORY
 
 # All cases take a quarter of an hour on two quiet cores.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("resume matrix")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 STEPS, SAVED = 6, 3
 

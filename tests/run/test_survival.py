@@ -16,7 +16,7 @@ from tests.launching import ZERO2, Running, kill, launch, launcher, printed_loss
 from training.run.checkpoints import find_checkpoints, step_of
 from training.run.stopping import SIGNALS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("survival")]
+pytestmark = pytest.mark.slow
 
 # How often a run is interrupted; more often by hand than in CI.
 INTERRUPTIONS = int(os.environ.get("YAYI_TEST_INTERRUPTIONS", "3"))
