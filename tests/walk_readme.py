@@ -1,8 +1,9 @@
 """How the commands of the README are run, as a reader types them, on the demo's tiny model.
 
 They run in a copy of the repository. The 7B's name is replaced by that of the tiny model, eight cards by two
-processes; every block has to end with status 0, and a block of text that follows one has to be in what that
-has printed. SPECIAL are the blocks that are not run as they stand.
+processes, and the five epochs of the adapter by one, from which a random model learns as little. Every block
+has to end with status 0, and a block of text that follows one has to be in what that has printed. SPECIAL are
+the blocks that are not run as they stand.
 """
 
 import re
@@ -23,7 +24,11 @@ from tests.conftest import ROOT
 from tests.launching import Running, environment, free_port, kill
 
 TINY = "checkpoints/tiny-bloom"
-REPLACED = {"bigscience/bloomz-7b1-mt": TINY, "--num_gpus=8": "--num_gpus=2"}
+REPLACED = {
+    "bigscience/bloomz-7b1-mt": TINY,
+    "--num_gpus=8": "--num_gpus=2",
+    "--epochs 5": "--epochs 1",
+}
 
 # What a reader types at a prompt of a command.
 TYPED = "你是谁\n"

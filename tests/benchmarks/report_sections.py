@@ -283,7 +283,7 @@ def measure_generate(settings: Settings) -> dict[str, Any]:
 
 
 def measure_plan(settings: Settings) -> list[dict[str, Any]]:
-    text = printed("tests.benchmarks.plan", "--stage 2 --size '51 M' --size '162 M' --batch-size 4")
+    text = printed("tests.benchmarks.plan", "--stage 2 --size '51 M' --batch-size 4")
     rows = re.findall(r"^(\d+ M)\s+(\S.*?)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", text, re.MULTILINE)
     assert rows, text
     return [
