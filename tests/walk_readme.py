@@ -65,7 +65,7 @@ SPECIAL = (
     Special(
         "hf download",
         "The weights of a 7B are 14 GB from the network; the tiny model stands in for them.",
-        instead=f"cp -r {TINY} checkpoints/yayi-7b\n",
+        instead=f"cp -r {TINY} checkpoints/yayi-7b",
     ),
     Special(
         "python -m inference.web",
@@ -155,6 +155,8 @@ class Reader:
         for what, instead in REPLACED.items():
             block = block.replace(what, instead)
         how = special(block)
+        if how:
+            print(how.reason)
         if how and how.asks:
             printed = serve(self.carried + block, self.directory, how.asks)
             assert printed.strip(), "no answer"

@@ -407,7 +407,7 @@ NEW_ROWS = (
     "--held-out 16 --batch-size 2 --max-length 256 --max-new-tokens 64 --lr 1e-4 --lr 3e-4 --lr 1e-3"
 )
 ADDED = {
-    "train_step_float32": Added(read_train_step, f"{TRAIN_STEP} --dtype float32"),
+    "train_step_float32": Added(read_train_step, f"{TRAIN_STEP} --dtype float32 --steps 1"),
     "train_step_bf16": Added(read_train_step, TRAIN_STEP),
     "train_step_card": Added(read_train_step, f"{TRAIN_STEP} --rows 64"),
     "new_rows": Added(read_new_rows, NEW_ROWS),

@@ -45,6 +45,7 @@ def stand_in(*args, **kwargs) -> torch.Tensor:
     assert given["max_q"] == given["max_k"] == starts.diff().max()
     assert given["window_size"] == (-1, 0)  # a list would not be causal
     assert given["enable_gqa"] == (query.shape[1] != key.shape[1])
+    assert ("enable_gqa" in kwargs) == given["enable_gqa"]
     assert given["seqused_k"] is given["block_table"] is given["return_aux"] is None
     return dense_attention(query, key, value, starts.diff().tolist(), given["scale"])
 
@@ -52,7 +53,8 @@ def stand_in(*args, **kwargs) -> torch.Tensor:
 def stand_in_of_torch_2_11(*args, **kwargs) -> torch.Tensor:
     """With that torch, a card may be checked too; its kernel is not told that heads share a key."""
     assert "enable_gqa" not in kwargs
-    return stand_in(*args, **kwargs, enable_gqa=args[0].shape[1] != args[1].shape[1])
+    grouped = {"enable_gqa": True} if args[0].shape[1] != args[1].shape[1] else {}
+    return stand_in(*args, **kwargs, **grouped)
 
 
 @pytest.fixture
