@@ -48,7 +48,7 @@ from training.run.record import beginning, check_same_run, describe
 from training.run.report import make_report, opening_lines, remove_report, write_report
 from training.run.resume import RecordInEffect, Run, find_run, recorded_options
 from training.run.sft_trainer import SFTTrainer
-from training.run.stopping import STOPPED_STATUS, note_stop
+from training.run.stopping import STOPPED_STATUS
 from training.run.training_section import write_card_of_run
 from training.run.trial import LongestBatchTrial, is_wanted
 from training.run.typed_command import command_to_continue
@@ -241,8 +241,7 @@ def fit(run: Run, data: Data, trainer: SFTTrainer) -> bool:
     else:
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
     if trainer.stopped_by:
-        if trainer.is_world_process_zero():
-            note_stop(run.directory, trainer.state.global_step, trainer.stopped_by)
+        run.stop_request.confirm(trainer.state.global_step, trainer.stopped_by)
         say(f"stopped at step {trainer.state.global_step} by {trainer.stopped_by}; to continue:")
         say(command_to_continue(run.command, run.directory.name))
     return not trainer.stopped_by

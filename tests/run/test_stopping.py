@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from training.common.errors import UserError
 from training.common.launchers import launchers
 from training.common.options import Options
 from training.run import stopping
@@ -91,6 +92,37 @@ def test_a_signal_is_noted_in_the_run_directory_at_once_and_taken_back_at_the_en
         assert list(tmp_path.iterdir()) == []
         os.kill(os.getpid(), signal.SIGTERM)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Connection reset by peer"), UserError("the disk is full")])
+def test_a_run_that_fails_after_a_signal_is_none_that_was_stopped(tmp_path: Path, error: Exception) -> None:
+    request = StopRequest()
+    request.noted_in = tmp_path
+
+    def fail_after_a_signal() -> None:
+        with request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (tmp_path / "stopped").exists()
+            raise error
+
+    with pytest.raises(type(error)):
+        fail_after_a_signal()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_has_saved_stays_stopped_whatever_comes_after(tmp_path: Path) -> None:
+    request = StopRequest()
+    request.noted_in = tmp_path
+
+    def save_and_fail() -> None:
+        with request:
+            request.confirm(9, "another rank's signal")
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("the other rank is gone")
+
+    with pytest.raises(RuntimeError):
+        save_and_fail()
+    assert json.loads((tmp_path / "stopped").read_text()) == {"step": 9, "reason": "another rank's signal"}
 
 
 @pytest.mark.usefixtures("handlers_restored")

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -57,6 +59,12 @@ def complete_step(run_dir: Path) -> int:
 
 def is_saving(run_dir: Path) -> bool:
     return any(run_dir.glob(".incomplete-*"))
+
+
+def is_pending(number: signal.Signals, process: psutil.Process) -> bool:
+    """Whether a suspended process will get a signal when it goes on."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(re.search(r"^ShdPnd:\s*([0-9a-f]+)$", status, re.M)[1], 16) >> (number - 1) & 1)
 
 
 def test_a_run_that_is_killed_again_and_again_gives_the_losses_of_one_that_is_not(
@@ -159,9 +167,10 @@ def test_a_run_keeps_others_out_of_its_directory_and_ends_within_a_minute_of_a_r
     for rank in ranks:  # so that the run cannot end before the other has looked
         rank.suspend()
     second = run("python", "-m", "training.trainer", *arguments, "--resume")
-    for rank in ranks:
-        rank.resume()
     ranks[1].kill()
+    # Rank 0 learns of the signal that the launcher sends it before it learns that the other rank is gone.
+    assert running.wait_until(lambda: is_pending(signal.SIGTERM, ranks[0]))
+    ranks[0].resume()
     assert second.returncode == 2
     errors = [line for line in second.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -169,6 +178,7 @@ def test_a_run_keeps_others_out_of_its_directory_and_ends_within_a_minute_of_a_r
     assert running.finish(60) != 0
     _, alive = psutil.wait_procs(family[1:], timeout=30)
     assert not alive
+    assert "SIGTERM: saving and stopping after the next step" in running.output
     assert not (run_dir_of(shared, "rank-killed") / "stopped").exists()
 
 

@@ -31,7 +31,9 @@ class StopRequest:
     that sees one rank end sends one to the others.
 
     noted_in: the run directory, in which rank 0 notes a signal as soon as it comes, since the process may be
-    killed before it has saved. goes_on_from: the step of the checkpoint that it would then go on from.
+    killed before it has saved. goes_on_from: the step of the checkpoint that it would then go on from. The
+    note is taken back where an error ends the block: that run failed. A rank that dies may be the cause both
+    of the error and of the signal, which the launcher then sends to the others.
     """
 
     def __init__(self) -> None:
@@ -49,6 +51,8 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error and not is_stopped(error):
+            self.withdraw()
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if is_stopped(error) else handler)
 
@@ -63,10 +67,16 @@ class StopRequest:
             sys.exit(STOPPED_STATUS)
 
     def withdraw(self) -> None:
-        """Take back what was noted: the run is finished, and a signal stops it no more."""
+        """Take back what was noted: the run has finished or failed, and a signal stops it no more."""
         if self.noted_in:
             noted_in, self.noted_in = self.noted_in, None
             (noted_in / STOPPED).unlink(missing_ok=True)
+
+    def confirm(self, step: int, reason: str) -> None:
+        """Note for good that the run has stopped: its checkpoint of optimizer step `step` is complete."""
+        if self.noted_in:
+            noted_in, self.noted_in = self.noted_in, None
+            note_stop(noted_in, step, reason)
 
     @property
     def reason(self) -> str | None:
