@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import report
-from tests.benchmarks.report_sections import ADDED, SECTIONS, read_train_step
+from tests.benchmarks.report_sections import (
+    ADDED,
+    SECTIONS,
+    read_generate,
+    read_plan,
+    read_train_step,
+    read_whole_step,
+)
 from tests.benchmarks.report_tables import LANGUAGES, TABLES
 from tests.pages import assert_parses, blocks
 
@@ -140,7 +147,50 @@ def test_what_no_benchmark_printed_is_refused(text: str, place: Path, outcome) -
 
 def test_every_number_of_a_printed_table_is_read() -> None:
     (table,) = read_train_step(PRINTED)
-    assert table["tokens"], table["padded"] == (1713, 2904)
+    assert (table["tokens"], table["padded"]) == (1713, 2904)
     assert table["ways"]["plain"] == {
         "seconds": 2.5, "tokens a second": 685.2, "peak GB": 6.01, "of bound": 0.08, "loss": 12.3456,
     }  # fmt: skip
+
+
+def test_whole_steps_are_read() -> None:
+    printed = """\
+8 examples a step, 1,713 tokens; bloom, float32, deepspeed_zero2_bf16_no_offload.json
+                  s a step  useful tokens/s  peak GB
+plain                20.60             83.2     9.90
+ours                 12.60            136.0     9.80
+ours, LoRA 16         3.90            439.2     4.40
+"""
+    found = read_whole_step(printed)
+    assert list(found) == ["plain", "ours", "ours, LoRA 16"]
+    assert found["ours"] == {"seconds": 12.6, "tokens a second": 136.0, "peak GB": 9.8}
+
+
+def test_the_speed_of_answers_is_read() -> None:
+    printed = """\
+bfloat16, 2 threads, prompt of 50 tokens, greedy
+          tokens/s  of bound  batch of 8  first, s   weights      peak
+plain          7.8       44%        20.1      1.25   1.12 GB   2.34 GB
+ours          12.9       73%        61.5      0.75   1.12 GB   1.89 GB
+ours: turn 1 1.95 s, turn 10 2.04 s to the first token (1,834 tokens by then)
+ours is 1.65 times plain at batch 1, 3.06 times at 8; 24 of 25 tokens equal
+"""
+    found = read_generate(printed)
+    assert found["ways"] == {
+        "plain": {"alone": 7.8, "of bound": 0.44, "of 8": 20.1, "first": 1.25},
+        "ours": {"alone": 12.9, "of bound": 0.73, "of 8": 61.5, "first": 0.75},
+    }
+    assert (found["turn 1"], found["turn 10"], found["tokens of turn 10"]) == (1.95, 2.04, 1834)
+    assert found["equal"] == [24, 25]
+
+
+def test_the_plan_beside_real_runs_is_read() -> None:
+    printed = """\
+                                          planned  measured   planned / measured
+51 M     all weights, ZeRO-2                 1.97      1.93                 1.02
+51 M     LoRA 16, ZeRO-2, offload            0.92      0.95                 0.97
+"""
+    assert read_plan(printed) == [
+        {"weights": "51 M", "way": "all weights, ZeRO-2", "planned": 1.97, "measured": 1.93},
+        {"weights": "51 M", "way": "LoRA 16, ZeRO-2, offload", "planned": 0.92, "measured": 0.95},
+    ]

@@ -160,6 +160,49 @@ def read_new_rows(text: str) -> list[dict[str, float | str]]:
     return sorted(lines.values(), key=lambda line: (line["start"] == "eos", line["lr"]))
 
 
+def read_whole_step(text: str) -> dict[str, dict[str, float]]:
+    """The table of `tests.benchmarks.whole_step`: the figures of each way."""
+    rows = re.findall(r"^(plain|ours|ours, LoRA 16) +([\d.]+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
+    assert len(rows) == 3, text
+    return {
+        way: dict(zip(("seconds", "tokens a second", "peak GB"), map(float, figures), strict=True))
+        for way, *figures in rows
+    }
+
+
+def read_generate(text: str) -> dict[str, Any]:
+    """What `tests.benchmarks.generate` prints: two ways, a dialogue, and how many tokens are equal."""
+    rows = re.findall(r"^(plain|ours) +([\d.]+) +(\d+)% +([\d.]+) +([\d.]+)", text, re.MULTILINE)
+    turns = re.search(r"turn 1 ([\d.]+) s, turn 10 ([\d.]+) s .*\(([\d,]+) tokens", text)
+    equal = re.search(r"(\d+) of (\d+) tokens equal", text)
+    assert len(rows) == 2, text
+    assert turns, text
+    assert equal, text
+    return {
+        "ways": {
+            name: {
+                "alone": float(alone), "of bound": int(share) / 100, "of 8": float(of_8),
+                "first": float(first),
+            }
+            for name, alone, share, of_8, first in rows
+        },
+        "turn 1": float(turns[1]),
+        "turn 10": float(turns[2]),
+        "tokens of turn 10": int(turns[3].replace(",", "")),
+        "equal": [int(equal[1]), int(equal[2])],
+    }  # fmt: skip
+
+
+def read_plan(text: str) -> list[dict[str, Any]]:
+    """The lines of the table of `tests.benchmarks.plan`, in GB."""
+    rows = re.findall(r"^(\d+ M)\s+(\S.*?)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", text, re.MULTILINE)
+    assert rows, text
+    return [
+        {"weights": size, "way": way, "planned": float(planned), "measured": float(measured)}
+        for size, way, planned, measured, _ in rows
+    ]
+
+
 def read_card_check(text: str) -> dict[str, Any]:
     """What is kept of the card.json of `training.card_check`. Raises UserError for anything else."""
     try:
@@ -248,48 +291,17 @@ def measure_whole_step(settings: Settings) -> dict[str, dict[str, Any]]:
     )
     found = {}
     for memory, environment in (("given back", {}), ("kept", KEEPS_MEMORY)):
-        text = printed("tests.benchmarks.whole_step", options, **environment)
-        rows = re.findall(r"^(plain|ours|ours, LoRA 16) +([\d.]+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
-        assert len(rows) == 3, text
-        found[memory] = {
-            way: dict(zip(("seconds", "tokens a second", "peak GB"), map(float, figures), strict=True))
-            for way, *figures in rows
-        }
+        found[memory] = read_whole_step(printed("tests.benchmarks.whole_step", options, **environment))
     return found
 
 
 def measure_generate(settings: Settings) -> dict[str, Any]:
     """The speed of answers, the library's and ours, and the time to the first token of a dialogue's turns."""
-    text = printed("tests.benchmarks.generate", "--way plain --way ours")
-    rows = re.findall(r"^(plain|ours) +([\d.]+) +(\d+)% +([\d.]+) +([\d.]+)", text, re.MULTILINE)
-    turns = re.search(r"turn 1 ([\d.]+) s, turn 10 ([\d.]+) s .*\(([\d,]+) tokens", text)
-    equal = re.search(r"(\d+) of (\d+) tokens equal", text)
-    assert len(rows) == 2, text
-    assert turns, text
-    assert equal, text
-    return {
-        "ways": {
-            name: {
-                "alone": float(alone), "of bound": int(share) / 100, "of 8": float(of_8),
-                "first": float(first),
-            }
-            for name, alone, share, of_8, first in rows
-        },
-        "turn 1": float(turns[1]),
-        "turn 10": float(turns[2]),
-        "tokens of turn 10": int(turns[3].replace(",", "")),
-        "equal": [int(equal[1]), int(equal[2])],
-    }  # fmt: skip
+    return read_generate(printed("tests.benchmarks.generate", "--way plain --way ours"))
 
 
 def measure_plan(settings: Settings) -> list[dict[str, Any]]:
-    text = printed("tests.benchmarks.plan", "--stage 2 --size '51 M' --batch-size 4")
-    rows = re.findall(r"^(\d+ M)\s+(\S.*?)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", text, re.MULTILINE)
-    assert rows, text
-    return [
-        {"weights": size, "way": way, "planned": float(planned), "measured": float(measured)}
-        for size, way, planned, measured, _ in rows
-    ]
+    return read_plan(printed("tests.benchmarks.plan", "--stage 2 --size '51 M' --batch-size 4"))
 
 
 def measure_survival(settings: Settings) -> dict[str, Any]:
