@@ -13,10 +13,6 @@ command -v "$python" >/dev/null || fail "no $python; install Python 3.11 or newe
     fail "$("$python" --version) is too old; install Python 3.11 or newer, or name one: PYTHON=python3.12 bash $0"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python cannot make virtual environments (Debian: apt-get install python3-venv)"
-command -v "${CXX:-c++}" >/dev/null ||
-    fail "no C++ compiler, which DeepSpeed needs to build its CPU operations (Debian: apt-get install g++)"
-"$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' ||
-    fail "no Python.h, which DeepSpeed's CPU operations include (Debian: apt-get install python3-dev)"
 
 [ -x .venv/bin/python ] || { echo "== making .venv" && "$python" -m venv .venv; }
 # shellcheck disable=SC1091

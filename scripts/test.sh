@@ -5,6 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh requirements.txt requirements-web.txt requirements-serve.txt requirements-modelscope.txt requirements-test.txt
 
+# Some tests train with offload, for which DeepSpeed builds its Adam.
+command -v "${CXX:-c++}" >/dev/null || fail "no C++ compiler (Debian: apt-get install g++)"
+[ -f "$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
+    fail "no Python.h (Debian: apt-get install python3-dev)"
+
 echo "== ruff"
 ruff check .
 ruff format --check .

@@ -4,13 +4,11 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils import cpp_extension
 from transformers import AutoConfig, AutoModelForCausalLM, BloomForCausalLM
 
 from inference.feedback import FeedbackFile
@@ -68,19 +66,16 @@ def check_sharded_training(base: str, zero2: Path, zero3: Path) -> None:
             assert (other - one)[:known].norm() < 0.1 * moved, name
 
 
-@pytest.fixture
-def killed_build() -> Iterator[None]:
-    """Leaves torch's lock as a process does that is killed while it builds an operation of DeepSpeed."""
-    left = Path(cpp_extension._get_build_directory("deepspeed_shm_comm", verbose=False)) / "lock"
-    left.touch()
-    yield
-    assert not left.exists()
-
-
 def test_the_launcher_trains_and_saves_and_chat_answers(
-    base: str, tmp_path: Path, killed_build: None
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It learns what people said of answers as well: a corrected one, and none that they called bad."""
+    """It learns what people said of answers as well: a corrected one, and none that they called bad.
+
+    Without offload DeepSpeed builds nothing, and its ranks leave nothing in the machine's shared memory.
+    """
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    shared_memory = set(Path("/dev/shm").glob("deepspeed*"))
     rows = write_rows(tmp_path / "learnt.jsonl", LEARNT)
     feedback_file = str(tmp_path / "feedback.jsonl")
     feedback = FeedbackFile(Path(feedback_file), "a model before")
@@ -94,6 +89,8 @@ def test_the_launcher_trains_and_saves_and_chat_answers(
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.count("saved ") == 1
+    assert not (tmp_path / "built").exists()
+    assert set(Path("/dev/shm").glob("deepspeed*")) <= shared_memory
     assert "LEFT OUT, feedback that calls the answer a bad one: 1 row " in trained.stdout
     asked = Conversation((Turn("几点？"),))
     assert reply(*load(str(tmp_path / "run")), asked, temperature=0, repetition_penalty=1) == "三点。"

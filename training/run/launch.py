@@ -75,31 +75,29 @@ def optimizer_operation(config: Mapping[str, Any]) -> str | None:
 def check_build_tools(config: Mapping[str, Any]) -> None:
     """Raise UserError where an operation has to be built for this configuration, and a tool is missing.
 
-    Built are DeepSpeed's Adam on the processor, which offload needs, or its fused one, and, without a card,
-    the exchange of tensors between the ranks of a machine. Ninja is needed for one that is built, too.
+    Built is DeepSpeed's Adam: the one on the processor, which offload needs, or its fused one. Ninja is
+    needed for one that is built, too.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.git_version_info import installed_ops
     from torch.utils import cpp_extension
 
     settle_build_directories()
-    has_card = torch.accelerator.is_available()
-    for name in (optimizer_operation(config), None if has_card else "ShareMemCommBuilder"):
-        builder = get_accelerator().create_op_builder(name) if name else None
-        if builder is None or installed_ops.get(builder.name) or not builder.is_compatible(verbose=False):
-            continue
-        built = Path(cpp_extension._get_build_directory(builder.name, verbose=False), f"{builder.name}.so")
-        missing = [] if cpp_extension.is_ninja_available() else ["ninja (pip install ninja)"]
-        if not built.exists():
-            missing += _missing_for_building(needs_cuda=has_card and name == "FusedAdamBuilder")
-        if missing:
-            remedy = (
-                '; or take "torch_adam": true in "optimizer.params"' if name == "FusedAdamBuilder" else ""
-            )
-            raise UserError(
-                f"DeepSpeed builds its {builder.name} on this machine, which takes about a minute, and "
-                f"{' and '.join(missing)} is missing; install it{remedy}"
-            )
+    name = optimizer_operation(config)
+    builder = get_accelerator().create_op_builder(name) if name else None
+    if builder is None or installed_ops.get(builder.name) or not builder.is_compatible(verbose=False):
+        return
+    is_fused = name == "FusedAdamBuilder"
+    built = Path(cpp_extension._get_build_directory(builder.name, verbose=False), f"{builder.name}.so")
+    missing = [] if cpp_extension.is_ninja_available() else ["ninja (pip install ninja)"]
+    if not built.exists():
+        missing += _missing_for_building(needs_cuda=torch.accelerator.is_available() and is_fused)
+    if missing:
+        remedy = '; or take "torch_adam": true in "optimizer.params"' if is_fused else ""
+        raise UserError(
+            f"DeepSpeed builds its {builder.name} on this machine, which takes about a minute, and "
+            f"{' and '.join(missing)} is missing; install it{remedy}"
+        )
 
 
 def _missing_for_building(needs_cuda: bool) -> list[str]:
@@ -139,7 +137,7 @@ def start_deepspeed(timeout: timedelta) -> None:
     import deepspeed
 
     if not torch.accelerator.is_available():
-        build_operation("ShareMemCommBuilder")  # with it, ranks on one CPU exchange tensors
+        _leave_out_shared_memory()
     if "RANK" not in os.environ:
         with socket.socket() as port:
             port.bind(("127.0.0.1", 0))
@@ -148,3 +146,15 @@ def start_deepspeed(timeout: timedelta) -> None:
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free)
         )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
+
+
+def _leave_out_shared_memory() -> None:
+    """Have DeepSpeed do without the operation by which ranks on one CPU add up tensors in shared memory.
+
+    Only its inference with divided layers uses it; training goes by gloo. It would take a C++ compiler and
+    about a minute at the first start, and 69 MB of /dev/shm a rank, which stay there when a run has ended.
+    Where there is less, as the 64 MB of a container, the ranks would crash.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
