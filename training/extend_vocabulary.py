@@ -21,7 +21,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 from training.common.command_line import ModelPath, PathOrName, UserPath
 from training.common.console import Progress, quiet_libraries
 from training.common.errors import UserError, run_command
-from training.common.files import check_empty
+from training.common.files import check_empty, write_failure_refused
 from training.common.hub import check_base_model
 from training.data.findings import LINES_KEPT, reason_of
 from training.data.reader import NotRead, parse, read_raw_rows
@@ -90,10 +90,8 @@ def main(input_model: str, paths: tuple[str, ...], num_tokens: int, output_dir: 
     tokenizer.add_tokens(as_tokens(saved))
     extended = copy_for_text(tokenizer)
     check_round_trip(input_model, base, extended, texts + held_out)
-    try:
+    with write_failure_refused(output_dir, "make room, or give another --output-dir"):
         extend_model(input_model, tokenizer, base, list(saved), output_dir)
-    except OSError as error:
-        raise UserError(f"{output_dir}: {error.strerror}") from None
 
     for line in savings_report(saved, num_tokens, len(candidates), held_out, base, extended):
         print(line)

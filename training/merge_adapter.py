@@ -10,7 +10,7 @@ import click
 from training.common.command_line import ModelPath, UserPath
 from training.common.console import quiet_libraries
 from training.common.errors import UserError, run_command
-from training.common.files import check_empty
+from training.common.files import check_empty, write_failure_refused
 from training.common.hub import RECORD, check_base_model, check_model_path, is_adapter, model_name
 from training.common.modelscope import local_path
 from training.model.context import note_context
@@ -44,12 +44,10 @@ def main(adapter: str, base: str | None, output_dir: Path) -> None:
     tokenizer = load_tokenizer(adapter)
     model = load_any(adapter, tokenizer, base=base)
     note_context(model.config, longest_row_of_run(Path(adapter)))
-    try:
+    with write_failure_refused(output_dir, "make room, or give another --output-dir"):
         save_model(model, tokenizer, output_dir)
         made = f" with the adapter `{model_name(adapter)}` merged into its weights"
         write_model_card(output_dir, tokenizer, base, made, taught_before(adapter))
-    except OSError as error:
-        raise UserError(f"{output_dir}: {error.strerror}") from None
     print(f"{output_dir}: {base} with {adapter}; talk to it: python -m inference.chat --model {output_dir}")
 
 

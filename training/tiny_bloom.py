@@ -12,8 +12,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from training.common.command_line import PathOrName
-from training.common.errors import UserError, run_command
-from training.common.files import check_empty
+from training.common.errors import run_command
+from training.common.files import check_empty, write_failure_refused
 from training.consts import INTRO
 from training.data.encoded import read_conversations
 from training.model.save import save_model
@@ -102,10 +102,8 @@ def main(data_path: str, output_dir: str, seed: int) -> None:
     check_empty(Path(output_dir), "give another --output-dir, or remove it")
     tokenizer = train_tokenizer(training_texts(data_path))
     model = random_bloom(len(tokenizer) + SPARE_ROWS, seed)
-    try:
+    with write_failure_refused(output_dir, "make room, or give another --output-dir"):
         save_model(model, tokenizer, output_dir)
-    except OSError as error:
-        raise UserError(f"{output_dir}: {error.strerror}") from None
     print(f"{output_dir}: a Bloom of {model.num_parameters():,} random weights, {len(tokenizer)} tokens")
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArgum
 from training.common.command_line import OptionsCommand, names_not_given, options_of
 from training.common.console import quiet_libraries, say
 from training.common.errors import UserError, run_command
+from training.common.files import write_failure_refused
 from training.common.options import Options
 from training.common.ranks import world_size
 from training.cost.ways import plan, this_machine
@@ -251,10 +252,11 @@ def finish(run: Run, data: Data, trainer: SFTTrainer) -> None:
     """Save the model with its card, and write the report."""
     model = export_model(trainer, data.tokenizer, run.directory)
     if trainer.is_world_process_zero():
-        report = make_report(trainer, run.directory, run.command, run.description)
-        draw_curves(report["history"], run.directory / PICTURE)
-        write_card_of_run(model, data.tokenizer, run.directory, report, run.options)
-        write_report(report, run.directory)
+        with write_failure_refused(run.directory, "make room, and continue by --resume"):
+            report = make_report(trainer, run.directory, run.command, run.description)
+            draw_curves(report["history"], run.directory / PICTURE)
+            write_card_of_run(model, data.tokenizer, run.directory, report, run.options)
+            write_report(report, run.directory)
         run.stop_request.withdraw()
     say(f"saved {model}; talk to it: python -m inference.chat --model {run.directory}")
 

@@ -3,11 +3,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from tests.conftest import ROOT
 from training.common import files
 from training.common.errors import UserError
-from training.common.files import check_empty, hold_lock, place_files, write_atomic
+from training.common.files import (
+    check_empty,
+    hold_lock,
+    place_files,
+    write_atomic,
+    write_failure_refused,
+    written_aside,
+)
 
 # Takes a lock, or is refused, and says which.
 TAKER = """
@@ -99,6 +107,47 @@ def test_files_are_placed_with_the_one_that_readers_look_for_last(
         ("a", "config.json", "z"), "new"
     )
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o644}
+
+
+def test_files_are_written_aside_and_placed_together_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / ".aside").mkdir()
+    (tmp_path / ".aside" / "of a killed process").touch()
+    (tmp_path / "config.json").write_text("old")
+
+    def write(fails: bool) -> None:
+        with written_aside(tmp_path, ".aside", last="config.json") as aside:
+            aside.mkdir()
+            (aside / "config.json").write_text("new")
+            if fails:
+                raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write(fails=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"config.json": "old"}
+    write(fails=False)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"config.json": "new"}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device", "a/file"), "No space left on device"),
+        (OSError("a library's own words\nand more"), "a library's own words"),
+        (SafetensorError("Error while serializing: I/O error: (os error 28)"), "Error while serializing: .*"),
+        (RuntimeError("[enforce fail at inline_container.cc:672]"), r".enforce fail at inline_container.*"),
+    ],
+)
+def test_a_write_that_fails_is_one_line_with_its_remedy(error: Exception, reason: str) -> None:
+    with (
+        pytest.raises(UserError, match=rf"^out: cannot be written \({reason}\); make room$"),
+        write_failure_refused("out", "make room"),
+    ):
+        raise error
+
+
+def test_a_fault_in_a_block_that_writes_stays_one() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), write_failure_refused("out", "make room"):
+        raise RuntimeError("shapes differ")
 
 
 def test_a_lock_is_held_in_its_block_and_free_afterwards(tmp_path: Path) -> None:

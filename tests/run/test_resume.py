@@ -284,7 +284,9 @@ def test_a_continued_run_gives_the_losses_of_one_that_was_not_interrupted(
 
 
 @pytest.mark.slow
-def test_a_run_that_is_finished_is_only_exported_or_left_or_goes_on(command, tmp_path: Path, capsys) -> None:
+def test_a_run_that_is_finished_is_only_exported_or_left_or_goes_on(
+    command, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command(tmp_path, "--max-steps 6")
     model = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     capsys.readouterr()
@@ -298,6 +300,17 @@ def test_a_run_that_is_finished_is_only_exported_or_left_or_goes_on(command, tmp
     assert "step 6/6  trained" in out
     assert "loss" not in out
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == model
+
+    def full(*arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "run" / "report.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_card_of_run", full)
+        with pytest.raises(UserError, match=r"run: cannot be written \(No space .*; make room, .*--resume"):
+            command(tmp_path, "--max-steps 6 --resume")
+    command(tmp_path, "--max-steps 6 --resume")
+    assert (tmp_path / "run" / "report.json").exists()
 
     command(tmp_path, "--max-steps 9 --resume")
     assert "--max-steps is 9, and was 6" in capsys.readouterr().out

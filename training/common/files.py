@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from training.common.console import say
-from training.common.errors import UserError
+from training.common.errors import UserError, first_line
 
 # Error numbers: a full disk, a quota, a limit on the size of files, no permission, a disk that is broken.
 REFUSALS = {
@@ -45,6 +45,23 @@ def write_atomic(path: Path, content: str | bytes | Callable[[Path], object]) ->
         flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_aside(directory: Path, name: str, last: str) -> Iterator[Path]:
+    """The path of the directory `name` in `directory`, whose files are placed there when the block ends.
+
+    What a killed process left under that name is removed first. If the block or the placing fails, nothing is
+    left of it. last: as for `place_files`.
+    """
+    aside = directory / name
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        yield aside
+        place_files(aside, directory, last)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def place_files(written: Path, directory: Path, last: str) -> None:
@@ -181,3 +198,15 @@ def is_write_failure(error: Exception) -> bool:
         return error.errno in REFUSALS
     # torch's RuntimeError and safetensors' own class say so in their text only.
     return any(sign in str(error) for sign in ("inline_container.cc", "iostream error", "I/O error"))
+
+
+@contextmanager
+def write_failure_refused(where: Path | str, remedy: str) -> Iterator[None]:
+    """A block that writes below `where`. Raises UserError, which ends with the remedy, where that fails."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_write_failure(error):
+            raise
+        reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
+        raise UserError(f"{where}: cannot be written ({reason}); {remedy}") from None

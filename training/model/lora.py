@@ -5,7 +5,6 @@ peft is imported where it is needed: that takes long, and most runs have no adap
 
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.pytorch_utils import Conv1D
 
 from training.common.errors import UserError, first_line
-from training.common.files import place_files
+from training.common.files import written_aside
 from training.common.hub import ADAPTER_CONFIG, is_adapter
 from training.common.modelscope import local_path
 from training.model.load import (
@@ -224,10 +223,8 @@ def save_adapter(
 
     The adapter's configuration is placed last, since readers look for it.
     """
-    staging = directory / INCOMPLETE_ADAPTER
-    shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging, state_dict=state_dict)
-    remove_pefts_card(staging)
-    save_tokenizer(tokenizer, staging)
-    default_generation_config(tokenizer).save_pretrained(staging)  # for peft's users, see docs/training.md
-    place_files(staging, directory, last=ADAPTER_CONFIG)
+    with written_aside(directory, INCOMPLETE_ADAPTER, last=ADAPTER_CONFIG) as staging:
+        model.save_pretrained(staging, state_dict=state_dict)
+        remove_pefts_card(staging)
+        save_tokenizer(tokenizer, staging)
+        default_generation_config(tokenizer).save_pretrained(staging)  # for peft's users, docs/training.md

@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedTokenizerFast
 from yaml import YAMLError
 
-from training.common.files import place_files
+from training.common.files import written_aside
 from training.common.hub import ask_hub, is_adapter, model_name
 from training.common.modelscope import MODELSCOPE, local_path
 from training.consts import CONTROL_TOKENS
@@ -65,16 +65,14 @@ def write_model_card(
     base: the model that it was made of, a directory or a name on the hub. made: what was done with it, to
     follow its name.
     """
-    staging = directory / INCOMPLETE_CARD
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
     name, for_adapter = model_name(str(directory)), is_adapter(str(directory))
     card = model_card(tokenizer, base, made, taught, name, for_adapter=for_adapter)
-    (staging / CARD).write_text(f"{str(card).rstrip()}\n", encoding="utf-8")
-    shutil.copyfile(ROOT / LICENSE, staging / LICENSE)
-    if taught.picture:
-        shutil.copyfile(taught.picture, staging / PICTURE)
-    place_files(staging, directory, last=CARD)
+    with written_aside(directory, INCOMPLETE_CARD, last=CARD) as staging:
+        staging.mkdir()
+        (staging / CARD).write_text(f"{str(card).rstrip()}\n", encoding="utf-8")
+        shutil.copyfile(ROOT / LICENSE, staging / LICENSE)
+        if taught.picture:
+            shutil.copyfile(taught.picture, staging / PICTURE)
 
 
 def model_card(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from training.common.console import say
-from training.common.files import place_files
+from training.common.files import written_aside
 from training.consts import END
 from training.model.context import note_context
 from training.model.load import note_end, token_matrices
@@ -37,22 +36,21 @@ def save_model(
     then placed, config.json last, since readers look for it. An earlier model in `directory` is replaced.
     """
     directory = Path(directory)
-    staging = directory / INCOMPLETE_MODEL
-    shutil.rmtree(staging, ignore_errors=True)
     model.config.use_cache = True
     note_context(model.config)
     if END in tokenizer.get_vocab():
         note_end(model, tokenizer)
     weights = untied_weights(model, state_dict or model.state_dict())
     rows = cut_rows_beyond_tokens(model, tokenizer, weights)
-    model.save_pretrained(staging, state_dict=weights)
-    save_tokenizer(tokenizer, staging)
-    if not write_older_names(staging, vocab_size=rows):
+    with written_aside(directory, INCOMPLETE_MODEL, last="config.json") as staging:
+        model.save_pretrained(staging, state_dict=weights)
+        save_tokenizer(tokenizer, staging)
+        has_older_names = write_older_names(staging, vocab_size=rows)
+    if not has_older_names:
         say(
             f"WARNING: {directory}: its layers have rotary embeddings of several kinds, for which "
             "config.json has transformers 5's names only; transformers 4 and mlx-lm may compute other logits"
         )
-    place_files(staging, directory, last="config.json")
 
 
 def untied_weights(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from training.common.files import (
     make_readable,
     sizes,
     write_atomic,
+    write_failure_refused,
 )
 from training.common.hub import MODEL, holds_model
 from training.common.launchers import launchers
@@ -274,15 +275,8 @@ def export_model(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, run_dir: 
     if trainer.args.bf16 and not trainer.is_deepspeed_enabled and not is_adapter:
         trainer.model.to(torch.bfloat16)
     if trainer.is_world_process_zero():
-        try:
+        with write_failure_refused(directory, "make room, and continue by --resume"):
             save = save_adapter if is_adapter else save_model
             save(trainer.model, tokenizer, directory, state_dict)
-        except Exception as error:
-            if not is_write_failure(error):
-                raise
-            raise UserError(
-                f"{directory}: the model cannot be written ({first_line(error)}); make room, and continue by "
-                "--resume"
-            ) from None
     trainer.checkpoints.wait_for_all()
     return directory
