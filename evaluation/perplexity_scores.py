@@ -122,13 +122,21 @@ def count_supervised(examples: Sequence[dict[str, list[int]]]) -> int:
 
 @torch.inference_mode()
 def total_loss(model: PreTrainedModel, examples: Sequence[dict[str, list[int]]], batch_size: int) -> float:
-    """The summed loss of all supervised tokens in nats. Raises UserError where it is NaN or infinite."""
+    """The summed loss of all supervised tokens in nats.
+
+    Raises UserError where it is NaN or infinite, or where the memory does not suffice for a batch.
+    """
     collate = collator(takes_packed_batches(model))
     total = 0.0
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size])
-        batch = send_to_device(batch, model.device)
-        total += model(**batch, num_items_in_batch=1).loss.item()
+        try:
+            batch = send_to_device(batch, model.device)
+            total += model(**batch, num_items_in_batch=1).loss.item()
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"--batch-size {batch_size}: the memory does not suffice; give a smaller one"
+            ) from None
     if not math.isfinite(total):
         raise UserError(
             "the loss is NaN or infinite: the weights are broken, or overflow; try --dtype float32"

@@ -317,6 +317,13 @@ class Answer:
                 stopping_criteria=StoppingCriteriaList([self._stop]),
             )
             self._kv_cache.keep(cache, sequences[0].tolist())
+        except torch.OutOfMemoryError:
+            self._tokens.fail(
+                UserError(
+                    f"the memory does not suffice for an answer after {len(prompt_ids):,} tokens; begin a "
+                    "new dialogue, or load the model with --load-in-8bit or --load-in-4bit"
+                )
+            )
         except BaseException as error:  # raised again where the answer is read
             self._tokens.fail(error)
 

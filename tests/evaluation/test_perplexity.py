@@ -153,6 +153,18 @@ def test_a_loss_that_is_no_number_is_no_result(outcome, tuned: str, tmp_path: Pa
     assert "the loss is NaN or infinite" in err
 
 
+def test_memory_that_runs_out_is_one_line(outcome, tuned: str, tmp_path: Path, monkeypatch) -> None:
+    def too_large(*args) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Head, "forward", too_large)
+    rows = write_rows(tmp_path / "rows.jsonl", LEARNT)
+    arguments = f"--model {tuned} --device cpu --data-path {rows} --output {tmp_path / 'out'} --batch-size 3"
+    status, _, err = outcome(perplexity.main, arguments)
+    assert status == 2
+    assert err.endswith("error: --batch-size 3: the memory does not suffice; give a smaller one\n")
+
+
 def test_the_loss_is_computed_where_the_last_block_of_a_spread_model_is(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

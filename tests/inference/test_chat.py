@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from prompt_toolkit.input import PipeInput
+from transformers import GenerationMixin
 
 from inference import chat, generation, talk
 from inference.screen import Screen
@@ -84,6 +85,25 @@ def test_the_dialogue_is_remembered(outcome, tuned: str, monkeypatch, asked: lis
         ("再短一点。", None),
     ]
     assert asked[1].system == "你是一名记者。"
+
+
+def test_memory_that_runs_out_is_one_line_and_keeps_the_dialogue(
+    outcome, tuned, monkeypatch, asked: list
+) -> None:
+    generate, calls = GenerationMixin.generate, itertools.count()
+
+    def fails_at_the_second(*args, **kwargs) -> torch.Tensor:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", fails_at_the_second)
+    type_lines(monkeypatch, ["标题？", "你是谁", "再短一点。"])
+    status, out, err = outcome(chat.main, f"--model {tuned} {GREEDY} --system 你是一名记者。")
+    assert (status, out.replace("YaYi: ", "").split()) == (0, ["大桥通车", "通车"])
+    assert "[the memory does not suffice for an answer after " in err
+    assert "Traceback" not in err
+    assert [turn.human for turn in asked[-1].turns] == ["标题？", "再短一点。"]
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_dialogue(outcome, tuned, monkeypatch, asked: list) -> None:
