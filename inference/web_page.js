@@ -6,17 +6,20 @@
   const EMPTY = { id: "", title: "", system: null, messages: [] };
   const inChinese = () => navigator.language.startsWith("zh");
 
-  function parsed(key) {
+  // A browser that lets pages store nothing refuses each access to its storage.
+  function attempt(action, otherwise = null) {
     try {
-      return JSON.parse(localStorage.getItem(key));
+      return action();
     } catch {
-      return null;
+      return otherwise;
     }
   }
 
+  const parsed = (key) => attempt(() => JSON.parse(localStorage.getItem(key)));
+
   // Newest first.
   function conversations() {
-    return Object.keys(localStorage)
+    return attempt(() => Object.keys(localStorage), [])
       .filter((key) => key.startsWith(PREFIX))
       .map(parsed)
       .filter((conversation) => conversation?.messages?.length)
@@ -30,14 +33,14 @@
 
   // A refreshed tab goes on with the conversation that it showed.
   function read(id) {
-    sessionStorage.setItem(PREFIX, id);
+    attempt(() => sessionStorage.setItem(PREFIX, id));
     return parsed(PREFIX + id) ?? EMPTY;
   }
 
   function keep(conversation) {
-    sessionStorage.setItem(PREFIX, conversation.id);
+    attempt(() => sessionStorage.setItem(PREFIX, conversation.id));
     if (!conversation.messages.length) {
-      localStorage.removeItem(PREFIX + conversation.id);
+      attempt(() => localStorage.removeItem(PREFIX + conversation.id));
       return list();
     }
     const item = JSON.stringify({ ...conversation, time: Date.now() });
@@ -55,13 +58,13 @@
 
   function forget(id) {
     if (id && confirm(inChinese() ? "删除此对话？" : "Delete this conversation?")) {
-      localStorage.removeItem(PREFIX + id);
+      attempt(() => localStorage.removeItem(PREFIX + id));
       id = "";
     }
     return [read(id), list()];
   }
 
-  window.yayi = { list, read, keep, forget, last: () => read(sessionStorage.getItem(PREFIX) ?? "") };
+  window.yayi = { list, read, keep, forget, last: () => read(attempt(() => sessionStorage.getItem(PREFIX)) ?? "") };
 
   async function copy(text, button) {
     if (navigator.clipboard) {

@@ -83,9 +83,8 @@ def page(answer: Answerer, heard: Heard | None, options: SimpleNamespace, preset
             show_label=False,
             placeholder=text("yayi_say"),
             max_lines=10,
-            autofocus=True,
             elem_id="typed",
-            **READY,
+            interactive=False,  # until the page shows the conversation that it goes on with
         )
         with gr.Accordion(text("yayi_settings"), open=False, elem_id="settings"):
             if presets.systems:
@@ -111,23 +110,27 @@ def page(answer: Answerer, heard: Heard | None, options: SimpleNamespace, preset
         identity = gr.Textbox(visible=False)
 
         # Private, because gradio describes the others to everyone: the system text too, without a password.
-        at_once = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+        # The server closes a page's stream of queued events as soon as none is left, and gradio loses one
+        # that is sent in this moment. So only what generates, or speaks to the person by gr.Info and
+        # gr.Warning, is queued; and the model is asked after the list is shown, and not beside it.
+        speaking = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+        at_once = {**speaking, "queue": False}
         one_by_one = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
         controls = [box, listing, new, delete]
 
-        def keep(event: Dependency) -> None:
+        def keep(event: Dependency) -> Dependency:
             """Once the event has set `conversation`, the browser keeps it, and the list shows it."""
-            event.then(
+            return event.success(
                 list_titles,
                 [conversation, identity],
                 listing,
                 js="(conversation, identity) => [yayi.keep(conversation), identity]",
-                **at_once,
+                **speaking,
             )
 
         def open_when(event: Dependency) -> Dependency:
             """Once the event has set `conversation`, the page shows it."""
-            outputs = [chatbot, system, identity, listing, dialogue]
+            outputs = [chatbot, system, identity, listing, dialogue, box]
             return event.then(opener(options.system), conversation, outputs, **at_once)
 
         now = [chatbot, identity, system]
@@ -137,18 +140,17 @@ def page(answer: Answerer, heard: Heard | None, options: SimpleNamespace, preset
             box.submit(add_question, [*now, box], asking, **at_once),
             chatbot.example_select(ask_example, now, asking, **at_once),
             chatbot.retry(ask_again, now, asking, **at_once),
-            chatbot.edit(changer(heard), now, asking, **at_once),
+            chatbot.edit(changer(heard), now, asking, **speaking),
         ):
-            keep(question)
-            answering = question.success(answer, [chatbot, dialogue, system, *sliders], chatbot, **one_by_one)
+            inputs = [chatbot, dialogue, system, *sliders]
+            answering = keep(question).success(answer, inputs, chatbot, **one_by_one)
             ended = answering.then(end, now, [conversation, *controls], **at_once)
-            ended.then(None, js=FOCUS)
-            keep(ended)
+            keep(ended).then(None, js=FOCUS)
             answers.append(answering)
         box.stop(None, cancels=answers)
         keep(chatbot.undo(take_back, now, [chatbot, conversation, box], **at_once))
         if heard:
-            keep(chatbot.like(rater(heard), now, [chatbot, conversation], **at_once))
+            keep(chatbot.like(rater(heard), now, [chatbot, conversation], **speaking))
         if presets.systems:
             preset.input(lambda name: presets.systems.get(name, ""), preset, system, **at_once)
 
@@ -157,7 +159,8 @@ def page(answer: Answerer, heard: Heard | None, options: SimpleNamespace, preset
         forgotten = delete.click(None, identity, [conversation, titles], js="(id) => yayi.forget(id)")
         loaded = blocks.load(None, None, [conversation, titles], js="() => [yayi.last(), yayi.list()]")
         for event in (forgotten, loaded):
-            open_when(event).then(list_titles, [titles, identity], listing, **at_once)
+            opened = open_when(event).then(list_titles, [titles, identity], listing, **speaking)
+            opened.then(None, js=FOCUS)
         loaded.then(lambda titles: gr.Sidebar(open=titles["wide"]), titles, sidebar, **at_once)
     return blocks
 
@@ -293,6 +296,7 @@ def opener(start_system: str) -> Callable[[dict[str, Any]], list[Any]]:
             identity,
             gr.Radio(value=identity or None),
             Dialogue(),
+            gr.Textbox(**READY),
         ]
 
     return opened

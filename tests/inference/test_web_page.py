@@ -164,7 +164,8 @@ def test_a_conversation_is_kept_and_shown_again_with_its_thumbs() -> None:
     for said_before in conversation["messages"]:  # as an earlier version kept them
         del said_before["read"]
     assert shown(conversation) == messages
-    chatbot, system, identity, listing, dialogue = opener("begins")(conversation)
+    chatbot, system, identity, listing, dialogue, box = opener("begins")(conversation)
+    assert box.interactive
     assert (texts_of(chatbot), chatbot.feedback_value) == (texts_of(messages), [None, "Dislike"])
     assert (system, identity, listing.value, dialogue.turns) == ("记者", "id", "id", ())
     chatbot, system, identity, *_ = opener("begins")({"id": "", "system": None, "messages": []})
