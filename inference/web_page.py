@@ -110,6 +110,7 @@ def page(answer: Answerer, heard: Heard | None, options: SimpleNamespace, preset
         identity = gr.Textbox(visible=False)
 
         # Private, because gradio describes the others to everyone: the system text too, without a password.
+        #
         # The server closes a page's stream of queued events as soon as none is left, and gradio loses one
         # that is sent in this moment. So only what generates, or speaks to the person by gr.Info and
         # gr.Warning, is queued; and the model is asked after the list is shown, and not beside it.
@@ -159,8 +160,8 @@ def page(answer: Answerer, heard: Heard | None, options: SimpleNamespace, preset
         forgotten = delete.click(None, identity, [conversation, titles], js="(id) => yayi.forget(id)")
         loaded = blocks.load(None, None, [conversation, titles], js="() => [yayi.last(), yayi.list()]")
         for event in (forgotten, loaded):
-            opened = open_when(event).then(list_titles, [titles, identity], listing, **speaking)
-            opened.then(None, js=FOCUS)
+            listed = open_when(event).then(list_titles, [titles, identity], listing, **speaking)
+            listed.then(None, js=FOCUS)
         loaded.then(lambda titles: gr.Sidebar(open=titles["wide"]), titles, sidebar, **at_once)
     return blocks
 

@@ -4,11 +4,13 @@ Imports that take seconds stand in the fixtures: pytest-xdist's first process, w
 without them.
 """
 
+import contextlib
 import gc
 import json
 import os
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -84,6 +86,17 @@ LEARNT_WITH_TOOLS: list[list[dict]] = [
 def write_rows(path: Path, rows: list) -> str:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+@contextlib.contextmanager
+def longest_file(size: int) -> Iterator[None]:
+    """The system refuses to let a file grow beyond a number of bytes, as it does where a disk is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -264,7 +264,7 @@ def of_plan(found: list[dict[str, Any]], say: Say) -> list[str]:
     rows = [
         [
             line["weights"],
-            line["way"],
+            line["way"].replace("all weights", say("all weights", "全部权重")).replace(", ", say(", ", "，")),
             f"{line['planned']:.2f}",
             f"{line['measured']:.2f}",
             f"{line['planned'] / line['measured']:.2f}",
@@ -380,7 +380,7 @@ def of_evaluation(found: list[dict[str, Any]], say: Say) -> list[str]:
                 f"{letter} {share:.0%}" if share else "–",
                 percent(figures["same_option_in_all"]),
             ])  # fmt: skip
-    unread = ", ".join(
+    unread = say(", ", "，").join(
         f"{say('random', '随机权重') if one['model'] == 'random' else one['model']} {one['unread']:.0%}"
         for one in found
     )

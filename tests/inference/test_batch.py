@@ -1,16 +1,14 @@
 """Answering a file of rows: the answers are those of one prompt at a time, whatever interrupts it."""
 
-import contextlib
 import fcntl
 import json
 import os
 import random
 import re
-import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +18,7 @@ import torch
 from inference import batch, resumable
 from inference.edited_input import prompt_digest
 from inference.generation import Answer, load, stream
-from tests.conftest import LEARNT, LEARNT_WITH_TOOLS, TOOLS, write_rows
+from tests.conftest import LEARNT, LEARNT_WITH_TOOLS, TOOLS, longest_file, write_rows
 from tests.launching import Running, kill
 from training.data import pipes
 from training.model.save import save_model
@@ -454,17 +452,6 @@ def test_no_room_for_the_output_is_one_line_and_no_answer_is_lost(outcome, tuned
     )
     assert outcome(batch.main, files.arguments(tuned))[0] == 0
     assert files.output.read_bytes() == expected
-
-
-@contextlib.contextmanager
-def longest_file(size: int) -> Iterator[None]:
-    """The system refuses to let a file grow beyond a number of bytes, as it does where a disk is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_an_output_that_is_there_is_refused(outcome, files: Files) -> None:

@@ -202,11 +202,11 @@ def is_write_failure(error: Exception) -> bool:
 
 @contextmanager
 def write_failure_refused(where: Path | str, remedy: str) -> Iterator[None]:
-    """A block that writes below `where`. Raises UserError, which ends with the remedy, where that fails."""
+    """A block that writes below `where`. Raises UserError, ending with the remedy, where the disk refuses."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError) and not is_write_failure(error):
+        if not is_write_failure(error):
             raise
         reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
         raise UserError(f"{where}: cannot be written ({reason}); {remedy}") from None
